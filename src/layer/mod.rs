@@ -1,0 +1,171 @@
+//! *Where* it applies: the tower layer around a handler.
+//!
+//! [`RealmWriteLockLayer`] asks the realm room for a request's realm, the lock room for a hold, calls the inner service,
+//! and releases.
+
+mod body;
+mod future;
+mod rejection;
+mod service;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Response;
+use tower_layer::Layer;
+
+pub use self::body::LockBody;
+pub use self::future::ResponseFuture;
+pub use self::rejection::Rejection;
+pub use self::service::RealmWriteLock;
+use crate::lock::RealmLocks;
+use crate::realm::{LockRules, RealmPaths};
+
+/// Holds the write lock of a request's realm for the whole inner call.
+///
+/// For every service over `http` requests and responses, with any request body, and any response body whose data can be
+/// made of [`Bytes`]. The error type stays the inner service's own. Cheap to clone.
+///
+/// Put it outside of what reads the request body and inside of what should see rejections, such as tracing. Every route
+/// that writes to a realm must be inside it.
+#[derive(Clone)]
+pub struct RealmWriteLockLayer {
+    pub(super) locks: RealmLocks,
+    pub(super) realms: RealmPaths,
+    pub(super) rules: LockRules,
+    pub(super) confirm: bool,
+    pub(super) hold_until: HoldUntil,
+    pub(super) on_disconnect: OnDisconnect,
+    pub(super) rejection: Arc<RejectionFn>,
+}
+
+type RejectionFn = dyn Fn(&Rejection) -> Response<Bytes> + Send + Sync;
+
+/// How long a request keeps its lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum HoldUntil {
+    /// Until the inner service has made its response: status, headers, and a body that may still be streamed.
+    #[default]
+    Response,
+    /// Until the body of the response has ended or is dropped, for handlers that write while they stream.
+    ///
+    /// The head of the response leaves before the lock is confirmed; a lock lost later ends the body with an error. A
+    /// client that reads slowly keeps the lock, up to [`max_hold`](RealmWriteLockLayer::max_hold).
+    BodyEnd,
+}
+
+/// What becomes of a granted call whose client has gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum OnDisconnect {
+    /// It runs to its end, and holds the lock until then: a write is not cut in half.
+    #[default]
+    Finish,
+    /// It is dropped, and the lock is released. Blocking work that it has started runs on without the lock.
+    Cancel,
+}
+
+impl RealmWriteLockLayer {
+    /// A layer that locks with `locks` the realm that `realms` finds, for every method that is not safe.
+    #[must_use]
+    pub fn new(locks: RealmLocks, realms: RealmPaths) -> Self {
+        Self {
+            locks,
+            realms,
+            rules: LockRules::default(),
+            confirm: true,
+            hold_until: HoldUntil::default(),
+            on_disconnect: OnDisconnect::default(),
+            rejection: Arc::new(Rejection::to_response),
+        }
+    }
+
+    /// Which requests are locked. Default: all but the safe methods.
+    #[must_use]
+    pub fn rules(mut self, rules: LockRules) -> Self {
+        self.rules = rules;
+        self
+    }
+
+    /// How long a request waits for its lock, in the queue and in PostgreSQL together. Default: what `locks` says, 10
+    /// seconds unless changed there.
+    #[must_use]
+    pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
+        self.locks = self.locks.acquire_timeout(timeout);
+        self
+    }
+
+    /// How long an inner call may hold its lock before it is dropped and answered with 504; `None` for no bound. Default:
+    /// what `locks` says, 5 minutes unless changed there.
+    #[must_use]
+    pub fn max_hold(mut self, max_hold: impl Into<Option<Duration>>) -> Self {
+        self.locks = self.locks.max_hold(max_hold);
+        self
+    }
+
+    /// How many requests may wait for one realm in this process; the next is rejected at once. Default: what `locks` says,
+    /// 1024 unless changed there.
+    #[must_use]
+    pub fn max_waiters_per_realm(mut self, waiters: usize) -> Self {
+        self.locks = self.locks.max_waiters_per_realm(waiters);
+        self
+    }
+
+    /// Whether a success waits for PostgreSQL's word that the lock was held to the end. Default `true`.
+    ///
+    /// `false` saves its client a round trip. A lock that was lost unnoticed in the last moments of a call is then answered
+    /// with a success.
+    #[must_use]
+    pub fn confirm(mut self, confirm: bool) -> Self {
+        self.confirm = confirm;
+        self
+    }
+
+    /// How long a request keeps its lock. Default [`HoldUntil::Response`].
+    #[must_use]
+    pub fn hold_until(mut self, hold_until: HoldUntil) -> Self {
+        self.hold_until = hold_until;
+        self
+    }
+
+    /// What becomes of a granted call whose client has gone. Default [`OnDisconnect::Finish`].
+    #[must_use]
+    pub fn on_disconnect(mut self, on_disconnect: OnDisconnect) -> Self {
+        self.on_disconnect = on_disconnect;
+        self
+    }
+
+    /// Makes the responses of rejections. Default [`Rejection::to_response`].
+    #[must_use]
+    pub fn rejection<F>(mut self, response: F) -> Self
+    where
+        F: Fn(&Rejection) -> Response<Bytes> + Send + Sync + 'static,
+    {
+        self.rejection = Arc::new(response);
+        self
+    }
+}
+
+impl<S> Layer<S> for RealmWriteLockLayer {
+    type Service = RealmWriteLock<S>;
+
+    fn layer(&self, inner: S) -> RealmWriteLock<S> {
+        RealmWriteLock::new(inner, self.clone())
+    }
+}
+
+impl fmt::Debug for RealmWriteLockLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RealmWriteLockLayer")
+            .field("locks", &self.locks)
+            .field("realms", &self.realms)
+            .field("rules", &self.rules)
+            .field("confirm", &self.confirm)
+            .field("hold_until", &self.hold_until)
+            .field("on_disconnect", &self.on_disconnect)
+            .finish_non_exhaustive()
+    }
+}

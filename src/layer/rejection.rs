@@ -1,0 +1,272 @@
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use serde_json::json;
+
+use crate::lock::LockError;
+use crate::realm::{RealmError, RealmUrl};
+
+/// Why a request got a response of the layer's instead of the inner service's.
+///
+/// It is also in the extensions of that response, for the layers around this one.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Rejection {
+    /// The request's realm could not be told.
+    Realm(RealmError),
+    /// The lock was not granted, or did not hold.
+    Lock(LockError),
+}
+
+/// The part of a rejection that does not depend on the request.
+struct Kind {
+    status: StatusCode,
+    code: &'static str,
+    title: &'static str,
+    retry: bool,
+}
+
+impl Rejection {
+    fn kind(&self) -> Kind {
+        let kind = |status, code, title, retry| Kind {
+            status,
+            code,
+            title,
+            retry,
+        };
+        let busy = StatusCode::SERVICE_UNAVAILABLE;
+        match self {
+            Self::Realm(_) => kind(
+                StatusCode::BAD_REQUEST,
+                "realm-unresolved",
+                "No realm in the request",
+                false,
+            ),
+            Self::Lock(LockError::Timeout { .. }) => {
+                kind(busy, "lock-timeout", "The realm is busy", true)
+            }
+            Self::Lock(LockError::QueueFull { .. }) => {
+                kind(busy, "queue-full", "Too many writes wait", true)
+            }
+            Self::Lock(LockError::Lost { .. }) => {
+                kind(busy, "lock-lost", "The lock was lost", false)
+            }
+            Self::Lock(LockError::Expired { .. }) => kind(
+                StatusCode::GATEWAY_TIMEOUT,
+                "hold-expired",
+                "The call took too long",
+                false,
+            ),
+            // Whatever keeps the locks from being reached; nothing was written.
+            Self::Lock(_) => kind(busy, "lock-unavailable", "Locks are not available", true),
+        }
+    }
+
+    /// The status of the response.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.kind().status
+    }
+
+    /// What happened, in one stable word: `lock-timeout`, `queue-full`, `lock-unavailable`, `lock-lost`, `hold-expired` or
+    /// `realm-unresolved`. The suffix of [`problem_type`](Self::problem_type).
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        self.kind().code
+    }
+
+    /// A short title, the same for every rejection with this code.
+    #[must_use]
+    pub fn title(&self) -> &'static str {
+        self.kind().title
+    }
+
+    /// What happened to this request, for its client. Says nothing of the database.
+    #[must_use]
+    pub fn detail(&self) -> String {
+        match self {
+            Self::Realm(error) => error.to_string(),
+            Self::Lock(
+                error @ (LockError::Timeout { .. }
+                | LockError::QueueFull { .. }
+                | LockError::Lost { .. }
+                | LockError::Expired { .. }
+                | LockError::ShuttingDown),
+            ) => error.to_string(),
+            Self::Lock(_) => {
+                "the lock could not be taken and nothing was written; try again later".into()
+            }
+        }
+    }
+
+    /// The `type` member of the problem body (RFC 9457): a URI that ends in `#` and the [`code`](Self::code).
+    #[must_use]
+    pub fn problem_type(&self) -> String {
+        let code = self.code();
+        format!("https://docs.rs/tower-realm-lock/latest/tower_realm_lock/#{code}")
+    }
+
+    /// When trying again may help; the value of `Retry-After`.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.kind().retry.then_some(Duration::from_secs(1))
+    }
+
+    /// The realm that the request was for, where it could be told.
+    #[must_use]
+    pub fn realm(&self) -> Option<&RealmUrl> {
+        match self {
+            Self::Lock(
+                LockError::Timeout { realm, .. }
+                | LockError::QueueFull { realm, .. }
+                | LockError::Lost { realm }
+                | LockError::Expired { realm, .. }
+                | LockError::Database { realm, .. },
+            ) => Some(realm),
+            Self::Realm(_) | Self::Lock(_) => None,
+        }
+    }
+
+    /// The response as `application/problem+json` (RFC 9457), with `Retry-After` where trying again helps.
+    #[must_use]
+    pub fn to_response(&self) -> Response<Bytes> {
+        let mut problem = json!({
+            "type": self.problem_type(),
+            "title": self.title(),
+            "status": self.status().as_u16(),
+            "detail": self.detail(),
+        });
+        if let Some(realm) = self.realm() {
+            problem["realm"] = realm.as_str().into();
+        }
+        let mut response = Response::new(Bytes::from(problem.to_string()));
+        *response.status_mut() = self.status();
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        if let Some(after) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs()));
+        }
+        response
+    }
+}
+
+impl From<RealmError> for Rejection {
+    fn from(error: RealmError) -> Self {
+        Self::Realm(error)
+    }
+}
+
+impl From<LockError> for Rejection {
+    fn from(error: LockError) -> Self {
+        Self::Lock(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn realm() -> RealmUrl {
+        "https://r.example/luke/a/".parse().unwrap()
+    }
+
+    #[test]
+    fn every_situation_has_the_response_that_is_documented() {
+        let second = Duration::from_secs(1);
+        let server = "db.internal:5432/realms";
+        for (rejection, status, code, retry) in [
+            (
+                LockError::Timeout {
+                    realm: realm(),
+                    after: second,
+                },
+                503,
+                "lock-timeout",
+                true,
+            ),
+            (
+                LockError::QueueFull {
+                    realm: realm(),
+                    waiters: 3,
+                },
+                503,
+                "queue-full",
+                true,
+            ),
+            (
+                LockError::Standby {
+                    server: server.into(),
+                },
+                503,
+                "lock-unavailable",
+                true,
+            ),
+            (
+                LockError::ConnectTimeout {
+                    server: server.into(),
+                    after: second,
+                },
+                503,
+                "lock-unavailable",
+                true,
+            ),
+            (
+                LockError::PoolExhausted {
+                    pool_size: 4,
+                    after: second,
+                },
+                503,
+                "lock-unavailable",
+                true,
+            ),
+            (LockError::ShuttingDown, 503, "lock-unavailable", true),
+            (LockError::Lost { realm: realm() }, 503, "lock-lost", false),
+            (
+                LockError::Expired {
+                    realm: realm(),
+                    max_hold: second,
+                },
+                504,
+                "hold-expired",
+                false,
+            ),
+        ]
+        .map(|(error, status, code, retry)| (Rejection::from(error), status, code, retry))
+        {
+            let response = rejection.to_response();
+            assert_eq!(response.status(), status, "{code}");
+            assert_eq!(
+                response.headers().contains_key(header::RETRY_AFTER),
+                retry,
+                "{code}"
+            );
+            let problem: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+            let kind = problem["type"].as_str().unwrap();
+            assert!(kind.ends_with(&format!("#{code}")), "{kind}");
+            assert_eq!(problem["status"], status);
+            assert!(!problem.to_string().contains("db.internal"), "{problem}");
+        }
+    }
+
+    #[test]
+    fn a_realm_that_cannot_be_told_is_the_clients_fault() {
+        let error = RealmUrl::parse("x\"\n<y>").unwrap_err();
+        let response = Rejection::from(error).to_response();
+        assert_eq!(response.status(), 400);
+        assert_eq!(
+            response.headers()[header::CONTENT_TYPE],
+            "application/problem+json"
+        );
+        let problem: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+        assert!(
+            problem["type"]
+                .as_str()
+                .unwrap()
+                .ends_with("#realm-unresolved")
+        );
+    }
+}

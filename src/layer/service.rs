@@ -1,0 +1,145 @@
+use std::future::Future;
+use std::mem;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body::Body;
+use tower::ServiceExt;
+use tower_service::Service;
+
+use super::future::Outcome;
+use super::{HoldUntil, LockBody, OnDisconnect, RealmWriteLockLayer, Rejection, ResponseFuture};
+use crate::lock::Hold;
+use crate::realm::RealmUrl;
+
+/// A service whose mutating calls hold their realm's lock. Made by [`RealmWriteLockLayer`].
+///
+/// Its readiness is the inner service's. A call that must wait for a lock gives that readiness back first, and asks again
+/// once it has the lock: waiting takes no concurrency permit away from others.
+#[derive(Debug, Clone)]
+pub struct RealmWriteLock<S> {
+    inner: S,
+    layer: Arc<RealmWriteLockLayer>,
+}
+
+impl<S> RealmWriteLock<S> {
+    pub(super) fn new(inner: S, layer: RealmWriteLockLayer) -> Self {
+        Self {
+            inner,
+            layer: Arc::new(layer),
+        }
+    }
+}
+
+impl<S, A, B> Service<Request<A>> for RealmWriteLock<S>
+where
+    S: Service<Request<A>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Send + 'static,
+    A: Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: From<Bytes>,
+{
+    type Response = Response<LockBody<B>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future, B, S::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<A>) -> Self::Future {
+        match self.layer.realm_to_lock(&request) {
+            Ok(None) => ResponseFuture::passed(self.inner.call(request)),
+            Ok(Some(realm)) => {
+                let inner = self.inner.clone();
+                // The service that was polled ready holds what that gave it, such as a permit, until it is dropped.
+                drop(mem::replace(&mut self.inner, inner.clone()));
+                let layer = Arc::clone(&self.layer);
+                ResponseFuture::locked(locked_call(layer, realm, inner, request))
+            }
+            Err(rejection) => ResponseFuture::rejected(self.layer.reject(&rejection)),
+        }
+    }
+}
+
+/// One locked call: wait, then call under the lock.
+async fn locked_call<S, A, B>(
+    layer: Arc<RealmWriteLockLayer>,
+    realm: RealmUrl,
+    inner: S,
+    mut request: Request<A>,
+) -> Outcome<B, S::Error>
+where
+    S: Service<Request<A>, Response = Response<B>> + Send + 'static,
+    S::Future: Send,
+    S::Error: Send + 'static,
+    A: Send + 'static,
+    B: Body + Send + 'static,
+{
+    let hold = match layer.locks.acquire(&realm).await {
+        Ok(hold) => hold,
+        Err(error) => return Ok(layer.reject(&error.into())),
+    };
+    request.extensions_mut().insert(hold.held().clone());
+    let call = inner.oneshot(request);
+    let rejecting = Arc::clone(&layer);
+    let outcome = match layer.on_disconnect {
+        OnDisconnect::Finish => {
+            let locks = layer.locks.clone();
+            locks.run_to_completion(held_call(layer, hold, call)).await
+        }
+        OnDisconnect::Cancel => Ok(held_call(layer, hold, call).await),
+    };
+    outcome.unwrap_or_else(|error| Ok(rejecting.reject(&error.into())))
+}
+
+/// The inner call under its hold, and the release.
+///
+/// However it ends, by an error, a panic or by being dropped, the hold is released: where that is not awaited here, by the
+/// hold's own drop.
+async fn held_call<B: Body, E>(
+    layer: Arc<RealmWriteLockLayer>,
+    hold: Hold,
+    call: impl Future<Output = Result<Response<B>, E>>,
+) -> Outcome<B, E> {
+    let response = match hold.guard(call).await {
+        Ok(response) => response?,
+        Err(error) => return Ok(layer.reject(&error.into())),
+    };
+    if layer.hold_until == HoldUntil::BodyEnd && !response.body().is_end_stream() {
+        return Ok(response.map(|body| LockBody::holding(body, hold, &layer.locks)));
+    }
+    if layer.confirm
+        && is_success(response.status())
+        && let Err(error) = hold.release().await
+    {
+        return Ok(layer.reject(&error.into()));
+    }
+    Ok(response.map(LockBody::passed))
+}
+
+/// Whether the response tells its client that a write happened.
+fn is_success(status: StatusCode) -> bool {
+    !status.is_client_error() && !status.is_server_error()
+}
+
+impl RealmWriteLockLayer {
+    /// The realm to lock for a request, or none if it passes.
+    fn realm_to_lock<A>(&self, request: &Request<A>) -> Result<Option<RealmUrl>, Rejection> {
+        let path = request.uri().path();
+        if !self.rules.locks(request.method(), path) {
+            return Ok(None);
+        }
+        Ok(Some(self.realms.resolve(path)?))
+    }
+
+    fn reject<B>(&self, rejection: &Rejection) -> Response<LockBody<B>> {
+        tracing::warn!(code = rejection.code(), ?rejection, "a write was rejected");
+        let mut response = (self.rejection)(rejection);
+        response.extensions_mut().insert(rejection.clone());
+        response.map(LockBody::rejected)
+    }
+}

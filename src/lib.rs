@@ -1,0 +1,97 @@
+//! A tower layer that makes a realm's writes safe on many replicas.
+//!
+//! A *realm* is a tenant's space of documents and files, named by a URL that ends in `/`. As soon as two replicas of a realm
+//! server stand behind a load balancer, two writers of one realm race: each reads a card, merges its own field, writes, and
+//! one field is gone although both clients saw 200. [`RealmWriteLockLayer`] finds the realm of every mutating request and
+//! holds a PostgreSQL advisory lock for the whole inner call. Any tower service is serialized per realm without a change to
+//! its code; writes to different realms stay parallel, and reads are never held up.
+//!
+//! ```no_run
+//! use tower_realm_lock::{RealmLocks, RealmPaths, RealmWriteLockLayer};
+//! # async fn patch_card() {}
+//!
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let locks = RealmLocks::postgres("postgres://localhost/realms").await?;
+//! let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
+//! let app: axum::Router = axum::Router::new()
+//!     .route("/{owner}/{realm}/{*path}", axum::routing::patch(patch_card))
+//!     .layer(RealmWriteLockLayer::new(locks, realms));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The same with nothing but this crate's parts, and locks in process instead of in PostgreSQL:
+//!
+//! ```
+//! use std::convert::Infallible;
+//!
+//! use http::{Request, Response};
+//! use tower::{ServiceBuilder, ServiceExt, service_fn};
+//! use tower_realm_lock::{HeldLock, RealmLocks, RealmPaths, RealmWriteLockLayer};
+//!
+//! async fn write(request: Request<String>) -> Result<Response<String>, Infallible> {
+//!     // A locked request carries the handle of its hold.
+//!     let held: &HeldLock = request.extensions().get().expect("PATCH is locked");
+//!     Ok(Response::new(held.realm().to_string()))
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
+//! let service = ServiceBuilder::new()
+//!     .layer(RealmWriteLockLayer::new(RealmLocks::in_process(), realms))
+//!     .service_fn(write);
+//!
+//! let request = Request::patch("/luke/my-realm/card").body(String::new())?;
+//! let response = service.oneshot(request).await?;
+//! assert_eq!(response.status(), 200);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # How it is built
+//!
+//! A request walks one way through three rooms: [`layer`] (*where* it applies) asks [`realm`] (*what* is locked) for the
+//! realm and [`lock`] (*how* it is held) for a hold, calls the inner service, and releases.
+//!
+//! - **Waiting costs no connection.** Callers stand in an in-process queue; for each realm at most one of a process talks to
+//!   PostgreSQL, on a pool of the locks' own.
+//! - **A client that leaves leaves nothing behind**: its place in the queue is given up, and a wait that has reached
+//!   PostgreSQL is cancelled there.
+//! - **A granted call runs to its end** on a task of its own, whether or not its client is still there.
+//! - **A success is confirmed**: it leaves only after PostgreSQL has answered that the lock was held to the end of the call.
+//! - **A lost lock is noticed**: the call is dropped and its client gets 503 instead of a success.
+//!
+//! # Deployment
+//!
+//! - All replicas use one database of one primary. Advisory locks reach no further; a standby is refused.
+//! - All replicas compute the same realm URL: give them the same public base URL and the same template.
+//! - One hold takes one connection of `pool_size`, so a process writes at most that many realms at once.
+//! - PgBouncer works in session and in transaction mode.
+//! - Every way to write must be inside the layer, or take the same lock: jobs with [`RealmLocks::with_write_lock`].
+//! - What a handler moves to `spawn_blocking` (so all of `tokio::fs`) runs on when the handler is dropped. Where a write
+//!   after a lost lock must not land, let the store compare the [`FencingToken`].
+//!
+//! # Rejections
+//!
+//! A request that does not reach the inner service, or whose lock did not hold, is answered with `application/problem+json`
+//! (RFC 9457). The `type` of the problem leads here.
+//!
+//! | situation | status | code |
+//! | --- | --- | --- |
+//! | <a id="lock-timeout"></a>no lock within the acquire timeout | 503, `Retry-After` | `lock-timeout` |
+//! | <a id="queue-full"></a>too many requests wait for this realm | 503, `Retry-After` | `queue-full` |
+//! | <a id="lock-unavailable"></a>database unreachable or a standby, lock connections exhausted, shutting down | 503, `Retry-After` | `lock-unavailable` |
+//! | <a id="lock-lost"></a>the lock was lost during the call; the write may or may not stand | 503 | `lock-lost` |
+//! | <a id="hold-expired"></a>the call took longer than `max_hold` and was stopped | 504 | `hold-expired` |
+//! | <a id="realm-unresolved"></a>no realm in the path, or a path that can be read in two ways | 400 | `realm-unresolved` |
+
+pub mod layer;
+pub mod lock;
+pub mod realm;
+
+pub use self::layer::{
+    HoldUntil, LockBody, OnDisconnect, RealmWriteLock, RealmWriteLockLayer, Rejection,
+};
+pub use self::lock::{FencingToken, HeldLock, LockError, LockKey, PostgresBuilder, RealmLocks};
+pub use self::realm::{LockRules, RealmError, RealmPaths, RealmUrl};

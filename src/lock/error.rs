@@ -1,0 +1,130 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::realm::RealmUrl;
+
+/// Why a lock was not granted, or did not hold to the end.
+///
+/// Every message names the thing, the value and the remedy, and none holds a password.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum LockError {
+    /// An option of a builder has a value that cannot be used.
+    #[error("the option {option} cannot be {value}: {remedy}")]
+    InvalidOption {
+        /// The option's name.
+        option: &'static str,
+        /// The value as given.
+        value: String,
+        /// What would be right.
+        remedy: &'static str,
+    },
+    /// The database URL cannot be read. The URL is not shown: it may hold a password.
+    #[error(
+        "the database URL cannot be read: {problem}; write `postgres://user:password@host:5432/database`"
+    )]
+    InvalidDatabaseUrl {
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// PostgreSQL cannot be reached, or refuses this client.
+    #[error("cannot connect to PostgreSQL at {server}: {}", chain(source))]
+    Connect {
+        /// Host, port and database.
+        server: Arc<str>,
+        /// What the driver said.
+        source: Arc<tokio_postgres::Error>,
+    },
+    /// PostgreSQL did not answer a connection attempt.
+    #[error(
+        "PostgreSQL at {server} did not answer within {after:?}; check the address and the network"
+    )]
+    ConnectTimeout {
+        /// Host, port and database.
+        server: Arc<str>,
+        /// How long it was given.
+        after: Duration,
+    },
+    /// The server is a standby. Its locks exclude nobody on the primary.
+    #[error(
+        "PostgreSQL at {server} is a standby, whose locks exclude nobody; connect to the primary"
+    )]
+    Standby {
+        /// Host, port and database.
+        server: Arc<str>,
+    },
+    /// The server grants advisory locks but holds none, as `CockroachDB` does.
+    #[error(
+        "the server at {server} grants advisory locks that do nothing; connect to a real PostgreSQL"
+    )]
+    NoAdvisoryLocks {
+        /// Host, port and database.
+        server: Arc<str>,
+    },
+    /// All lock connections of this process were busy with other realms.
+    #[error(
+        "all {pool_size} lock connections were busy for {after:?}; raise pool_size above the number of realms that one process writes at once"
+    )]
+    PoolExhausted {
+        /// The pool's size.
+        pool_size: u32,
+        /// How long a connection was waited for.
+        after: Duration,
+    },
+    /// PostgreSQL refused or broke off the lock statement.
+    #[error("PostgreSQL failed while it locked {realm}: {}", chain(source))]
+    Database {
+        /// The realm that was to be locked.
+        realm: RealmUrl,
+        /// What the driver said.
+        source: Arc<tokio_postgres::Error>,
+    },
+    /// The acquire timeout passed before the lock was granted.
+    #[error("no lock on {realm} within {after:?}: another write holds it; try again later")]
+    Timeout {
+        /// The realm that was to be locked.
+        realm: RealmUrl,
+        /// The acquire timeout.
+        after: Duration,
+    },
+    /// As many requests as allowed already wait for this realm in this process.
+    #[error("{waiters} requests already wait for {realm}; try again later")]
+    QueueFull {
+        /// The realm that was to be locked.
+        realm: RealmUrl,
+        /// The bound on its waiters.
+        waiters: usize,
+    },
+    /// The lock was lost while the work ran, or its release was not confirmed: another writer may have been inside.
+    #[error("the lock on {realm} was lost during the call; read the realm before you write again")]
+    Lost {
+        /// The realm that was locked.
+        realm: RealmUrl,
+    },
+    /// The work took longer than `max_hold` and was stopped.
+    #[error("the call held {realm} for {max_hold:?}, the longest time allowed, and was stopped")]
+    Expired {
+        /// The realm that was locked.
+        realm: RealmUrl,
+        /// The bound that passed.
+        max_hold: Duration,
+    },
+    /// The process is shutting down and grants no more locks.
+    #[error("this replica is shutting down; send the request to another one")]
+    ShuttingDown,
+    /// Some holds went on past the grace period of a shutdown.
+    #[error("{holds} holds did not end within {grace:?}; their locks end with the process")]
+    ShutdownIncomplete {
+        /// How many are still open.
+        holds: usize,
+        /// The grace period.
+        grace: Duration,
+    },
+}
+
+/// An error and its causes on one line; the driver's own text names only the outermost.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let texts: Vec<String> = causes.map(ToString::to_string).collect();
+    texts.join(": ")
+}

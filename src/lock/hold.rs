@@ -1,0 +1,166 @@
+use std::future::{Future, pending, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::postgres::LockedTransaction;
+use super::queue::Turn;
+use super::{HeldLock, LockError};
+
+/// A granted lock and the duty to release it.
+///
+/// [`Hold::release`] releases and confirms. Dropping a hold, as a panic or a cancelled call does, hands it to a task that
+/// releases it; either way the next local waiter gets its turn only after the server has answered.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    held: HeldLock,
+    /// None once it is released.
+    grant: Option<Grant>,
+    granted: Instant,
+    longest: Option<Duration>,
+    /// Where a dropped hold is released; `tracked` makes a shutdown wait for it.
+    runtime: Handle,
+    tasks: TaskTracker,
+    tracked: TaskTrackerToken,
+}
+
+/// What is given back at release, the transaction before the turn.
+#[derive(Debug)]
+struct Grant {
+    transaction: Option<LockedTransaction>,
+    turn: Turn,
+}
+
+impl Hold {
+    /// Must be called within a runtime. `transaction` is `None` for a lock that is held in process alone.
+    pub(crate) fn new(
+        held: HeldLock,
+        transaction: Option<LockedTransaction>,
+        turn: Turn,
+        max_hold: Option<Duration>,
+        tasks: &TaskTracker,
+    ) -> Self {
+        Self {
+            held,
+            grant: Some(Grant { transaction, turn }),
+            granted: Instant::now(),
+            longest: max_hold,
+            runtime: Handle::current(),
+            tasks: tasks.clone(),
+            tracked: tasks.token(),
+        }
+    }
+
+    pub(crate) fn held(&self) -> &HeldLock {
+        &self.held
+    }
+
+    /// Runs `work` until it ends, the lock is lost, or the longest hold has passed; then `work` is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`] and [`LockError::Expired`].
+    pub(crate) async fn guard<T>(&self, work: impl Future<Output = T>) -> Result<T, LockError> {
+        let mut work = pin!(work);
+        let mut end = pin!(self.end());
+        poll_fn(|cx| {
+            // A process that was frozen must see the time before its work goes on, and timers may fire late.
+            if !self.held.is_held() {
+                return Poll::Ready(Err(self.lost()));
+            }
+            if let Poll::Ready(error) = end.as_mut().poll(cx) {
+                return Poll::Ready(Err(error));
+            }
+            work.as_mut().poll(cx).map(Ok)
+        })
+        .await
+    }
+
+    /// Keeps the hold alive; resolves when it must end before its work does.
+    async fn end(&self) -> LockError {
+        tokio::select! {
+            () = self.keep() => self.lost(),
+            error = self.expired() => error,
+        }
+    }
+
+    async fn keep(&self) {
+        match self.transaction() {
+            Some(transaction) => transaction.keep().await,
+            None => pending().await,
+        }
+    }
+
+    async fn expired(&self) -> LockError {
+        // A bound too far away to be a point in time is no bound.
+        let end = self
+            .longest
+            .and_then(|max_hold| Some((max_hold, self.granted.checked_add(max_hold)?)));
+        let Some((max_hold, end)) = end else {
+            return pending().await;
+        };
+        sleep_until(end).await;
+        LockError::Expired {
+            realm: self.held.realm().clone(),
+            max_hold,
+        }
+    }
+
+    /// Releases the lock and waits for the server's word that it was held until now.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`] if that word does not come.
+    ///
+    /// # Cancel safety
+    ///
+    /// If dropped, the lock is released by a task of its own.
+    pub(crate) async fn release(mut self) -> Result<(), LockError> {
+        let confirmed = match self.transaction_mut() {
+            Some(transaction) => transaction.commit().await,
+            None => true,
+        };
+        self.held.mark_released();
+        self.grant = None;
+        if confirmed { Ok(()) } else { Err(self.lost()) }
+    }
+
+    fn lost(&self) -> LockError {
+        LockError::Lost {
+            realm: self.held.realm().clone(),
+        }
+    }
+
+    fn transaction(&self) -> Option<&LockedTransaction> {
+        self.grant.as_ref()?.transaction.as_ref()
+    }
+
+    fn transaction_mut(&mut self) -> Option<&mut LockedTransaction> {
+        self.grant.as_mut()?.transaction.as_mut()
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.held.mark_released();
+        let Some(Grant { transaction, turn }) = self.grant.take() else {
+            return;
+        };
+        let Some(mut transaction) = transaction else {
+            return;
+        };
+        let tracked = self.tracked.clone();
+        self.tasks.spawn_on(
+            async move {
+                transaction.commit().await;
+                drop((transaction, turn, tracked));
+            },
+            &self.runtime,
+        );
+    }
+}

@@ -1,0 +1,144 @@
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+/// How long the server keeps a silent holder's lock, seen from the holder.
+///
+/// The server ends a session that was silent for a whole lease. The holder sends a heartbeat every third of it, and calls
+/// itself lost once none was confirmed for two thirds: it stops *before* the server lets the next one in.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    period: Duration,
+    origin: Instant,
+    /// When the last answered message was sent, in nanoseconds after `origin`. The time of sending, not of the answer: the
+    /// server's clock may have started right after it.
+    confirmed: AtomicU64,
+    lost: CancellationToken,
+}
+
+impl Lease {
+    /// A lease confirmed by a message sent at `sent`. It is lost with `connection` at the latest.
+    pub(crate) fn new(period: Duration, sent: Instant, connection: &CancellationToken) -> Self {
+        Self {
+            period,
+            origin: sent,
+            confirmed: AtomicU64::new(0),
+            lost: connection.child_token(),
+        }
+    }
+
+    /// Whether the server still keeps the lock, as far as the holder can know without asking.
+    pub(crate) fn is_current(&self) -> bool {
+        !self.lost.is_cancelled() && Instant::now() < self.ends()
+    }
+
+    /// Resolves when the lock is lost; only [`Lease::keep`] notices a missed heartbeat.
+    pub(crate) async fn lost(&self) {
+        self.lost.cancelled().await;
+    }
+
+    /// Sends heartbeats for as long as it is polled; resolves when the lock is lost.
+    pub(crate) async fn keep<F, E>(&self, heartbeat: impl Fn() -> F)
+    where
+        F: Future<Output = Result<(), E>>,
+    {
+        let beats = async {
+            loop {
+                sleep_until(self.confirmed() + self.period / 3).await;
+                let sent = Instant::now();
+                match timeout_at(self.ends(), heartbeat()).await {
+                    Ok(Ok(())) if self.is_current() => self.confirm(sent),
+                    _ => return,
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = self.lost.cancelled() => {}
+            () = beats => self.lost.cancel(),
+        }
+    }
+
+    pub(crate) fn confirm(&self, sent: Instant) {
+        let nanos = sent.saturating_duration_since(self.origin).as_nanos();
+        // 584 years of nanoseconds fit.
+        let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
+        self.confirmed.fetch_max(nanos, Ordering::Relaxed);
+    }
+
+    fn confirmed(&self) -> Instant {
+        self.origin + Duration::from_nanos(self.confirmed.load(Ordering::Relaxed))
+    }
+
+    /// When the holder calls itself lost, unless a heartbeat is confirmed before.
+    fn ends(&self) -> Instant {
+        self.confirmed() + self.period * 2 / 3
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::future::pending;
+
+    use super::*;
+
+    const PERIOD: Duration = Duration::from_secs(30);
+
+    fn lease() -> Lease {
+        Lease::new(PERIOD, Instant::now(), &CancellationToken::new())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn heartbeats_keep_it() {
+        let lease = lease();
+        let beats = Cell::new(0);
+        let kept = lease.keep(|| {
+            beats.set(beats.get() + 1);
+            async { Ok::<_, ()>(()) }
+        });
+        assert!(tokio::time::timeout(PERIOD * 10, kept).await.is_err());
+        assert!(lease.is_current());
+        // Ten leases; a timer may be late by its grain of a millisecond.
+        assert!((28..=30).contains(&beats.get()), "{}", beats.get());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_ends_it_at_two_thirds() {
+        let lease = lease();
+        let start = Instant::now();
+        lease.keep(pending::<Result<(), ()>>).await;
+        assert_eq!(start.elapsed().as_secs(), 20);
+        assert!(!lease.is_current());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_heartbeat_ends_it_at_once() {
+        let lease = lease();
+        let start = Instant::now();
+        lease.keep(|| async { Err(()) }).await;
+        assert_eq!(start.elapsed().as_secs(), 10);
+        lease.lost().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_alone_ends_it_when_nobody_polls() {
+        let lease = lease();
+        tokio::time::advance(Duration::from_millis(19_999)).await;
+        assert!(lease.is_current());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(!lease.is_current());
+    }
+
+    #[tokio::test]
+    async fn it_is_lost_with_its_connection() {
+        let connection = CancellationToken::new();
+        let lease = Lease::new(PERIOD, Instant::now(), &connection);
+        connection.cancel();
+        assert!(!lease.is_current());
+        lease.keep(pending::<Result<(), ()>>).await;
+    }
+}

@@ -1,0 +1,306 @@
+//! *How* a realm's lock is held: queue, PostgreSQL transaction, lease.
+//!
+//! [`RealmLocks`] grants holds. A caller waits in an in-process queue, then takes the PostgreSQL lock on a connection of the
+//! locks' own pool, and keeps both until it releases. Nothing here knows of HTTP.
+
+pub(crate) mod error;
+mod held;
+mod hold;
+mod key;
+mod lease;
+mod postgres;
+mod queue;
+mod token;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+pub use self::error::LockError;
+pub use self::held::HeldLock;
+pub(crate) use self::hold::Hold;
+pub use self::key::LockKey;
+pub use self::postgres::PostgresBuilder;
+use self::postgres::{LockedTransaction, Postgres};
+use self::queue::{Entry, Queue, Turn};
+pub use self::token::FencingToken;
+use crate::realm::RealmUrl;
+
+/// The locks of all realms, as this process sees them.
+///
+/// Make one for each process (and database), and clone it: clones share the queue and the pool, and each carries its own
+/// limits. Two that were made separately exclude each other through PostgreSQL alone, or, in process, not at all.
+#[derive(Debug, Clone)]
+pub struct RealmLocks {
+    shared: Arc<Shared>,
+    limits: Limits,
+}
+
+#[derive(Debug)]
+struct Shared {
+    queue: Arc<Queue>,
+    /// None for locks in process alone.
+    postgres: Option<Postgres>,
+    /// Holds, and the tasks that run, release and cancel them.
+    tasks: TaskTracker,
+    closing: CancellationToken,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    acquire_timeout: Duration,
+    max_hold: Option<Duration>,
+    max_waiters: usize,
+}
+
+/// The time that one caller has for its lock.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wait {
+    timeout: Duration,
+    deadline: Instant,
+}
+
+impl RealmLocks {
+    /// Locks in the PostgreSQL database at `url`, with the defaults of [`postgres_builder`](Self::postgres_builder).
+    ///
+    /// # Errors
+    ///
+    /// As [`PostgresBuilder::build`].
+    pub async fn postgres(url: &str) -> Result<Self, LockError> {
+        Self::postgres_builder(url).build().await
+    }
+
+    /// Locks in the PostgreSQL database at `url`, a URL or a `key=value` string as libpq reads it.
+    ///
+    /// All replicas must use one database of one primary: advisory locks do not reach further.
+    pub fn postgres_builder(url: &str) -> PostgresBuilder {
+        PostgresBuilder::new(url)
+    }
+
+    /// Locks within this process alone: the same queue, with no database behind it.
+    ///
+    /// Right for one replica and for tests. Two processes do not exclude each other.
+    #[must_use]
+    pub fn in_process() -> Self {
+        Self::new(None)
+    }
+
+    fn new(postgres: Option<Postgres>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                queue: Arc::default(),
+                postgres,
+                tasks: TaskTracker::new(),
+                closing: CancellationToken::new(),
+            }),
+            limits: Limits {
+                acquire_timeout: Duration::from_secs(10),
+                max_hold: Some(Duration::from_secs(300)),
+                max_waiters: 1024,
+            },
+        }
+    }
+
+    /// How long a caller waits for its lock, in the queue and in PostgreSQL together. Default 10 seconds.
+    #[must_use]
+    pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.acquire_timeout = timeout;
+        self
+    }
+
+    /// How long a hold may last before its work is stopped; `None` for as long as it takes. Default 5 minutes.
+    ///
+    /// A bound keeps a handler that hangs, or a client that sends its body byte by byte, from blocking a realm for ever.
+    #[must_use]
+    pub fn max_hold(mut self, max_hold: impl Into<Option<Duration>>) -> Self {
+        self.limits.max_hold = max_hold.into();
+        self
+    }
+
+    /// How many callers of this process may wait for one realm; the next is refused at once. Default 1024.
+    #[must_use]
+    pub fn max_waiters_per_realm(mut self, waiters: usize) -> Self {
+        self.limits.max_waiters = waiters;
+        self
+    }
+
+    /// Runs `work` while the realm is locked, with the guarantees that the layer gives a request: for jobs and workers.
+    ///
+    /// Once granted, the work runs to its end on a task of its own, even if this future is dropped. If the lock is lost or
+    /// the work takes longer than [`max_hold`](Self::max_hold), it is dropped at its next `await`. An `Ok` is returned only
+    /// after PostgreSQL has confirmed that the lock was held to the end.
+    ///
+    /// # Errors
+    ///
+    /// The work's own error, or a [`LockError`] made into one.
+    ///
+    /// # Panics
+    ///
+    /// As `work` does; the lock is released all the same.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before the grant, it leaves the queue and nothing runs. Dropped after it, the work runs on.
+    ///
+    /// ```
+    /// use tower_realm_lock::{LockError, RealmLocks, RealmUrl};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let locks = RealmLocks::in_process();
+    /// let realm = RealmUrl::parse("https://realms.example.com/luke/my-realm/")?;
+    /// let files = locks
+    ///     .with_write_lock(&realm, |held| async move {
+    ///         assert!(held.is_held());
+    ///         Ok::<_, LockError>(3)
+    ///     })
+    ///     .await?;
+    /// assert_eq!(files, 3);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn with_write_lock<T, E, F, W>(&self, realm: &RealmUrl, work: F) -> Result<T, E>
+    where
+        F: FnOnce(HeldLock) -> W + Send + 'static,
+        W: Future<Output = Result<T, E>> + Send + 'static,
+        T: Send + 'static,
+        E: From<LockError> + Send + 'static,
+    {
+        let hold = self.acquire(realm).await?;
+        self.run_to_completion(async move {
+            let work = work(hold.held().clone());
+            let done = hold.guard(work).await??;
+            hold.release().await?;
+            Ok(done)
+        })
+        .await?
+    }
+
+    /// Stops granting, waits up to `grace` for the holds and their releases, and closes the pool.
+    ///
+    /// From now on every caller gets [`LockError::ShuttingDown`], those that already wait too. Holds end as always, those
+    /// whose client has gone included.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::ShutdownIncomplete`] if `grace` was too short. The locks of the rest end with the process.
+    ///
+    /// # Cancel safety
+    ///
+    /// If dropped, nothing is granted any more; call it again to wait.
+    pub async fn shutdown(&self, grace: Duration) -> Result<(), LockError> {
+        let tasks = &self.shared.tasks;
+        self.shared.closing.cancel();
+        tasks.close();
+        let ended = timeout(grace, tasks.wait()).await;
+        if let Some(postgres) = &self.shared.postgres {
+            postgres.close();
+        }
+        ended.map_err(|_| LockError::ShutdownIncomplete {
+            holds: tasks.len(),
+            grace,
+        })
+    }
+
+    /// Waits for the realm's lock, within this handle's limits.
+    ///
+    /// # Cancel safety
+    ///
+    /// If dropped, its place in the queue is given up, and no backend stays queued in PostgreSQL.
+    pub(crate) async fn acquire(&self, realm: &RealmUrl) -> Result<Hold, LockError> {
+        let wait = Wait::new(self.limits.acquire_timeout);
+        tokio::select! {
+            biased;
+            () = self.shared.closing.cancelled() => Err(LockError::ShuttingDown),
+            hold = self.acquire_within(realm, &wait) => hold,
+        }
+    }
+
+    async fn acquire_within(&self, realm: &RealmUrl, wait: &Wait) -> Result<Hold, LockError> {
+        let Shared {
+            postgres, tasks, ..
+        } = &*self.shared;
+        let key = LockKey::of(realm);
+        let turn = self.turn(realm, key, wait).await?;
+        let (transaction, turn) = match postgres {
+            Some(postgres) => {
+                let (transaction, turn) = postgres.acquire(realm, turn, wait, tasks).await?;
+                (Some(transaction), turn)
+            }
+            None => (None, turn),
+        };
+        let token = transaction.as_ref().and_then(LockedTransaction::token);
+        let lease = transaction.as_ref().map(|granted| granted.lease().clone());
+        let held = HeldLock::new(realm.clone(), key, token, lease);
+        Ok(Hold::new(
+            held,
+            transaction,
+            turn,
+            self.limits.max_hold,
+            tasks,
+        ))
+    }
+
+    async fn turn(&self, realm: &RealmUrl, key: LockKey, wait: &Wait) -> Result<Turn, LockError> {
+        let max_waiters = self.limits.max_waiters;
+        match self.shared.queue.enter(key, max_waiters) {
+            Ok(Entry::Turn(turn)) => Ok(turn),
+            Ok(Entry::Wait(place)) => timeout_at(wait.deadline, place)
+                .await
+                .map_err(|_| wait.timed_out(realm)),
+            Err(queue::Full) => Err(LockError::QueueFull {
+                realm: realm.clone(),
+                waiters: max_waiters,
+            }),
+        }
+    }
+
+    /// Runs granted work on a task of its own, so that a caller who goes away does not cut it in half.
+    ///
+    /// A panic goes on in the caller.
+    pub(crate) async fn run_to_completion<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, LockError> {
+        match self.spawn(work).await {
+            Ok(done) => Ok(done),
+            Err(ended) => match ended.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // Only the end of the runtime cancels it.
+                Err(_) => Err(LockError::ShuttingDown),
+            },
+        }
+    }
+
+    /// Starts a task that a shutdown waits for. It sees the caller's tracing span, but not its task-locals.
+    pub(crate) fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.shared.tasks.spawn(work.in_current_span())
+    }
+}
+
+impl Wait {
+    fn new(timeout: Duration) -> Self {
+        // A time-out too long to be a point in time is one of a year.
+        const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+        Self {
+            timeout,
+            deadline: Instant::now() + timeout.min(YEAR),
+        }
+    }
+
+    pub(crate) fn timed_out(&self, realm: &RealmUrl) -> LockError {
+        LockError::Timeout {
+            realm: realm.clone(),
+            after: self.timeout,
+        }
+    }
+}

@@ -1,0 +1,144 @@
+use std::time::Duration;
+
+use tokio_postgres::Config;
+
+use super::Postgres;
+use crate::lock::{LockError, RealmLocks};
+
+/// Options for locks in PostgreSQL. Made by [`RealmLocks::postgres_builder`].
+///
+/// ```no_run
+/// # async fn run() -> Result<(), tower_realm_lock::LockError> {
+/// use std::time::Duration;
+/// use tower_realm_lock::RealmLocks;
+///
+/// let locks = RealmLocks::postgres_builder("postgres://localhost/realms")
+///     .pool_size(20)
+///     .lease(Duration::from_secs(15))
+///     .build()
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct PostgresBuilder {
+    url: String,
+    pool_size: u32,
+    lease: Duration,
+    connect_timeout: Duration,
+    fencing: bool,
+}
+
+impl PostgresBuilder {
+    pub(crate) fn new(url: &str) -> Self {
+        Self {
+            url: url.into(),
+            pool_size: 10,
+            lease: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(5),
+            fencing: false,
+        }
+    }
+
+    /// How many lock connections this process may open: the number of realms that it can write at the same time.
+    ///
+    /// Default 10, at least 1. Waiting for a realm that this process itself writes takes no connection.
+    pub fn pool_size(mut self, connections: u32) -> Self {
+        self.pool_size = connections;
+        self
+    }
+
+    /// How long PostgreSQL keeps the lock of a holder that has gone silent: frozen, partitioned, or its machine gone.
+    ///
+    /// Default 30 seconds, at least 100 milliseconds. A holder sends a heartbeat every third of it, and calls itself lost
+    /// when none was answered for two thirds. It bounds how long a dead replica blocks a realm; it does not bound how long
+    /// a live one may hold it.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = lease;
+        self
+    }
+
+    /// Whether each hold gets a [`FencingToken`](crate::FencingToken).
+    ///
+    /// Default `false`: a token is a transaction id, and an open transaction that has one holds back VACUUM.
+    pub fn fencing(mut self, fencing: bool) -> Self {
+        self.fencing = fencing;
+        self
+    }
+
+    /// How long one attempt to connect may take, the server's first answers included.
+    ///
+    /// Default 5 seconds.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Connects, and checks that the server's locks exclude others.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::InvalidOption`] and [`LockError::InvalidDatabaseUrl`] for bad values; [`LockError::Connect`],
+    /// [`LockError::ConnectTimeout`], [`LockError::Standby`] and [`LockError::NoAdvisoryLocks`] for a server that cannot
+    /// be used.
+    pub async fn build(self) -> Result<RealmLocks, LockError> {
+        self.check()?;
+        let config: Config = self
+            .url
+            .parse()
+            .map_err(|error| LockError::InvalidDatabaseUrl {
+                problem: crate::lock::error::chain(&error),
+            })?;
+        let postgres = Postgres::connect(
+            config,
+            self.connect_timeout,
+            self.pool_size,
+            self.lease,
+            self.fencing,
+        )
+        .await?;
+        Ok(RealmLocks::new(Some(postgres)))
+    }
+
+    fn check(&self) -> Result<(), LockError> {
+        let refuse = |option, value: String, remedy| {
+            Err(LockError::InvalidOption {
+                option,
+                value,
+                remedy,
+            })
+        };
+        if self.pool_size == 0 {
+            return refuse(
+                "pool_size",
+                "0".into(),
+                "a lock needs at least 1 connection",
+            );
+        }
+        if self.lease < Duration::from_millis(100) {
+            let value = format!("{:?}", self.lease);
+            return refuse("lease", value, "heartbeats need at least 100 milliseconds");
+        }
+        if self.connect_timeout.is_zero() {
+            return refuse(
+                "connect_timeout",
+                "0".into(),
+                "no server can answer at once",
+            );
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for PostgresBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Without the URL, which may hold a password.
+        f.debug_struct("PostgresBuilder")
+            .field("pool_size", &self.pool_size)
+            .field("lease", &self.lease)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("fencing", &self.fencing)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,172 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use bb8::ManageConnection;
+use tokio::time::timeout;
+use tokio_postgres::config::{Host, TargetSessionAttrs};
+use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
+use tokio_util::sync::CancellationToken;
+
+use crate::lock::LockError;
+
+/// Whether the server is a primary, and whether an advisory lock it grants shows up among its locks. The lock is shared, so
+/// that replicas which connect together do not meet, and ends with the message, which is one transaction.
+const PROBE: &str = "SELECT pg_is_in_recovery(); \
+     SELECT pg_advisory_xact_lock_shared(0); \
+     SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted";
+
+/// Makes the lock connections of a pool and says which may go back into it.
+#[derive(Debug)]
+pub(crate) struct Connector {
+    config: Config,
+    server: Arc<str>,
+    timeout: Duration,
+}
+
+/// A connection that holds at most one lock transaction.
+pub(crate) struct LockConnection {
+    pub(crate) client: Client,
+    /// Cancelled when the connection's task ends, for whatever reason.
+    pub(crate) closed: CancellationToken,
+    /// Whether a transaction may be open on it. Only a connection that is proven idle may be pooled.
+    pub(crate) in_use: bool,
+}
+
+impl Connector {
+    /// `timeout` bounds each attempt, the server's first answers included.
+    pub(crate) fn new(mut config: Config, timeout: Duration) -> Self {
+        if config.get_application_name().is_none() {
+            config.application_name("tower-realm-lock");
+        }
+        if config.get_hosts().len() > 1 {
+            // Several hosts are a primary and its standbys: find the primary.
+            config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        }
+        Self {
+            server: describe(&config).into(),
+            config,
+            timeout,
+        }
+    }
+
+    async fn open(&self) -> Result<LockConnection, LockError> {
+        let (client, connection) = self
+            .config
+            .connect(NoTls)
+            .await
+            .map_err(|error| self.failed(error))?;
+        let closed = CancellationToken::new();
+        let signal = closed.clone().drop_guard();
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a lock connection ended");
+            }
+            drop(signal);
+        });
+        self.probe(&client).await?;
+        Ok(LockConnection {
+            client,
+            closed,
+            in_use: false,
+        })
+    }
+
+    async fn probe(&self, client: &Client) -> Result<(), LockError> {
+        let answers = client
+            .simple_query(PROBE)
+            .await
+            .map_err(|error| self.failed(error))?;
+        let values: Vec<&str> = answers
+            .iter()
+            .filter_map(|answer| match answer {
+                SimpleQueryMessage::Row(row) => row.get(0),
+                _ => None,
+            })
+            .collect();
+        let server = Arc::clone(&self.server);
+        match (values.first(), values.last()) {
+            (Some(&"t"), _) => Err(LockError::Standby { server }),
+            (Some(&"f"), Some(&"1")) => Ok(()),
+            _ => Err(LockError::NoAdvisoryLocks { server }),
+        }
+    }
+
+    fn failed(&self, error: tokio_postgres::Error) -> LockError {
+        LockError::Connect {
+            server: Arc::clone(&self.server),
+            source: Arc::new(error),
+        }
+    }
+}
+
+impl ManageConnection for Connector {
+    type Connection = LockConnection;
+    type Error = LockError;
+
+    async fn connect(&self) -> Result<LockConnection, LockError> {
+        timeout(self.timeout, self.open())
+            .await
+            .unwrap_or_else(|_| {
+                Err(LockError::ConnectTimeout {
+                    server: Arc::clone(&self.server),
+                    after: self.timeout,
+                })
+            })
+    }
+
+    /// Never called: the pool does not test on check-out, which would cost a round trip for each lock.
+    async fn is_valid(&self, _: &mut LockConnection) -> Result<(), LockError> {
+        Ok(())
+    }
+
+    fn has_broken(&self, connection: &mut LockConnection) -> bool {
+        connection.in_use || connection.is_closed()
+    }
+}
+
+impl LockConnection {
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.is_cancelled() || self.client.is_closed()
+    }
+}
+
+/// Where the server is, without user and password.
+fn describe(config: &Config) -> String {
+    let ports = config.get_ports();
+    let port = |index: usize| ports.get(index).or(ports.first()).copied().unwrap_or(5432);
+    let hosts: Vec<String> = config
+        .get_hosts()
+        .iter()
+        .enumerate()
+        .map(|(index, host)| match host {
+            Host::Tcp(name) => format!("{name}:{}", port(index)),
+            #[cfg(unix)]
+            Host::Unix(path) => format!("{}:{}", path.display(), port(index)),
+        })
+        .collect();
+    let database = config
+        .get_dbname()
+        .or(config.get_user())
+        .unwrap_or_default();
+    format!("{}/{database}", hosts.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_named_without_its_password() {
+        for (url, server) in [
+            (
+                "postgres://u:secret@db.example/realms",
+                "db.example:5432/realms",
+            ),
+            ("postgres://u:secret@a:1,b:2/realms", "a:1,b:2/realms"),
+            ("host=a,b port=7 user=u password=secret", "a:7,b:7/u"),
+            ("postgres://u:secret@%2Ftmp/realms", "/tmp:5432/realms"),
+        ] {
+            assert_eq!(describe(&url.parse().unwrap()), server, "{url}");
+        }
+    }
+}

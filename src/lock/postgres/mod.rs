@@ -1,0 +1,264 @@
+//! PostgreSQL's advisory locks, one transaction for each hold.
+//!
+//! Source: PostgreSQL manual, 13.3.5 *Advisory Locks*, and 20.11 for the timeouts that a hold sets for itself.
+
+mod attempt;
+mod builder;
+mod connection;
+mod transaction;
+
+use std::future::pending;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bb8::{ErrorSink, Pool, PooledConnection, QueueStrategy};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio_postgres::error::{DbError, Severity, SqlState};
+use tokio_postgres::{Config, SimpleQueryMessage};
+use tokio_util::task::TaskTracker;
+
+use self::attempt::{Answered, Attempt, roll_back};
+pub use self::builder::PostgresBuilder;
+use self::connection::Connector;
+pub(crate) use self::transaction::LockedTransaction;
+use super::lease::Lease;
+use super::queue::Turn;
+use super::{FencingToken, LockError, Wait};
+use crate::realm::RealmUrl;
+
+/// How much later than the server this side gives up a wait: the server's own time-out needs no CancelRequest.
+const SERVER_FIRST: Duration = Duration::from_millis(250);
+
+/// The lock connections to one PostgreSQL, and how holds on it are made.
+#[derive(Debug)]
+pub(crate) struct Postgres {
+    /// None once it is closed.
+    pool: Mutex<Option<Pool<Connector>>>,
+    pool_size: u32,
+    /// The last failure to connect; bb8 itself would let a waiting caller wait.
+    failures: watch::Sender<Option<LockError>>,
+    lease: Duration,
+    fencing: bool,
+}
+
+impl Postgres {
+    /// Opens a pool and its first connection.
+    async fn connect(
+        config: Config,
+        connect_timeout: Duration,
+        pool_size: u32,
+        lease: Duration,
+        fencing: bool,
+    ) -> Result<Self, LockError> {
+        let failures = watch::Sender::new(None);
+        let pool = Pool::builder()
+            .max_size(pool_size)
+            .min_idle(1)
+            // A round trip for each lock; `checkout` looks at the closed signal instead.
+            .test_on_check_out(false)
+            // Callers see a failure at once, and have time-outs of their own.
+            .retry_connection(false)
+            .connection_timeout(Duration::MAX)
+            .error_sink(Box::new(Failures(failures.clone())))
+            // The busiest connections stay warm, and the others reach their idle time-out.
+            .queue_strategy(QueueStrategy::Lifo)
+            .build(Connector::new(config, connect_timeout))
+            .await?;
+        Ok(Self {
+            pool: Mutex::new(Some(pool)),
+            pool_size,
+            failures,
+            lease,
+            fencing,
+        })
+    }
+
+    /// Takes the lock in PostgreSQL, in one round trip if nobody has it.
+    ///
+    /// # Cancel safety
+    ///
+    /// If dropped, no backend stays queued, and the turn is passed on once that is sure.
+    pub(crate) async fn acquire(
+        &self,
+        realm: &RealmUrl,
+        mut turn: Turn,
+        wait: &Wait,
+        tasks: &TaskTracker,
+    ) -> Result<(LockedTransaction, Turn), LockError> {
+        let mut retried = false;
+        loop {
+            let connection = self.checkout(wait).await?;
+            let statement = self.statement(&turn, wait);
+            let attempt = Attempt::start(connection, turn, statement, tasks);
+            let (answered, answer) = timeout_at(wait.deadline + SERVER_FIRST, attempt)
+                .await
+                .map_err(|_| wait.timed_out(realm))?;
+            let error = match answer {
+                Ok(rows) => return self.granted(realm, wait, answered, &rows).await,
+                Err(error) => error,
+            };
+            if is_disconnect(&error) && !retried {
+                // It died in the pool, or the server restarts: one more try, on another connection.
+                retried = true;
+                turn = answered.turn;
+                continue;
+            }
+            return Err(self.refused(realm, wait, answered, error).await);
+        }
+    }
+
+    /// A live connection of the pool, or a new one.
+    async fn checkout(
+        &self,
+        wait: &Wait,
+    ) -> Result<PooledConnection<'static, Connector>, LockError> {
+        let Some(pool) = self.pool().clone() else {
+            return Err(LockError::ShuttingDown);
+        };
+        let exhausted = || LockError::PoolExhausted {
+            pool_size: self.pool_size,
+            after: wait.timeout,
+        };
+        let mut failures = self.failures.subscribe();
+        loop {
+            let connection = tokio::select! {
+                biased;
+                connection = pool.get_owned() => connection.map_err(|_| exhausted())?,
+                failure = cannot_connect(&pool, &mut failures) => return Err(failure),
+                () = sleep_until(wait.deadline) => return Err(exhausted()),
+            };
+            // A closed one is discarded by the pool when it is dropped here.
+            if !connection.is_closed() {
+                return Ok(connection);
+            }
+        }
+    }
+
+    /// The one message that begins, sets the limits for this transaction alone, and locks.
+    ///
+    /// Read committed, whatever the server's default: under a stricter level the snapshot of the transaction would be
+    /// older than the lock. `set_config` with `true` ends with the transaction, so nothing leaks through a pooler.
+    fn statement(&self, turn: &Turn, wait: &Wait) -> String {
+        let remaining = wait.deadline.saturating_duration_since(Instant::now());
+        let lock_timeout = milliseconds(remaining);
+        let lease = milliseconds(self.lease);
+        let key = turn.key();
+        let token = if self.fencing {
+            ", pg_current_xact_id()"
+        } else {
+            ""
+        };
+        format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
+             SELECT set_config('lock_timeout', '{lock_timeout}', true), \
+             set_config('idle_in_transaction_session_timeout', '{lease}', true), \
+             pg_advisory_xact_lock({key}){token}"
+        )
+    }
+
+    async fn granted(
+        &self,
+        realm: &RealmUrl,
+        wait: &Wait,
+        answered: Answered,
+        rows: &[SimpleQueryMessage],
+    ) -> Result<(LockedTransaction, Turn), LockError> {
+        let Answered {
+            connection,
+            turn,
+            sent,
+        } = answered;
+        let token = self.fencing.then(|| token(rows)).flatten();
+        let lease = Lease::new(self.lease, sent, &connection.closed);
+        let transaction = LockedTransaction::new(connection, lease, token);
+        // The server's clock runs since the grant, and nobody knows when that was: after a long wait a heartbeat tells.
+        let late = sent.elapsed() > self.lease / 3;
+        if late && !transaction.confirm(wait.deadline + SERVER_FIRST).await {
+            return Err(LockError::Lost {
+                realm: realm.clone(),
+            });
+        }
+        Ok((transaction, turn))
+    }
+
+    async fn refused(
+        &self,
+        realm: &RealmUrl,
+        wait: &Wait,
+        answered: Answered,
+        error: tokio_postgres::Error,
+    ) -> LockError {
+        let timed_out = [SqlState::LOCK_NOT_AVAILABLE, SqlState::QUERY_CANCELED];
+        let timed_out = error.code().is_some_and(|code| timed_out.contains(code));
+        if !is_disconnect(&error) {
+            roll_back(answered.connection).await;
+        }
+        if timed_out {
+            return wait.timed_out(realm);
+        }
+        LockError::Database {
+            realm: realm.clone(),
+            source: error.into(),
+        }
+    }
+
+    /// Gives up the pool: idle connections close now, others when their hold ends.
+    pub(crate) fn close(&self) {
+        self.pool().take();
+    }
+
+    fn pool(&self) -> MutexGuard<'_, Option<Pool<Connector>>> {
+        // An `Option` that is cloned or taken is never half changed.
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Resolves when connecting failed and there is no other connection to wait for.
+async fn cannot_connect(
+    pool: &Pool<Connector>,
+    failures: &mut watch::Receiver<Option<LockError>>,
+) -> LockError {
+    while failures.changed().await.is_ok() {
+        let failure = failures.borrow_and_update().clone();
+        if let (Some(failure), 0) = (failure, pool.state().connections) {
+            return failure;
+        }
+    }
+    pending().await
+}
+
+/// Whether the session is over: the driver failed by itself, or the server said a last word.
+fn is_disconnect(error: &tokio_postgres::Error) -> bool {
+    let severity = error.as_db_error().map(DbError::parsed_severity);
+    !matches!(severity, Some(Some(Severity::Error)))
+}
+
+fn token(rows: &[SimpleQueryMessage]) -> Option<FencingToken> {
+    rows.iter().find_map(|row| match row {
+        SimpleQueryMessage::Row(row) => row.get(row.len() - 1)?.parse().ok(),
+        _ => None,
+    })
+}
+
+/// For a PostgreSQL setting, in which 0 would mean no limit at all.
+fn milliseconds(duration: Duration) -> i32 {
+    i32::try_from(duration.as_millis())
+        .unwrap_or(i32::MAX)
+        .max(1)
+}
+
+/// Where bb8 reports connection attempts that failed.
+#[derive(Debug, Clone)]
+struct Failures(watch::Sender<Option<LockError>>);
+
+impl ErrorSink<LockError> for Failures {
+    fn sink(&self, error: LockError) {
+        tracing::warn!(%error, "a lock connection could not be made");
+        self.0.send_replace(Some(error));
+    }
+
+    fn boxed_clone(&self) -> Box<dyn ErrorSink<LockError>> {
+        Box::new(self.clone())
+    }
+}

@@ -1,0 +1,160 @@
+use std::sync::Arc;
+
+use super::path::{decode_path, refuse_separators};
+use super::template::{PathTemplate, Segment};
+use super::{PathProblem, RealmError, RealmUrl};
+
+/// Finds a request's realm in the beginning of its path, by a template.
+///
+/// The origin comes from the base URL, never from the request, so every replica computes the same realm URL whatever
+/// `Host` a client sends. Literal segments of the template are a part of the realm URL. Cheap to clone.
+///
+/// ```
+/// use tower_realm_lock::RealmPaths;
+///
+/// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
+/// let realm = realms.resolve("/luke/my-realm/cards/1")?;
+/// assert_eq!(realm.as_str(), "https://realms.example.com/luke/my-realm/");
+/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct RealmPaths(Arc<Paths>);
+
+#[derive(Debug)]
+struct Paths {
+    base: RealmUrl,
+    template: PathTemplate,
+}
+
+impl RealmPaths {
+    /// Realms at `base_url` followed by the segments of `template`, such as `/{owner}/{realm}`.
+    ///
+    /// `base_url` is the public URL of the service: its origin, with a path if it is published below one. In the template
+    /// `{name}` stands for one path segment.
+    ///
+    /// # Errors
+    ///
+    /// [`RealmError::InvalidUrl`] and [`RealmError::InvalidTemplate`], which name the value and what would be right.
+    pub fn new(base_url: &str, template: &str) -> Result<Self, RealmError> {
+        let base = RealmUrl::parse(base_url)?;
+        let template = PathTemplate::parse(template)?;
+        if let Some(Segment::Rest(name)) = template.segments().last() {
+            return Err(RealmError::InvalidTemplate {
+                template: template.source().into(),
+                problem: format!(
+                    "`{{*{name}}}` would make every path a realm of its own; name the realm's segments only"
+                ),
+            });
+        }
+        Ok(Self(Arc::new(Paths { base, template })))
+    }
+
+    /// The realm that a request path belongs to. `path` is the raw path of a request, still percent-encoded.
+    ///
+    /// # Errors
+    ///
+    /// [`RealmError::NoRealm`] if the path does not begin as the template does, [`RealmError::AmbiguousPath`] if it could be
+    /// read as another path: with dot segments, empty segments, control characters, invalid UTF-8 or malformed escapes
+    /// anywhere, or an encoded slash or a backslash in a segment that names the realm.
+    pub fn resolve(&self, path: &str) -> Result<RealmUrl, RealmError> {
+        let ambiguous = |problem: PathProblem| RealmError::AmbiguousPath {
+            path: path.escape_debug().to_string(),
+            problem,
+        };
+        let decoded = decode_path(path).map_err(ambiguous)?;
+        let Paths { base, template } = &*self.0;
+
+        let mut segments = decoded.iter();
+        let mut realm = Vec::with_capacity(template.segments().len());
+        for expected in template.segments() {
+            let segment = match expected {
+                Segment::TrailingSlash => break,
+                _ => segments.next(),
+            };
+            match (expected, segment) {
+                (Segment::Literal(literal), Some(segment)) if **literal == **segment => {}
+                (Segment::Parameter(_), Some(_)) => {}
+                _ => {
+                    return Err(RealmError::NoRealm {
+                        path: path.escape_debug().to_string(),
+                        template: template.source().into(),
+                    });
+                }
+            }
+            realm.extend(segment);
+        }
+        for segment in &realm {
+            refuse_separators(segment).map_err(ambiguous)?;
+        }
+        Ok(base.below(realm.into_iter().map(|segment| &**segment)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn realms() -> RealmPaths {
+        RealmPaths::new("https://r.example", "/{owner}/{realm}").unwrap()
+    }
+
+    #[test]
+    fn every_path_of_a_realm_gives_its_url() {
+        for path in [
+            "/luke/my-realm",
+            "/luke/my-realm/",
+            "/luke/my-realm/_atomic",
+            "/%6cuke/my%2Drealm/a/b.json",
+            "/luke/my-realm/a%2Fb",
+        ] {
+            let realm = realms().resolve(path).unwrap();
+            assert_eq!(realm.as_str(), "https://r.example/luke/my-realm/", "{path}");
+        }
+    }
+
+    #[test]
+    fn a_base_path_and_literal_segments_belong_to_the_realm() {
+        let realms = RealmPaths::new("https://r.example/api/", "/realms/{realm}/").unwrap();
+        let realm = realms.resolve("/realms/a/card").unwrap();
+        assert_eq!(realm.as_str(), "https://r.example/api/realms/a/");
+        assert!(matches!(
+            realms.resolve("/other/a/card"),
+            Err(RealmError::NoRealm { .. })
+        ));
+    }
+
+    #[test]
+    fn a_short_path_names_no_realm() {
+        for path in ["/", "/luke", "/luke/"] {
+            let error = realms().resolve(path).unwrap_err();
+            assert!(
+                matches!(error, RealmError::NoRealm { .. }),
+                "{path}: {error}"
+            );
+            assert!(error.to_string().contains("/{owner}/{realm}"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_separator_in_a_realm_segment_is_refused() {
+        for path in ["/luke/a%2Fb/c", "/luke/a%5Cb/c", "/luke\\a/b/c"] {
+            let error = realms().resolve(path).unwrap_err();
+            assert!(
+                matches!(
+                    error,
+                    RealmError::AmbiguousPath {
+                        problem: PathProblem::Separator,
+                        ..
+                    }
+                ),
+                "{path}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_template_that_swallows_the_path_is_refused() {
+        let error = RealmPaths::new("https://r.example", "/{owner}/{*rest}").unwrap_err();
+        assert!(error.to_string().contains("{*rest}"), "{error}");
+    }
+}

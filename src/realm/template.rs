@@ -1,0 +1,204 @@
+use percent_encoding::percent_decode_str;
+
+use super::RealmError;
+use super::path::{decode_segment, refuse_separators};
+
+/// A path with named parameters, in axum's notation: `/{owner}/{realm}/_search`, or `/{owner}/{*rest}`.
+#[derive(Debug, Clone)]
+pub(crate) struct PathTemplate {
+    source: Box<str>,
+    segments: Vec<Segment>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Segment {
+    /// A segment that must be just this, decoded.
+    Literal(Box<str>),
+    /// `{name}`: any one segment.
+    Parameter(Box<str>),
+    /// `{*name}`: one or more segments to the end of the path.
+    Rest(Box<str>),
+    /// The end of a path that ends in `/`.
+    TrailingSlash,
+}
+
+impl PathTemplate {
+    pub(crate) fn parse(template: &str) -> Result<Self, RealmError> {
+        let segments = parse_segments(template).map_err(|problem| RealmError::InvalidTemplate {
+            template: template.escape_debug().to_string(),
+            problem,
+        })?;
+        Ok(Self {
+            source: template.into(),
+            segments,
+        })
+    }
+
+    pub(crate) fn source(&self) -> &str {
+        &self.source
+    }
+
+    pub(crate) fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
+
+    /// Whether the whole raw path fits, as axum's router would match it. Allocates nothing.
+    ///
+    /// `literal` compares a raw segment with a literal one: to the letter, or decoded.
+    fn matches(&self, path: &str, literal: impl Fn(&str, &str) -> bool) -> bool {
+        let Some(rest) = path.strip_prefix('/') else {
+            return false;
+        };
+        if self.segments.is_empty() {
+            return rest.is_empty();
+        }
+        let mut raw = rest.split('/');
+        for segment in &self.segments {
+            let fits = match (segment, raw.next()) {
+                (Segment::Literal(expected), Some(raw)) => literal(raw, expected),
+                (Segment::Parameter(_), Some(raw)) => !raw.is_empty(),
+                (Segment::Rest(_), Some(first)) => {
+                    return !first.is_empty() || raw.next().is_some();
+                }
+                (Segment::TrailingSlash, Some(raw)) => raw.is_empty(),
+                (_, None) => false,
+            };
+            if !fits {
+                return false;
+            }
+        }
+        raw.next().is_none()
+    }
+
+    /// Whether the raw path fits to the letter.
+    pub(crate) fn matches_exactly(&self, path: &str) -> bool {
+        self.matches(path, |raw, expected| raw == expected)
+    }
+
+    /// Whether the path fits once it is decoded.
+    pub(crate) fn matches_decoded(&self, path: &str) -> bool {
+        self.matches(path, |raw, expected| {
+            percent_decode_str(raw).eq(expected.bytes())
+        })
+    }
+}
+
+fn parse_segments(template: &str) -> Result<Vec<Segment>, String> {
+    let Some(rest) = template.strip_prefix('/') else {
+        return Err("it must start with `/`, as in `/{owner}/{realm}`".into());
+    };
+    if rest.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut segments = Vec::new();
+    let mut raw = rest.split('/').peekable();
+    while let Some(text) = raw.next() {
+        let last = raw.peek().is_none();
+        segments.push(match text {
+            "" if last => Segment::TrailingSlash,
+            text => parse_segment(text, last, &segments)?,
+        });
+    }
+    Ok(segments)
+}
+
+fn parse_segment(text: &str, last: bool, before: &[Segment]) -> Result<Segment, String> {
+    let Some(inner) = text
+        .strip_prefix('{')
+        .and_then(|text| text.strip_suffix('}'))
+    else {
+        return parse_literal(text);
+    };
+    let (name, is_rest) = match inner.strip_prefix('*') {
+        Some(name) => (name, true),
+        None => (inner, false),
+    };
+    if name.is_empty() || name.contains(['{', '}', '*']) {
+        return Err(format!("`{text}` needs a plain name, as in `{{realm}}`"));
+    }
+    if is_rest && !last {
+        return Err(format!("`{text}` can only be the last segment"));
+    }
+    let twice = before.iter().any(|segment| {
+        matches!(segment, Segment::Parameter(earlier) | Segment::Rest(earlier) if **earlier == *name)
+    });
+    if twice {
+        return Err(format!("the name `{name}` stands in it twice"));
+    }
+    Ok(if is_rest {
+        Segment::Rest(name.into())
+    } else {
+        Segment::Parameter(name.into())
+    })
+}
+
+fn parse_literal(text: &str) -> Result<Segment, String> {
+    if text.contains(['{', '}']) {
+        return Err(format!(
+            "in `{text}` a parameter is only a part of a segment; it must be all of it"
+        ));
+    }
+    if text.contains(['%', '?', '#']) {
+        return Err(format!(
+            "`{text}` must be written plainly: without `%`, `?` and `#`"
+        ));
+    }
+    decode_segment(text)
+        .and_then(|segment| refuse_separators(&segment))
+        .map_err(|problem| problem.to_string())?;
+    Ok(Segment::Literal(text.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_template_is_refused_with_its_reason() {
+        for (template, reason) in [
+            ("", "must start with `/`"),
+            ("{owner}/{realm}", "must start with `/`"),
+            ("//{realm}", "empty segment"),
+            ("/{owner}//{realm}", "empty segment"),
+            ("/{}", "plain name"),
+            ("/{*}", "plain name"),
+            ("/{{a}}", "plain name"),
+            ("/a{b}", "only a part"),
+            ("/{a", "only a part"),
+            ("/:a}", "only a part"),
+            ("/{a}/{a}", "twice"),
+            ("/{*a}/b", "last segment"),
+            ("/../{a}", "dot segment"),
+            ("/a%20b/{c}", "without `%`"),
+            ("/a?b", "without `%`"),
+            ("/a\nb", "control character"),
+        ] {
+            let error = PathTemplate::parse(template).unwrap_err().to_string();
+            assert!(error.contains(reason), "{template}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_template_matches_like_axum_does() {
+        for (template, path, exactly, decoded) in [
+            ("/", "/", true, true),
+            ("/", "/a", false, false),
+            ("/{o}/{r}/_search", "/a/b/_search", true, true),
+            ("/{o}/{r}/_search", "/a/b/%5Fsearch", false, true),
+            ("/{o}/{r}/_search", "/a/b/_search/", false, false),
+            ("/{o}/{r}/_search", "/a/b/c/_search", false, false),
+            ("/{o}/{r}/_search", "/a//_search", false, false),
+            ("/{o}/{r}/", "/a/b/", true, true),
+            ("/{o}/{r}/", "/a/b", false, false),
+            ("/{o}/{r}", "/a/b/", false, false),
+            ("/{o}/{*rest}", "/a/b/c/", true, true),
+            ("/{o}/{*rest}", "/a/", false, false),
+            ("/{o}/{*rest}", "/a", false, false),
+            ("/a", "*", false, false),
+        ] {
+            let parsed = PathTemplate::parse(template).unwrap();
+            assert_eq!(parsed.matches_exactly(path), exactly, "{template} {path}");
+            assert_eq!(parsed.matches_decoded(path), decoded, "{template} {path}");
+        }
+    }
+}
