@@ -5,6 +5,9 @@ use tokio_postgres::Config;
 use super::Postgres;
 use crate::lock::{LockError, RealmLocks};
 
+/// PostgreSQL keeps a time-out as 31 bits of milliseconds.
+const MAX_LEASE: Duration = Duration::from_secs(24 * 24 * 3600);
+
 /// Options for locks in PostgreSQL. Made by [`RealmLocks::postgres_builder`].
 ///
 /// ```no_run
@@ -51,7 +54,7 @@ impl PostgresBuilder {
 
     /// How long PostgreSQL keeps the lock of a holder that has gone silent: frozen, partitioned, or its machine gone.
     ///
-    /// Default 30 seconds, at least 100 milliseconds. A holder sends a heartbeat every third of it, and calls itself lost
+    /// Default 30 seconds, at least 100 milliseconds and at most 24 days. A holder sends a heartbeat every third of it, and calls itself lost
     /// when none was answered for two thirds. It bounds how long a dead replica blocks a realm; it does not bound how long
     /// a live one may hold it.
     pub fn lease(mut self, lease: Duration) -> Self {
@@ -119,6 +122,10 @@ impl PostgresBuilder {
         if self.lease < Duration::from_millis(100) {
             let value = format!("{:?}", self.lease);
             return refuse("lease", value, "heartbeats need at least 100 milliseconds");
+        }
+        if self.lease > MAX_LEASE {
+            let value = format!("{:?}", self.lease);
+            return refuse("lease", value, "PostgreSQL's time-outs end at 24 days");
         }
         if self.connect_timeout.is_zero() {
             return refuse(

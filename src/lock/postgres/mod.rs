@@ -54,7 +54,6 @@ impl Postgres {
         let failures = watch::Sender::new(None);
         let pool = Pool::builder()
             .max_size(pool_size)
-            .min_idle(1)
             // A round trip for each lock; `checkout` looks at the closed signal instead.
             .test_on_check_out(false)
             // Callers see a failure at once, and have time-outs of their own.
@@ -65,6 +64,9 @@ impl Postgres {
             .queue_strategy(QueueStrategy::Lifo)
             .build(Connector::new(config, connect_timeout))
             .await?;
+        let first = pool.dedicated_connection().await?;
+        // Nobody else has the pool yet, so there is room for it.
+        drop(pool.add(first));
         Ok(Self {
             pool: Mutex::new(Some(pool)),
             pool_size,
