@@ -1,0 +1,139 @@
+//! However a call ends, its lock is released.
+
+mod support;
+
+use std::time::Duration;
+
+use support::database::database;
+use support::gate::{Call, Failed, Gate, Gated, code, gate, key, patch, realms};
+use tower_realm_lock::{LockError, OnDisconnect, RealmLocks, RealmUrl, RealmWriteLockLayer};
+
+/// A call gets in, which it can only if nobody holds the realm.
+async fn can_write(layer: &RealmWriteLockLayer, handler: &Gated, gate: &mut Gate) {
+    let write = patch(layer, handler, "/luke/a/next");
+    gate.entered().await.answer(200);
+    assert_eq!(write.await.unwrap().unwrap().status(), 200);
+}
+
+type End = fn(Call);
+
+/// The ways of a handler to end.
+fn endings() -> [(&'static str, End); 6] {
+    [
+        ("200", |call| call.answer(200)),
+        ("302", |call| call.answer(302)),
+        ("404", |call| call.answer(404)),
+        ("500", |call| call.answer(500)),
+        ("error", Call::fail),
+        ("panic", Call::panic),
+    ]
+}
+
+#[tokio::test]
+async fn every_ending_of_a_handler_releases_and_is_passed_on() {
+    let database = database().await;
+    let postgres = RealmLocks::postgres_builder(database.url())
+        .pool_size(1)
+        .build()
+        .await
+        .unwrap();
+    for locks in [postgres, RealmLocks::in_process()] {
+        for policy in [OnDisconnect::Finish, OnDisconnect::Cancel] {
+            let layer = RealmWriteLockLayer::new(locks.clone(), realms()).on_disconnect(policy);
+            for (name, end) in endings() {
+                let (handler, mut gate) = gate();
+                let write = patch(&layer, &handler, "/luke/a/card");
+                let call = gate.entered().await;
+                let held = call.held.clone().expect("a PATCH is locked");
+                assert!(held.is_held(), "{name}");
+                end(call);
+                match write.await {
+                    Ok(Ok(response)) => assert_eq!(response.status().as_str(), name),
+                    Ok(Err(Failed)) => assert_eq!(name, "error"),
+                    Err(ended) => assert!(ended.is_panic() && name == "panic", "{name}"),
+                }
+                can_write(&layer, &handler, &mut gate).await;
+                assert!(!held.is_held(), "{name}");
+            }
+        }
+    }
+    database.wait_for_granted(key("/luke/a"), 0).await;
+}
+
+#[tokio::test]
+async fn a_call_that_takes_too_long_is_stopped_with_504() {
+    let database = database().await;
+    let locks = RealmLocks::postgres(database.url()).await.unwrap();
+    let layer = RealmWriteLockLayer::new(locks, realms());
+    let (handler, mut gate) = gate();
+    let write = patch(
+        &layer.clone().max_hold(Duration::from_millis(50)),
+        &handler,
+        "/luke/a/card",
+    );
+    let mut call = gate.entered().await;
+    let response = write.await.unwrap().unwrap();
+    assert_eq!(response.status(), 504);
+    assert_eq!(code(&response), "hold-expired");
+    call.dropped().await;
+    can_write(&layer, &handler, &mut gate).await;
+}
+
+#[tokio::test]
+async fn work_outside_of_http_holds_and_releases_alike() {
+    let database = database().await;
+    let locks = RealmLocks::postgres_builder(database.url())
+        .pool_size(1)
+        .build()
+        .await
+        .unwrap();
+    let realm: RealmUrl = "http://realms.test/luke/a/".parse().unwrap();
+    let lock = key("/luke/a");
+
+    let held = locks
+        .with_write_lock(&realm, |held| async { Ok::<_, LockError>(held) })
+        .await
+        .unwrap();
+    assert!(!held.is_held());
+    assert_eq!((held.key().value(), held.realm()), (lock, &realm));
+
+    let failed = locks
+        .with_write_lock(&realm, |_| async {
+            Err::<(), _>(Box::<dyn std::error::Error + Send + Sync>::from("mine"))
+        })
+        .await;
+    assert_eq!(failed.unwrap_err().to_string(), "mine");
+
+    let panicking = locks.clone();
+    let job = tokio::spawn({
+        let realm = realm.clone();
+        async move {
+            panicking
+                .with_write_lock(&realm, |_| async {
+                    assert!(realm_is_wrong(), "as the test asked");
+                    Ok::<_, LockError>(())
+                })
+                .await
+        }
+    });
+    assert!(job.await.unwrap_err().is_panic());
+
+    let late = locks
+        .clone()
+        .max_hold(Duration::from_millis(20))
+        .with_write_lock(&realm, |_| std::future::pending::<Result<(), LockError>>())
+        .await;
+    assert!(matches!(late, Err(LockError::Expired { .. })), "{late:?}");
+
+    // Each of them gave the only connection back, with no lock on it.
+    locks
+        .with_write_lock(&realm, |_| async { Ok::<_, LockError>(()) })
+        .await
+        .unwrap();
+    database.wait_for_granted(lock, 0).await;
+    assert_eq!(database.backends().await, 1);
+}
+
+fn realm_is_wrong() -> bool {
+    false
+}

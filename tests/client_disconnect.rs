@@ -1,0 +1,177 @@
+//! A client that goes away leaves nothing behind: no queued backend, no lock, no unusable connection, no half write.
+
+mod support;
+
+use std::time::Duration;
+
+use support::database::{TestDatabase, database};
+use support::gate::{code, gate, key, patch, realms};
+use tokio_postgres::Client;
+use tower_realm_lock::{LockError, OnDisconnect, RealmLocks, RealmUrl, RealmWriteLockLayer};
+
+const PATH: &str = "/luke/a/card";
+
+/// A layer with a single lock connection, and more patience than the tests have: the server's own time-out helps nobody.
+async fn layer(database: &TestDatabase) -> RealmWriteLockLayer {
+    let locks = RealmLocks::postgres_builder(database.url())
+        .pool_size(1)
+        .build()
+        .await
+        .unwrap();
+    RealmWriteLockLayer::new(locks, realms()).acquire_timeout(Duration::from_secs(60))
+}
+
+/// A session that holds the lock of the tests' realm until its transaction ends.
+async fn foreign_holder(database: &TestDatabase) -> Client {
+    let client = database.connect().await;
+    let key = key("/luke/a");
+    client
+        .batch_execute(&format!("BEGIN; SELECT pg_advisory_xact_lock({key})"))
+        .await
+        .unwrap();
+    client
+}
+
+#[tokio::test]
+async fn a_client_gone_while_it_waits_leaves_no_queued_backend_and_no_unusable_connection() {
+    let database = database().await;
+    let layer = layer(&database).await;
+    let holder = foreign_holder(&database).await;
+    let (handler, mut gate) = gate();
+
+    for _ in 0..5 {
+        let waiting = patch(&layer, &handler, PATH);
+        database.wait_for_waiting(key(PATH), 1).await;
+        waiting.abort();
+        database.wait_for_waiting(key(PATH), 0).await;
+    }
+
+    // The pool's only connection serves the next request, of this realm and of another.
+    let other = patch(&layer, &handler, "/luke/b/card");
+    gate.entered().await.answer(200);
+    other.await.unwrap().unwrap();
+    let next = patch(&layer, &handler, PATH);
+    database.wait_for_waiting(key(PATH), 1).await;
+    holder.batch_execute("COMMIT").await.unwrap();
+    gate.entered().await.answer(200);
+    assert_eq!(next.await.unwrap().unwrap().status(), 200);
+    database.wait_for_granted(key(PATH), 0).await;
+}
+
+#[tokio::test]
+async fn without_the_cancellation_a_dropped_wait_stays_queued() {
+    // The bug that the layer is safe from: dropping the driver's future cancels nothing on the server.
+    let database = database().await;
+    let holder = foreign_holder(&database).await;
+    let client = database.connect().await;
+    let lock = format!("SELECT pg_advisory_xact_lock({})", key(PATH));
+    let dropped =
+        tokio::time::timeout(Duration::from_millis(50), client.batch_execute(&lock)).await;
+    assert!(dropped.is_err());
+    drop(client);
+    database.wait_for_waiting(key(PATH), 1).await;
+    drop(holder);
+}
+
+#[tokio::test]
+async fn a_client_gone_from_the_queue_gives_up_its_place() {
+    let database = database().await;
+    let layer = layer(&database).await;
+    let (handler, mut gate) = gate();
+    let first = patch(&layer, &handler, PATH);
+    let inside = gate.entered().await;
+    let second = patch(&layer, &handler, "/luke/a/2");
+    let third = patch(&layer, &handler, "/luke/a/3");
+    tokio::task::yield_now().await;
+    second.abort();
+    assert!(second.await.unwrap_err().is_cancelled());
+    inside.answer(200);
+    first.await.unwrap().unwrap();
+    let inside = gate.entered().await;
+    assert_eq!(inside.path, "/luke/a/3");
+    inside.answer(200);
+    third.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_granted_call_runs_to_its_end_and_holds_until_then() {
+    let database = database().await;
+    let layer = layer(&database).await;
+    let (handler, mut gate) = gate();
+    let gone = patch(&layer, &handler, PATH);
+    let inside = gate.entered().await;
+    gone.abort();
+    assert!(gone.await.unwrap_err().is_cancelled());
+
+    let next = patch(&layer, &handler, "/luke/a/next");
+    tokio::task::yield_now().await;
+    assert!(!inside.was_dropped());
+    assert!(inside.held.as_ref().unwrap().is_held());
+    assert_eq!(database.advisory_locks(key(PATH)).await, (1, 0));
+    assert!(gate.is_empty());
+
+    inside.answer(200);
+    gate.entered().await.answer(200);
+    next.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_call_can_be_told_to_end_with_its_client() {
+    let database = database().await;
+    let layer = layer(&database).await.on_disconnect(OnDisconnect::Cancel);
+    let (handler, mut gate) = gate();
+    let gone = patch(&layer, &handler, PATH);
+    let mut inside = gate.entered().await;
+    gone.abort();
+    inside.dropped().await;
+    database.wait_for_granted(key(PATH), 0).await;
+    let next = patch(&layer, &handler, PATH);
+    gate.entered().await.answer(200);
+    next.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_job_that_is_dropped_behaves_like_a_client_that_goes() {
+    let database = database().await;
+    let locks = RealmLocks::postgres_builder(database.url())
+        .pool_size(1)
+        .build()
+        .await
+        .unwrap();
+    let realm: RealmUrl = "http://realms.test/luke/a/".parse().unwrap();
+    let holder = foreign_holder(&database).await;
+    let waiting = tokio::spawn({
+        let (locks, realm) = (locks.clone(), realm.clone());
+        async move {
+            let never = |_| async { Ok::<_, LockError>(()) };
+            let patient = locks.acquire_timeout(Duration::from_secs(60));
+            patient.with_write_lock(&realm, never).await
+        }
+    });
+    database.wait_for_waiting(key(PATH), 1).await;
+    waiting.abort();
+    database.wait_for_waiting(key(PATH), 0).await;
+    holder.batch_execute("COMMIT").await.unwrap();
+    locks
+        .with_write_lock(&realm, |_| async { Ok::<_, LockError>(()) })
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_wait_that_takes_too_long_is_answered_and_cleaned_up() {
+    let database = database().await;
+    let layer = layer(&database).await;
+    let holder = foreign_holder(&database).await;
+    let (handler, mut gate) = gate();
+    let impatient = layer.clone().acquire_timeout(Duration::from_millis(100));
+    let response = patch(&impatient, &handler, PATH).await.unwrap().unwrap();
+    assert_eq!(response.status(), 503);
+    assert_eq!(code(&response), "lock-timeout");
+    assert_eq!(response.headers()["retry-after"], "1");
+    database.wait_for_waiting(key(PATH), 0).await;
+    holder.batch_execute("COMMIT").await.unwrap();
+    let next = patch(&layer, &handler, PATH);
+    gate.entered().await.answer(200);
+    next.await.unwrap().unwrap();
+}

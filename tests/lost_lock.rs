@@ -1,0 +1,233 @@
+//! A lock that is lost under a running call: the call is stopped, and nobody is told that it succeeded.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use http::Response;
+use support::database::{TestDatabase, database};
+use support::gate::{code, gate, key, patch, realms};
+use support::proxy::Proxy;
+use tower_realm_lock::{FencingToken, LockError, RealmLocks, RealmUrl, RealmWriteLockLayer};
+
+const PATH: &str = "/luke/a/card";
+
+async fn layer(database: &TestDatabase) -> RealmWriteLockLayer {
+    let locks = RealmLocks::postgres(database.url()).await.unwrap();
+    RealmWriteLockLayer::new(locks, realms())
+}
+
+async fn terminate_holder(database: &TestDatabase) {
+    let pid = database.holder_pid(key(PATH)).await.expect("a holder");
+    database.terminate(pid).await;
+}
+
+fn assert_lost(response: &Response<String>) {
+    assert_eq!(response.status(), 503);
+    assert_eq!(code(response), "lock-lost");
+    assert!(!response.headers().contains_key("retry-after"));
+}
+
+#[tokio::test]
+async fn a_call_whose_lock_is_lost_is_dropped_and_answered_503() {
+    let database = database().await;
+    let layer = layer(&database).await;
+    let (handler, mut gate) = gate();
+    let write = patch(&layer, &handler, PATH);
+    let mut call = gate.entered().await;
+    let held = call.held.clone().unwrap();
+    terminate_holder(&database).await;
+
+    held.lost().await;
+    assert!(!held.is_held());
+    call.dropped().await;
+    assert_lost(&write.await.unwrap().unwrap());
+
+    let next = patch(&layer, &handler, PATH);
+    gate.entered().await.answer(200);
+    assert_eq!(next.await.unwrap().unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_handler_that_ends_in_the_same_instant_is_not_a_success() {
+    let database = database().await;
+    let layer = layer(&database).await;
+    for _ in 0..50 {
+        let (handler, mut gate) = gate();
+        let write = patch(&layer, &handler, PATH);
+        let call = gate.entered().await;
+        let pid = database.holder_pid(key(PATH)).await.expect("a holder");
+        // The answer and the end of the backend are on their way together; the backend's comes first.
+        database.terminate(pid).await;
+        database.wait_for_granted(key(PATH), 0).await;
+        if !call.was_dropped() {
+            call.answer(200);
+        }
+        assert_lost(&write.await.unwrap().unwrap());
+    }
+}
+
+/// A layer whose way to PostgreSQL can be broken.
+async fn layer_behind(
+    proxy: &Proxy,
+    database: &TestDatabase,
+    lease: Duration,
+) -> RealmWriteLockLayer {
+    let locks = RealmLocks::postgres_builder(&proxy.url(database.url()))
+        .lease(lease)
+        .build()
+        .await
+        .unwrap();
+    RealmWriteLockLayer::new(locks, realms())
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_is_a_lost_lock() {
+    let database = database().await;
+    let proxy = Proxy::to(database.url()).await;
+    let layer = layer_behind(&proxy, &database, Duration::from_secs(30)).await;
+    let (handler, mut gate) = gate();
+    let write = patch(&layer, &handler, PATH);
+    let mut call = gate.entered().await;
+    proxy.cut();
+    call.dropped().await;
+    assert_lost(&write.await.unwrap().unwrap());
+}
+
+#[tokio::test]
+async fn a_silent_network_is_a_lost_lock_before_the_server_lets_the_next_one_in() {
+    let database = database().await;
+    let proxy = Proxy::to(database.url()).await;
+    let lease = Duration::from_millis(1500);
+    let cut_off = layer_behind(&proxy, &database, lease).await;
+    let other = layer(&database).await;
+    let (handler, mut gate) = gate();
+    let write = patch(&cut_off, &handler, PATH);
+    let mut call = gate.entered().await;
+    let next = patch(&other, &handler, PATH);
+    database.wait_for_waiting(key(PATH), 1).await;
+
+    let silent = Instant::now();
+    proxy.freeze();
+    call.dropped().await;
+    assert!(
+        gate.is_empty(),
+        "the next writer is inside before this one is out"
+    );
+    assert!(silent.elapsed() < lease, "{:?}", silent.elapsed());
+    assert_lost(&write.await.unwrap().unwrap());
+
+    let entered = gate.entered().await;
+    assert!(
+        silent.elapsed() < lease + lease / 2,
+        "{:?}",
+        silent.elapsed()
+    );
+    entered.answer(200);
+    assert_eq!(next.await.unwrap().unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_connection_that_may_still_hold_a_lock_is_not_used_again() {
+    let database = database().await;
+    let proxy = Proxy::to(database.url()).await;
+    let locks = RealmLocks::postgres_builder(&proxy.url(database.url()))
+        .pool_size(1)
+        .lease(Duration::from_secs(2))
+        .build()
+        .await
+        .unwrap();
+    let layer = RealmWriteLockLayer::new(locks, realms());
+    let (handler, mut gate) = gate();
+    let write = patch(&layer, &handler, PATH);
+    let mut call = gate.entered().await;
+    proxy.freeze();
+    call.dropped().await;
+    assert_lost(&write.await.unwrap().unwrap());
+
+    // The server has not noticed anything: the lock is still there, and so is the connection.
+    proxy.thaw();
+    let other = patch(&layer, &handler, "/luke/b/card");
+    let call = gate.entered().await;
+    database.wait_for_granted(key(PATH), 0).await;
+    call.answer(200);
+    assert_eq!(other.await.unwrap().unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_success_waits_for_its_confirmation_unless_told_otherwise() {
+    let database = database().await;
+    let proxy = Proxy::to(database.url()).await;
+    let layer = layer_behind(&proxy, &database, Duration::from_millis(600)).await;
+    let (handler, mut gate) = gate();
+
+    let confirmed = patch(&layer, &handler, PATH);
+    let call = gate.entered().await;
+    proxy.freeze();
+    call.answer(200);
+    assert_lost(&confirmed.await.unwrap().unwrap());
+    proxy.thaw();
+
+    let unconfirmed = patch(&layer.clone().confirm(false), &handler, PATH);
+    let call = gate.entered().await;
+    proxy.freeze();
+    call.answer(200);
+    let response = unconfirmed.await.unwrap().unwrap();
+    assert_eq!(response.status(), 200);
+}
+
+#[tokio::test]
+async fn a_failure_does_not_wait_and_stays_what_it_is() {
+    let database = database().await;
+    let proxy = Proxy::to(database.url()).await;
+    let layer = layer_behind(&proxy, &database, Duration::from_secs(30)).await;
+    let (handler, mut gate) = gate();
+    let write = patch(&layer, &handler, PATH);
+    let call = gate.entered().await;
+    proxy.freeze();
+    call.answer(404);
+    let response = write.await.unwrap().unwrap();
+    assert_eq!(response.status(), 404);
+}
+
+#[tokio::test]
+async fn a_job_is_told_of_its_lost_lock() {
+    let database = database().await;
+    let locks = RealmLocks::postgres(database.url()).await.unwrap();
+    let realm: RealmUrl = "http://realms.test/luke/a/".parse().unwrap();
+    let job = tokio::spawn(async move {
+        locks
+            .with_write_lock(&realm, |_| std::future::pending::<Result<(), LockError>>())
+            .await
+    });
+    database.wait_for_granted(key(PATH), 1).await;
+    terminate_holder(&database).await;
+    let lost = job.await.unwrap();
+    assert!(matches!(lost, Err(LockError::Lost { .. })), "{lost:?}");
+}
+
+#[tokio::test]
+async fn fencing_tokens_grow_from_hold_to_hold_across_replicas() {
+    let database = database().await;
+    let fenced = async || {
+        let builder = RealmLocks::postgres_builder(database.url()).fencing(true);
+        RealmWriteLockLayer::new(builder.build().await.unwrap(), realms())
+    };
+    let replicas = [fenced().await, fenced().await];
+    let (handler, mut gate) = gate();
+    let mut last: Option<FencingToken> = None;
+    for turn in 0..20 {
+        let write = patch(&replicas[turn % 2], &handler, PATH);
+        let call = gate.entered().await;
+        let token = call.held.as_ref().unwrap().fencing_token();
+        assert!(token > last, "{token:?} after {last:?}");
+        last = token;
+        call.answer(200);
+        write.await.unwrap().unwrap();
+    }
+    let plain = patch(&layer(&database).await, &handler, PATH);
+    let call = gate.entered().await;
+    assert_eq!(call.held.as_ref().unwrap().fencing_token(), None);
+    call.answer(200);
+    plain.await.unwrap().unwrap();
+}

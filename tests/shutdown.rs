@@ -1,0 +1,64 @@
+//! A shutdown grants nothing more, lets holds end, and leaves no lock and no connection.
+
+mod support;
+
+use std::time::Duration;
+
+use support::database::database;
+use support::gate::{code, gate, key, patch, realms};
+use tower_realm_lock::{LockError, RealmLocks, RealmWriteLockLayer};
+
+const GRACE: Duration = Duration::from_secs(10);
+
+#[tokio::test]
+async fn holds_end_waiters_are_refused_and_connections_close() {
+    let database = database().await;
+    let locks = RealmLocks::postgres(database.url()).await.unwrap();
+    let layer = RealmWriteLockLayer::new(locks.clone(), realms());
+    let (handler, mut gate) = gate();
+    let foreign = database.connect().await;
+    let lock = format!("SELECT pg_advisory_lock({})", key("/luke/b"));
+    foreign.batch_execute(&lock).await.unwrap();
+
+    let gone = patch(&layer, &handler, "/luke/a/1");
+    let inside = gate.entered().await;
+    gone.abort();
+    let queued = patch(&layer, &handler, "/luke/a/2");
+    let in_database = patch(&layer, &handler, "/luke/b/1");
+    database.wait_for_waiting(key("/luke/b"), 1).await;
+
+    let shutdown = tokio::spawn(async move { locks.shutdown(GRACE).await });
+    for refused in [queued, in_database, patch(&layer, &handler, "/luke/c/1")] {
+        let response = refused.await.unwrap().unwrap();
+        assert_eq!(
+            (response.status().as_u16(), &*code(&response)),
+            (503, "lock-unavailable")
+        );
+    }
+    assert!(!shutdown.is_finished());
+    inside.answer(200);
+    shutdown.await.unwrap().unwrap();
+    assert_eq!(database.advisory_locks(key("/luke/a")).await, (0, 0));
+    assert_eq!(database.advisory_locks(key("/luke/b")).await, (1, 0));
+    drop(foreign);
+    database
+        .wait_until("no connection", async || database.backends().await == 0)
+        .await;
+}
+
+#[tokio::test]
+async fn a_hold_that_does_not_end_in_time_is_reported() {
+    let locks = RealmLocks::in_process();
+    let layer = RealmWriteLockLayer::new(locks.clone(), realms());
+    let (handler, mut gate) = gate();
+    let write = patch(&layer, &handler, "/luke/a/1");
+    let inside = gate.entered().await;
+    let error = locks.shutdown(Duration::from_millis(10)).await.unwrap_err();
+    assert!(
+        matches!(error, LockError::ShutdownIncomplete { .. }),
+        "{error}"
+    );
+    inside.answer(200);
+    write.await.unwrap().unwrap();
+    locks.shutdown(GRACE).await.unwrap();
+}

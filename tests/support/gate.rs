@@ -1,0 +1,207 @@
+//! A handler that tells the test when a call is inside it, and waits there for the test's word.
+
+use std::convert::Infallible;
+use std::future::{Future, Ready, ready};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+
+use http::{Method, Request, Response, StatusCode};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tower::{Layer, Service, ServiceExt};
+use tower_realm_lock::{HeldLock, RealmPaths, RealmWriteLockLayer};
+
+use super::wait::PATIENCE;
+
+/// The origin of every realm in these tests.
+pub const ORIGIN: &str = "http://realms.test";
+
+/// Realms of the template `/{owner}/{realm}` at [`ORIGIN`].
+pub fn realms() -> RealmPaths {
+    RealmPaths::new(ORIGIN, "/{owner}/{realm}").expect("the template is right")
+}
+
+/// The number that PostgreSQL locks for a realm of these tests, given its path.
+pub fn key(path: &str) -> i64 {
+    let realm = realms().resolve(path).expect("the path names a realm");
+    tower_realm_lock::LockKey::of(&realm).value()
+}
+
+/// A handler whose calls stop at the test's [`Gate`].
+#[derive(Clone)]
+pub struct Gated(mpsc::UnboundedSender<Call>);
+
+/// The test's end: the calls that are inside the handler, in the order they came.
+pub struct Gate(mpsc::UnboundedReceiver<Call>);
+
+/// A handler and its gate.
+pub fn gate() -> (Gated, Gate) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    (Gated(sender), Gate(receiver))
+}
+
+/// One call that is inside the handler. It stays there until it is told how to end.
+#[derive(Debug)]
+pub struct Call {
+    pub path: String,
+    /// The hold's handle, if the call is locked.
+    pub held: Option<HeldLock>,
+    end: oneshot::Sender<End>,
+    dropped: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+enum End {
+    Answer(StatusCode),
+    Fail,
+    Panic,
+}
+
+/// What the handler fails with.
+#[derive(Debug, thiserror::Error)]
+#[error("the handler failed")]
+pub struct Failed;
+
+impl Call {
+    /// Lets the call answer.
+    pub fn answer(self, status: u16) {
+        let status = StatusCode::from_u16(status).expect("a status");
+        self.end(End::Answer(status));
+    }
+
+    /// Lets the call fail with the service's own error.
+    pub fn fail(self) {
+        self.end(End::Fail);
+    }
+
+    /// Lets the call panic.
+    pub fn panic(self) {
+        self.end(End::Panic);
+    }
+
+    /// Whether the handler's future was dropped before its end.
+    pub fn was_dropped(&self) -> bool {
+        self.dropped.load(Ordering::SeqCst)
+    }
+
+    /// Waits until the handler's future is dropped.
+    pub async fn dropped(&mut self) {
+        tokio::time::timeout(PATIENCE, self.end.closed())
+            .await
+            .expect("the call is dropped");
+        assert!(self.was_dropped());
+    }
+
+    fn end(self, end: End) {
+        self.end.send(end).expect("the call still waits");
+    }
+}
+
+impl Gate {
+    /// The next call that has come in.
+    ///
+    /// # Panics
+    /// When none comes in time.
+    pub async fn entered(&mut self) -> Call {
+        tokio::time::timeout(PATIENCE, self.0.recv())
+            .await
+            .expect("a call comes in")
+            .expect("the handler is there")
+    }
+
+    /// Whether no call is waiting to be received.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Service<Request<String>> for Gated {
+    type Response = Response<String>;
+    type Error = Failed;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<String>, Failed>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<String>) -> Self::Future {
+        let calls = self.0.clone();
+        Box::pin(async move {
+            let (end, told) = oneshot::channel();
+            let watch = DropWatch(Arc::default());
+            let call = Call {
+                path: request.uri().path().to_owned(),
+                held: request.extensions().get().cloned(),
+                end,
+                dropped: Arc::clone(&watch.0),
+            };
+            calls.send(call).expect("the test is there");
+            let end = told.await.expect("the test tells how to end");
+            std::mem::forget(watch);
+            match end {
+                End::Answer(status) => Ok(Response::builder()
+                    .status(status)
+                    .body(String::new())
+                    .expect("a plain response")),
+                End::Fail => Err(Failed),
+                End::Panic => panic!("as the test asked"),
+            }
+        })
+    }
+}
+
+struct DropWatch(Arc<AtomicBool>);
+
+impl Drop for DropWatch {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// What a request through a layer came to.
+pub type Outcome = Result<Response<String>, Failed>;
+
+/// Sends a request through `layer` to `handler`, on a task: aborting it is a client that goes away.
+pub fn send(
+    layer: &RealmWriteLockLayer,
+    handler: &Gated,
+    method: Method,
+    path: &str,
+) -> JoinHandle<Outcome> {
+    let service = layer.layer(handler.clone());
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .body(String::new())
+        .expect("a plain request");
+    tokio::spawn(async move {
+        let response = service.oneshot(request).await?;
+        let (head, body) = response.into_parts();
+        let body = http_body_util::BodyExt::collect(body)
+            .await
+            .expect("the body ends well")
+            .to_bytes();
+        let body = String::from_utf8(body.to_vec()).expect("text");
+        Ok(Response::from_parts(head, body))
+    })
+}
+
+/// Sends a PATCH.
+pub fn patch(layer: &RealmWriteLockLayer, handler: &Gated, path: &str) -> JoinHandle<Outcome> {
+    send(layer, handler, Method::PATCH, path)
+}
+
+/// A handler that answers 200 at once.
+pub fn at_once(_: Request<String>) -> Ready<Result<Response<String>, Infallible>> {
+    ready(Ok(Response::new(String::new())))
+}
+
+/// The problem code of a rejected response: the part of its `type` after `#`.
+pub fn code(response: &Response<String>) -> String {
+    let problem: serde_json::Value =
+        serde_json::from_str(response.body()).expect("a problem document");
+    let kind = problem["type"].as_str().expect("a type");
+    kind.split_once('#').expect("a code").1.to_owned()
+}

@@ -1,0 +1,67 @@
+# shellcheck shell=sh
+# Keeps one throwaway PostgreSQL. Argument: the directory of the server's programs.
+#
+# Prints the directory it made, then answers each request line (init, start PORT, stop MODE) with an exit status on a
+# line of its own. When its input ends, because the cluster was dropped or because the test process died of anything at
+# all, it stops the server and removes the directory. As every step runs in here, one after the other, there is no
+# moment at which the end of the test process can leave a half-made or half-started server behind.
+
+programs=$1
+dir=$(mktemp -d "${TMPDIR:-/tmp}/trl-cluster.XXXXXX" 2>/dev/null || mktemp -d /tmp/trl-cluster.XXXXXX) || exit
+data=$dir/data
+
+# The programs get neither the requests nor the answers' pipe: the server would keep it open.
+run() {
+    program=$programs/$1
+    shift
+    "$program" "$@" </dev/null >>"$dir/keeper.log" 2>&1
+}
+
+# A crash of the machine costs nothing here, so nothing waits for the disk.
+init() {
+    run initdb --no-sync --auth=trust --username=postgres --encoding=UTF8 --locale=C --pgdata="$data" &&
+        cat >>"$data/postgresql.conf" <<END
+listen_addresses = '127.0.0.1'
+unix_socket_directories = '$dir'
+max_connections = 300
+shared_buffers = 16MB
+fsync = off
+synchronous_commit = off
+full_page_writes = off
+wal_level = minimal
+max_wal_senders = 0
+log_line_prefix = '%m [%p] %d '
+END
+}
+
+start() {
+    run pg_ctl start --wait --timeout=30 --pgdata="$data" --log="$dir/server.log" --options="-p $1"
+}
+
+stop() {
+    run pg_ctl stop --wait --timeout=30 --pgdata="$data" --mode="$1"
+}
+
+remove() {
+    stop immediate
+    rm -rf "$dir"
+}
+
+trap remove EXIT
+trap exit HUP INT TERM
+
+# In a subshell: an answer that nobody reads any more ends the subshell, not the keeper.
+answer() {
+    (echo "$1")
+}
+
+answer "$dir"
+while read -r verb argument; do
+    case $verb in
+    init) init ;;
+    start) start "$argument" ;;
+    stop) stop "$argument" ;;
+    *) false ;;
+    esac
+    answer "$?"
+done

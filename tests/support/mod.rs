@@ -1,0 +1,29 @@
+//! What the integration tests stand on: a throwaway PostgreSQL, a database of a test's own, processes of the example
+//! server, and a client for its cards.
+//!
+//! Everything here panics with what it saw when it cannot do its part: a test has no use for an error value.
+
+// Each test binary compiles this folder for itself and uses only a part of it.
+#![allow(dead_code)]
+
+pub mod client;
+pub mod cluster;
+pub mod database;
+pub mod gate;
+mod installed;
+mod keeper;
+mod process;
+pub mod proxy;
+pub mod replica;
+pub mod replicas;
+pub mod wait;
+
+use std::panic::resume_unwind;
+
+/// Runs `work`, which blocks, beside the runtime, so that the tasks of a single-threaded test go on meanwhile.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => resume_unwind(error.into_panic()),
+    }
+}

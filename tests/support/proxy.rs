@@ -1,0 +1,168 @@
+//! A TCP proxy in front of PostgreSQL: it counts what clients ask, and can break the network between them.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_postgres::Config;
+use tokio_postgres::config::Host;
+
+/// A running proxy; it ends with the test's runtime.
+pub struct Proxy {
+    port: u16,
+    state: Arc<State>,
+}
+
+struct State {
+    target: (String, u16),
+    frozen: watch::Sender<bool>,
+    /// Counts the cuts; a connection ends when it changes.
+    cuts: watch::Sender<u32>,
+    queries: Mutex<Vec<String>>,
+}
+
+impl Proxy {
+    /// A proxy to the server of the given database URL.
+    pub async fn to(url: &str) -> Self {
+        let config: Config = url.parse().expect("a database URL");
+        let host = match &config.get_hosts()[0] {
+            Host::Tcp(name) => name.clone(),
+            Host::Unix(path) => panic!("a TCP server is needed, not {}", path.display()),
+        };
+        let port = config.get_ports().first().copied().unwrap_or(5432);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let state = Arc::new(State {
+            target: (host, port),
+            frozen: watch::Sender::new(false),
+            cuts: watch::Sender::new(0),
+            queries: Mutex::default(),
+        });
+        let port = listener.local_addr().expect("bound").port();
+        tokio::spawn(accept(listener, Arc::clone(&state)));
+        Self { port, state }
+    }
+
+    /// The same database through the proxy.
+    pub fn url(&self, url: &str) -> String {
+        let (scheme, rest) = url.split_once("://").expect("a URL");
+        let (authority, path) = rest.split_once('/').expect("a database");
+        let user = authority
+            .rsplit_once('@')
+            .map_or("postgres", |(user, _)| user);
+        format!("{scheme}://{user}@127.0.0.1:{}/{path}", self.port)
+    }
+
+    /// Lets nothing through any more, in either direction, and resets nothing: a partition.
+    pub fn freeze(&self) {
+        self.state.frozen.send_replace(true);
+    }
+
+    /// Lets everything through again, what was held back first.
+    pub fn thaw(&self) {
+        self.state.frozen.send_replace(false);
+    }
+
+    /// Breaks all connections that are open.
+    pub fn cut(&self) {
+        self.state.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// The simple queries that were asked since the last call, each one message and one round trip. Any other message that
+    /// asks for an answer is in it by its tag.
+    pub fn queries(&self) -> Vec<String> {
+        std::mem::take(
+            &mut *self
+                .state
+                .queries
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+}
+
+async fn accept(listener: TcpListener, state: Arc<State>) {
+    while let Ok((client, _)) = listener.accept().await {
+        let state = Arc::clone(&state);
+        tokio::spawn(async move {
+            let (host, port) = &state.target;
+            let Ok(server) = TcpStream::connect((host.as_str(), *port)).await else {
+                return;
+            };
+            for stream in [&client, &server] {
+                stream.set_nodelay(true).expect("a TCP socket");
+            }
+            let (from_client, to_client) = client.into_split();
+            let (from_server, to_server) = server.into_split();
+            let mut cuts = state.cuts.subscribe();
+            tokio::select! {
+                () = forward(from_client, to_server, &state, Some(Frames::default())) => {}
+                () = forward(from_server, to_client, &state, None) => {}
+                _ = cuts.changed() => {}
+            }
+        });
+    }
+}
+
+async fn forward(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    state: &State,
+    mut frames: Option<Frames>,
+) {
+    let mut frozen = state.frozen.subscribe();
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let Ok(length @ 1..) = from.read(&mut buffer).await else {
+            return;
+        };
+        if frozen.wait_for(|frozen| !frozen).await.is_err() {
+            return;
+        }
+        if let Some(frames) = &mut frames {
+            let asked = frames.read(&buffer[..length]);
+            let mut queries = state.queries.lock().unwrap_or_else(PoisonError::into_inner);
+            queries.extend(asked);
+        }
+        if to.write_all(&buffer[..length]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What a client sends, cut into the protocol's messages.
+#[derive(Default)]
+struct Frames {
+    started: bool,
+    pending: Vec<u8>,
+}
+
+impl Frames {
+    fn read(&mut self, bytes: &[u8]) -> Vec<String> {
+        self.pending.extend(bytes);
+        let mut asked = Vec::new();
+        loop {
+            // The first message has no tag.
+            let tagged = usize::from(self.started);
+            let Some(length) = self.pending.get(tagged..tagged + 4) else {
+                return asked;
+            };
+            let length = u32::from_be_bytes(length.try_into().expect("four bytes"));
+            let end = tagged + usize::try_from(length).expect("a small message");
+            if self.pending.len() < end {
+                return asked;
+            }
+            let message: Vec<u8> = self.pending.drain(..end).collect();
+            match message[0] {
+                _ if !self.started => self.started = true,
+                b'Q' => {
+                    let text = &message[5..end - 1];
+                    asked.push(String::from_utf8_lossy(text).into_owned());
+                }
+                b'S' => asked.push("Sync".into()),
+                _ => {}
+            }
+        }
+    }
+}
