@@ -1,0 +1,184 @@
+//! The one place where the server meets the crate: locks from the flags, and a layer around the routes.
+
+use std::time::Duration;
+
+use tower_realm_lock::{
+    LockError, RealmError, RealmLocks, RealmPaths, RealmWriteLockLayer, Rejection,
+};
+use url::Url;
+
+use crate::config::Lock;
+use crate::error::ApiError;
+
+/// The locks that the flags ask for; `None` with `--lock off`.
+pub async fn open(lock: &Lock) -> Result<Option<RealmLocks>, LockError> {
+    match lock {
+        Lock::Off => Ok(None),
+        Lock::InProcess => Ok(Some(RealmLocks::in_process())),
+        Lock::Postgres {
+            url,
+            pool_size,
+            lease,
+            fencing,
+        } => {
+            let mut builder = RealmLocks::postgres_builder(url).fencing(*fencing);
+            if let Some(pool_size) = *pool_size {
+                builder = builder.pool_size(pool_size);
+            }
+            if let Some(lease) = *lease {
+                builder = builder.lease(lease);
+            }
+            builder.build().await.map(Some)
+        }
+    }
+}
+
+/// The layer that puts every write of a realm under its lock.
+pub fn layer(
+    locks: RealmLocks,
+    base_url: &Url,
+    acquire_timeout: Option<Duration>,
+) -> Result<RealmWriteLockLayer, RealmError> {
+    let realms = RealmPaths::new(base_url.as_str(), "/{owner}/{realm}")?;
+    let layer = RealmWriteLockLayer::new(locks, realms)
+        .rejection(|rejection: &Rejection| ApiError::from(rejection).into_http());
+    Ok(match acquire_timeout {
+        Some(timeout) => layer.acquire_timeout(timeout),
+        None => layer,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use axum::body::Body;
+    use axum::response::Response;
+    use http::header::{CONTENT_TYPE, RETRY_AFTER};
+    use http::{Request, StatusCode};
+    use http_body_util::BodyExt;
+    use serde_json::Value;
+    use tempfile::TempDir;
+    use tokio::sync::oneshot;
+    use tower::ServiceExt;
+    use tower_realm_lock::RealmUrl;
+
+    use super::*;
+    use crate::routes::{Cards, router};
+    use crate::store::Store;
+
+    /// A server whose writes wait this long for locks that the caller has as well.
+    fn server(directory: &TempDir, acquire_timeout: Duration) -> (axum::Router, RealmLocks) {
+        let base_url = Url::parse("http://127.0.0.1:4201").unwrap();
+        let locks = RealmLocks::in_process();
+        let layer = layer(locks.clone(), &base_url, Some(acquire_timeout)).unwrap();
+        let store = Arc::new(Store {
+            root: directory.path().to_owned(),
+            write_delay: Duration::from_millis(50),
+            fencing: false,
+        });
+        (router(Cards { store, base_url }, Some(&layer)), locks)
+    }
+
+    async fn send(router: &axum::Router, method: &str, path: &str, body: &str) -> Response {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(CONTENT_TYPE, "application/json")
+            .body(Body::from(body.to_owned()))
+            .unwrap();
+        router.clone().oneshot(request).await.unwrap()
+    }
+
+    async fn document(response: Response) -> Value {
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        serde_json::from_slice(&body).unwrap()
+    }
+
+    #[tokio::test]
+    async fn no_update_is_lost_under_the_lock() {
+        let directory = tempfile::tempdir().unwrap();
+        let (router, _) = server(&directory, Duration::from_secs(60));
+        let add = r#"{"atomic:operations":[{"op":"add","href":"x","data":{"type":"card"}}]}"#;
+        let (one, other) = tokio::join!(
+            send(&router, "POST", "/luke/r/_atomic", add),
+            send(&router, "POST", "/luke/r/_atomic", add),
+        );
+        let mut statuses = [one.status(), other.status()];
+        statuses.sort();
+        assert_eq!(statuses, [StatusCode::CREATED, StatusCode::CONFLICT]);
+
+        tokio::join!(
+            send(
+                &router,
+                "PATCH",
+                "/luke/r/x",
+                r#"{"data":{"attributes":{"a":1}}}"#
+            ),
+            send(
+                &router,
+                "PATCH",
+                "/luke/r/x",
+                r#"{"data":{"attributes":{"b":2}}}"#
+            ),
+        );
+        let card = document(send(&router, "GET", "/luke/r/x", "").await).await;
+        assert_eq!(
+            card["data"]["attributes"],
+            serde_json::json!({"a": 1, "b": 2})
+        );
+    }
+
+    #[tokio::test]
+    async fn only_a_write_waits_for_the_lock_and_its_rejection_is_an_error_object() {
+        let directory = tempfile::tempdir().unwrap();
+        let (router, locks) = server(&directory, Duration::from_millis(1));
+        let (enter, entered) = oneshot::channel();
+        let (release, released) = oneshot::channel::<()>();
+        let realm = RealmUrl::parse("http://127.0.0.1:4201/luke/r/").unwrap();
+        let hold = tokio::spawn(async move {
+            locks
+                .with_write_lock(&realm, |_| async move {
+                    enter.send(()).unwrap();
+                    released.await.unwrap();
+                    Ok::<_, LockError>(())
+                })
+                .await
+        });
+        entered.await.unwrap();
+
+        for (method, path, status) in [
+            ("GET", "/luke/r/x", 404),
+            ("PATCH", "/luke/other/x", 404),
+            ("PATCH", "/luke/r/x", 503),
+        ] {
+            let response = send(&router, method, path, r#"{"data":{}}"#).await;
+            assert_eq!(response.status(), status, "{method} {path}");
+        }
+        let response = send(&router, "DELETE", "/luke/r/x", "").await;
+        assert_eq!(response.headers()[CONTENT_TYPE], "application/vnd.api+json");
+        assert!(response.headers().contains_key(RETRY_AFTER));
+        let error = &document(response).await["errors"][0];
+        assert_eq!(
+            (&error["status"], &error["code"]),
+            (&"503".into(), &"lock-timeout".into())
+        );
+        let problem_type = error["links"]["type"].as_str().unwrap();
+        assert!(problem_type.ends_with("#lock-timeout"), "{problem_type}");
+
+        release.send(()).unwrap();
+        hold.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_realm_that_cannot_be_told_is_an_error_object_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let (router, _) = server(&directory, Duration::from_secs(60));
+        for path in ["/luke", "/luke//x", "/luke/%2e%2e/x", "/luke/a%2Fb/x"] {
+            let response = send(&router, "DELETE", path, "").await;
+            assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{path}");
+            let error = &document(response).await["errors"][0];
+            assert_eq!(error["code"], "realm-unresolved", "{path}");
+        }
+    }
+}

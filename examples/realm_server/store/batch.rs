@@ -1,0 +1,154 @@
+//! Replacing several files: all of them, or none.
+//!
+//! A reader may see the first file before the last one, and a crash between two renames leaves a part: there is no
+//! journal. Within those limits a failure at any point puts back what was there.
+
+use std::path::PathBuf;
+
+use tempfile::TempPath;
+use tower_realm_lock::FencingToken;
+use tracing::error;
+
+use super::fence::{self, Fence};
+use super::{StoreError, files};
+
+/// The content of one file, before and after; `None` where there is no file.
+pub struct Replacement {
+    pub file: PathBuf,
+    pub before: Option<Vec<u8>>,
+    pub after: Option<Vec<u8>>,
+}
+
+/// A replacement with all its bytes on disk: what is left to do is renaming.
+struct Staged<'a> {
+    replacement: &'a Replacement,
+    content: Option<TempPath>,
+    fence: Option<Fence>,
+}
+
+/// Makes all replacements, under this fencing token if there is one.
+pub fn replace_all(
+    replacements: &[Replacement],
+    token: Option<FencingToken>,
+) -> Result<(), StoreError> {
+    if let Some(token) = token {
+        for replacement in replacements {
+            fence::check(&replacement.file, token)?;
+        }
+    }
+    let mut made = Vec::new();
+    let mut replaced = Vec::new();
+    let result =
+        stage(replacements, token, &mut made).and_then(|staged| publish(staged, &mut replaced));
+    if result.is_err() {
+        undo(&replaced, token);
+        for directory in made.iter().rev() {
+            // One that is not empty is in use by now.
+            let _ = std::fs::remove_dir(directory);
+        }
+    }
+    result
+}
+
+fn stage<'a>(
+    replacements: &'a [Replacement],
+    token: Option<FencingToken>,
+    made: &mut Vec<PathBuf>,
+) -> Result<Vec<Staged<'a>>, StoreError> {
+    let mut staged = Vec::with_capacity(replacements.len());
+    for replacement in replacements {
+        let file = &replacement.file;
+        let failed = |source| StoreError::io(file, source);
+        // Only what is new may need a directory.
+        if replacement.before.is_none() {
+            files::make_directory(files::directory_of(file), made).map_err(failed)?;
+        }
+        let content = replacement.after.as_deref();
+        staged.push(Staged {
+            replacement,
+            content: content
+                .map(|bytes| files::stage(file, bytes))
+                .transpose()
+                .map_err(failed)?,
+            fence: token.map(|token| Fence::stage(file, token)).transpose()?,
+        });
+    }
+    Ok(staged)
+}
+
+/// Renames everything into its place, and notes what it has replaced, also when it fails half way.
+fn publish<'a>(
+    staged: Vec<Staged<'a>>,
+    replaced: &mut Vec<&'a Replacement>,
+) -> Result<(), StoreError> {
+    for Staged {
+        replacement,
+        content,
+        fence,
+    } in staged
+    {
+        let file = &replacement.file;
+        let failed = |source| StoreError::io(file, source);
+        // The fence first: with the card first, an older write could still get in between the two.
+        if let Some(fence) = fence {
+            fence.raise(file)?;
+        }
+        match content {
+            Some(content) => content.persist(file).map_err(|error| failed(error.error))?,
+            None => files::remove(file).map_err(failed)?,
+        }
+        replaced.push(replacement);
+        files::sync_directory_of(file).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Puts back what was there. Fences stay raised: they refuse only writes that are older than this one.
+fn undo(replaced: &[&Replacement], token: Option<FencingToken>) {
+    for Replacement { file, before, .. } in replaced.iter().rev() {
+        if let Some(token) = token
+            && fence::check(file, token).is_err()
+        {
+            // A later hold has written the card since: it is not this write's to put back.
+            continue;
+        }
+        let put_back = match before {
+            Some(bytes) => files::stage(file, bytes)
+                .and_then(|staged| staged.persist(file).map_err(|error| error.error)),
+            None => files::remove(file),
+        };
+        if let Err(cause) = put_back.and_then(|()| files::sync_directory_of(file)) {
+            error!(%cause, file = %file.display(), "a write that failed half way could not be undone");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_write_of_a_later_hold_is_not_undone() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("x.json");
+        let write = |before: Option<&[u8]>, after: &[u8], token: &str| {
+            let replacement = Replacement {
+                file: file.clone(),
+                before: before.map(Vec::from),
+                after: Some(after.to_vec()),
+            };
+            let token = token.parse().ok();
+            replace_all(std::slice::from_ref(&replacement), token).unwrap();
+            replacement
+        };
+        let early = write(None, b"early", "7");
+        let late = write(Some(b"early"), b"late", "8");
+
+        undo(&[&early], "7".parse().ok());
+        assert_eq!(fs::read(&file).unwrap(), b"late");
+        undo(&[&late], "8".parse().ok());
+        assert_eq!(fs::read(&file).unwrap(), b"early");
+    }
+}

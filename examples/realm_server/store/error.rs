@@ -1,0 +1,104 @@
+//! Why the store did not read or write.
+
+use std::error::Error;
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use tower_realm_lock::FencingToken;
+
+use crate::card::BadDocument;
+use crate::path::CardPath;
+
+/// What kept the store from a read or a write. Nothing was written.
+#[derive(Debug)]
+pub enum StoreError {
+    /// The operation with this number changes a card that is not there.
+    Missing {
+        operation: usize,
+        card: CardPath,
+    },
+    /// The operation with this number adds a card that is there.
+    Exists {
+        operation: usize,
+        card: CardPath,
+    },
+    /// A later hold of the realm has written the card.
+    StaleFencingToken {
+        offered: FencingToken,
+        stored: FencingToken,
+    },
+    /// Fencing is on, and the write came without a token.
+    NoFencingToken,
+    /// The file with the fencing token of a card holds none.
+    DamagedFence {
+        file: PathBuf,
+    },
+    /// The file of a card holds none.
+    Damaged {
+        file: PathBuf,
+        source: BadDocument,
+    },
+    /// The file system has no place for a card of this name.
+    Unusable {
+        file: PathBuf,
+        source: io::Error,
+    },
+    Io {
+        file: PathBuf,
+        source: io::Error,
+    },
+}
+
+impl StoreError {
+    /// Tells a name that cannot be a card's from a file system that does not work.
+    pub fn io(file: &Path, source: io::Error) -> Self {
+        let file = file.to_owned();
+        match source.kind() {
+            ErrorKind::InvalidFilename | ErrorKind::NotADirectory | ErrorKind::IsADirectory => {
+                Self::Unusable { file, source }
+            }
+            _ => Self::Io { file, source },
+        }
+    }
+
+    /// The number of the operation that cannot be applied, where it is one operation's fault.
+    pub fn operation(&self) -> Option<usize> {
+        match self {
+            Self::Missing { operation, .. } | Self::Exists { operation, .. } => Some(*operation),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing { card, .. } => write!(f, "the card '{card}' does not exist"),
+            Self::Exists { card, .. } => write!(f, "the card '{card}' exists already"),
+            Self::StaleFencingToken { offered, stored } => {
+                write!(
+                    f,
+                    "fencing token {offered} is older than the stored {stored}"
+                )
+            }
+            Self::NoFencingToken => f.write_str("a write came without a fencing token"),
+            Self::DamagedFence { file } => {
+                write!(f, "{} holds no fencing token", file.display())
+            }
+            Self::Damaged { file, .. } => write!(f, "{} holds no card", file.display()),
+            Self::Unusable { file, .. } => write!(f, "{} cannot be a card", file.display()),
+            Self::Io { file, .. } => write!(f, "{} cannot be read or written", file.display()),
+        }
+    }
+}
+
+impl Error for StoreError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Unusable { source, .. } | Self::Io { source, .. } => Some(source),
+            Self::Damaged { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,272 @@
+use std::fs;
+use std::sync::Barrier;
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::*;
+use crate::path::RealmPath;
+
+fn store(directory: &TempDir, fencing: bool) -> Store {
+    Store {
+        root: directory.path().to_owned(),
+        write_delay: Duration::ZERO,
+        fencing,
+    }
+}
+
+fn path(path: &str) -> CardPath {
+    let (realm, _) = RealmPath::split("/luke/r/").unwrap();
+    realm.card(path).unwrap()
+}
+
+fn card(name: &str, value: u64) -> Card {
+    let resource = json!({ "type": "card", "attributes": { name: value } });
+    Card::from_resource(&resource, "", Expect::Whole).unwrap()
+}
+
+fn add(name: &str, value: u64) -> Operation {
+    let change = Change::Add(card("a", value));
+    Operation {
+        card: path(name),
+        change,
+    }
+}
+
+fn update(name: &str, attribute: &str, value: u64) -> Operation {
+    let change = Change::Update(card(attribute, value));
+    Operation {
+        card: path(name),
+        change,
+    }
+}
+
+fn remove(name: &str) -> Operation {
+    let change = Change::Remove;
+    Operation {
+        card: path(name),
+        change,
+    }
+}
+
+fn token(value: u64) -> FencingToken {
+    value.to_string().parse().unwrap()
+}
+
+/// All files and directories below the data directory, relative to the realm's.
+fn tree(directory: &TempDir) -> Vec<String> {
+    fn walk(directory: &std::path::Path, root: &std::path::Path, found: &mut Vec<String>) {
+        for entry in fs::read_dir(directory).unwrap() {
+            let entry = entry.unwrap().path();
+            found.push(entry.strip_prefix(root).unwrap().display().to_string());
+            if entry.is_dir() {
+                walk(&entry, root, found);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(directory.path(), directory.path(), &mut found);
+    found.sort();
+    found
+}
+
+#[test]
+fn operations_apply_to_what_the_ones_before_them_left() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory, false);
+    let results = store
+        .write(
+            &[
+                add("x", 1),
+                update("x", "b", 2),
+                add("y", 1),
+                remove("y"),
+                add("z/y", 3),
+            ],
+            None,
+        )
+        .unwrap();
+    assert_eq!(results[0], Some(card("a", 1)));
+    assert_eq!(results[3], None);
+    let mut merged = card("a", 1);
+    merged.merge(&card("b", 2));
+    assert_eq!(store.read(&path("x")).unwrap(), Some(merged));
+    assert_eq!(
+        tree(&directory),
+        [
+            "luke",
+            "luke/r",
+            "luke/r/x.json",
+            "luke/r/z",
+            "luke/r/z/y.json"
+        ]
+    );
+}
+
+#[test]
+fn an_operation_that_cannot_be_applied_writes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory, false);
+    let exists = store.write(&[add("x", 1), add("x", 2)], None).unwrap_err();
+    assert!(matches!(exists, StoreError::Exists { operation: 1, .. }));
+    let missing = store
+        .write(&[add("x", 1), update("y", "a", 2)], None)
+        .unwrap_err();
+    assert!(matches!(missing, StoreError::Missing { operation: 1, .. }));
+    let missing = store.write(&[remove("x")], None).unwrap_err();
+    assert!(matches!(missing, StoreError::Missing { operation: 0, .. }));
+    assert_eq!(tree(&directory), [""; 0]);
+}
+
+#[test]
+fn a_write_that_fails_half_way_is_undone() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory, false);
+    store.write(&[add("a", 1), add("b", 1)], None).unwrap();
+    // A rename onto a directory fails, after `a`, `b` and `c/d` were replaced, removed and added.
+    fs::create_dir(directory.path().join("luke/r/e.json")).unwrap();
+    let before = tree(&directory);
+    let error = store
+        .write(
+            &[update("a", "a", 2), remove("b"), add("c/d", 1), add("e", 1)],
+            None,
+        )
+        .unwrap_err();
+    assert!(matches!(error, StoreError::Unusable { .. }), "{error}");
+    assert_eq!(store.read(&path("a")).unwrap(), Some(card("a", 1)));
+    assert_eq!(store.read(&path("b")).unwrap(), Some(card("a", 1)));
+    assert_eq!(tree(&directory), before);
+}
+
+#[test]
+fn names_that_the_file_system_has_no_place_for_are_the_clients_fault() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory, false);
+    store.write(&[add("x", 1)], None).unwrap();
+    fs::write(directory.path().join("luke/r/file"), "not a directory").unwrap();
+    fs::create_dir(directory.path().join("luke/r/d.json")).unwrap();
+    let deep = vec!["d".repeat(200); 30].join("/");
+
+    for name in ["file/y", "file/y/z", "d", &deep] {
+        let error = store.write(&[add(name, 1)], None).unwrap_err();
+        assert!(
+            matches!(error, StoreError::Unusable { .. }),
+            "{name}: {error}"
+        );
+    }
+    for name in ["file/y", "file/y/z", "d", "nowhere/y"] {
+        assert_eq!(store.read(&path(name)).unwrap(), None);
+        let error = store.write(&[remove(name)], None).unwrap_err();
+        assert!(
+            matches!(error, StoreError::Missing { .. }),
+            "{name}: {error}"
+        );
+    }
+    assert!(matches!(
+        store.read(&path(&deep)),
+        Err(StoreError::Unusable { .. })
+    ));
+}
+
+#[test]
+fn a_damaged_card_is_neither_served_nor_overwritten() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory, false);
+    store.write(&[add("x", 1)], None).unwrap();
+    let file = path("x").file(&store.root);
+    fs::write(&file, "{").unwrap();
+    assert!(matches!(
+        store.read(&path("x")),
+        Err(StoreError::Damaged { .. })
+    ));
+    let error = store.write(&[update("x", "a", 2)], None).unwrap_err();
+    assert!(matches!(error, StoreError::Damaged { .. }));
+    assert_eq!(fs::read_to_string(file).unwrap(), "{");
+}
+
+/// Runs both writes at once: each reads before the other writes.
+fn race(store: &Store, left: Operation, right: Operation) {
+    let both = Barrier::new(2);
+    thread::scope(|scope| {
+        for operation in [left, right] {
+            let both = &both;
+            scope.spawn(move || {
+                both.wait();
+                store.write(&[operation], None).unwrap();
+            });
+        }
+    });
+}
+
+#[test]
+fn without_a_lock_a_race_loses_one_write() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store {
+        write_delay: Duration::from_millis(500),
+        ..store(&directory, false)
+    };
+    race(&store, add("x", 1), add("x", 2));
+    let winner = store.read(&path("x")).unwrap().unwrap();
+    assert!(winner == card("a", 1) || winner == card("a", 2));
+
+    race(&store, update("x", "left", 1), update("x", "right", 1));
+    let merged = |attribute| {
+        let mut card = winner.clone();
+        card.merge(&super::tests::card(attribute, 1));
+        Some(card)
+    };
+    let read = store.read(&path("x")).unwrap();
+    assert!(read == merged("left") || read == merged("right"));
+}
+
+#[test]
+fn an_older_fencing_token_writes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory, true);
+    store.write(&[add("x", 1)], Some(token(10))).unwrap();
+    let before = tree(&directory);
+
+    for operations in [
+        vec![update("x", "a", 2)],
+        vec![remove("x")],
+        vec![add("a/b", 1), update("x", "a", 2)],
+    ] {
+        let error = store.write(&operations, Some(token(9))).unwrap_err();
+        assert!(
+            matches!(error, StoreError::StaleFencingToken { .. }),
+            "{error}"
+        );
+        assert_eq!(store.read(&path("x")).unwrap(), Some(card("a", 1)));
+        assert_eq!(tree(&directory), before);
+    }
+    store
+        .write(&[update("x", "a", 2)], Some(token(10)))
+        .unwrap();
+    store
+        .write(&[update("x", "a", 3)], Some(token(11)))
+        .unwrap();
+}
+
+#[test]
+fn the_fence_outlives_the_card() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory, true);
+    store.write(&[add("x", 1)], Some(token(10))).unwrap();
+    store.write(&[remove("x")], Some(token(11))).unwrap();
+    let error = store.write(&[add("x", 1)], Some(token(10))).unwrap_err();
+    assert!(
+        matches!(error, StoreError::StaleFencingToken { .. }),
+        "{error}"
+    );
+    assert_eq!(store.read(&path("x")).unwrap(), None);
+}
+
+#[test]
+fn fencing_refuses_a_write_without_a_token() {
+    let directory = tempfile::tempdir().unwrap();
+    let error = store(&directory, true)
+        .write(&[add("x", 1)], None)
+        .unwrap_err();
+    assert!(matches!(error, StoreError::NoFencingToken));
+    assert_eq!(tree(&directory), [""; 0]);
+}
