@@ -83,6 +83,7 @@
 //! | <a id="queue-full"></a>too many requests wait for this realm | 503, `Retry-After` | `queue-full` |
 //! | <a id="lock-unavailable"></a>database unreachable or a standby, lock connections exhausted, shutting down | 503, `Retry-After` | `lock-unavailable` |
 //! | <a id="lock-lost"></a>the lock was lost during the call; the write may or may not stand | 503 | `lock-lost` |
+//! | <a id="commit-failed"></a>a shared transaction could not commit; the write does not stand | 503 | `commit-failed` |
 //! | <a id="hold-expired"></a>the call took longer than `max_hold` and was stopped | 504 | `hold-expired` |
 //! | <a id="realm-unresolved"></a>no realm in the path, or a path that can be read in two ways | 400 | `realm-unresolved` |
 
@@ -93,5 +94,8 @@ pub mod realm;
 pub use self::layer::{
     HoldUntil, LockBody, OnDisconnect, RealmWriteLock, RealmWriteLockLayer, Rejection,
 };
-pub use self::lock::{FencingToken, HeldLock, LockError, LockKey, PostgresBuilder, RealmLocks};
+pub use self::lock::{
+    FencingToken, HeldLock, LockError, LockKey, LockTransaction, PostgresBuilder, RealmLocks,
+    TransactionClient,
+};
 pub use self::realm::{LockRules, RealmError, RealmPaths, RealmUrl};

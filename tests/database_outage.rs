@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 use support::cluster::Cluster;
-use support::gate::{code, gate, patch, realms, send};
+use support::database::database;
+use support::gate::{code, gate, key, patch, realms, send};
 use tower_realm_lock::{LockError, RealmLocks, RealmWriteLockLayer};
 
 #[tokio::test]
@@ -76,6 +77,52 @@ async fn a_restart_under_idle_connections_costs_no_request() {
     let write = patch(&layer, &handler, "/luke/a/card");
     gate.entered().await.answer(200);
     assert_eq!(write.await.unwrap().unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_wait_whose_backend_dies_is_asked_again() {
+    let database = database().await;
+    let locks = RealmLocks::postgres(database.url()).await.unwrap();
+    let layer = RealmWriteLockLayer::new(locks, realms());
+    let (handler, mut gate) = gate();
+    let foreign = database.connect().await;
+    let lock = format!("BEGIN; SELECT pg_advisory_xact_lock({})", key("/luke/a"));
+    foreign.batch_execute(&lock).await.unwrap();
+    let write = patch(&layer, &handler, "/luke/a/card");
+    database.wait_for_waiting(key("/luke/a"), 1).await;
+    let waiting = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+    let pid: i32 = foreign.query_one(waiting, &[]).await.unwrap().get(0);
+    database.terminate(pid).await;
+    database
+        .wait_until("another backend waits", async || {
+            let row = foreign.query_opt(waiting, &[]).await.unwrap();
+            row.is_some_and(|row| row.get::<_, i32>(0) != pid)
+        })
+        .await;
+    foreign.batch_execute("COMMIT").await.unwrap();
+    gate.entered().await.answer(200);
+    assert_eq!(write.await.unwrap().unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_restart_under_a_hold_is_a_lost_lock() {
+    let cluster = Cluster::create().await;
+    let locks = RealmLocks::postgres(&cluster.url()).await.unwrap();
+    let layer = RealmWriteLockLayer::new(locks, realms());
+    let (handler, mut gate) = gate();
+    for orderly in [true, false] {
+        let write = patch(&layer, &handler, "/luke/a/card");
+        let mut call = gate.entered().await;
+        if orderly {
+            cluster.restart_fast().await;
+        } else {
+            cluster.restart_immediate().await;
+        }
+        call.dropped().await;
+        let response = write.await.unwrap().unwrap();
+        assert_eq!(response.status(), 503);
+        assert_eq!(code(&response), "lock-lost");
+    }
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, StreamBody};
 use support::database::{TestDatabase, database};
 use support::gate::{gate, key, patch, realms};
+use support::proxy::Proxy;
 use tokio::sync::mpsc;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{HoldUntil, RealmLocks, RealmWriteLockLayer};
@@ -113,4 +114,23 @@ async fn a_body_that_takes_too_long_ends_with_an_error() {
     let end = body.frame().await.expect("an error, not an end");
     assert!(end.unwrap_err().to_string().contains("50ms"));
     database.wait_for_granted(key(PATH), 0).await;
+}
+
+#[tokio::test]
+async fn the_end_of_a_body_waits_for_the_confirmation() {
+    let database = database().await;
+    let proxy = Proxy::to(database.url()).await;
+    let locks = RealmLocks::postgres_builder(&proxy.url(database.url()))
+        .lease(Duration::from_millis(600))
+        .build()
+        .await
+        .unwrap();
+    let layer = RealmWriteLockLayer::new(locks, realms()).hold_until(HoldUntil::BodyEnd);
+    let (chunks, mut body) = streaming(&layer).await;
+    chunks.send("all").unwrap();
+    drop(chunks);
+    body.frame().await.unwrap().unwrap();
+    proxy.freeze();
+    let end = body.frame().await.expect("an error, not an end");
+    assert!(end.unwrap_err().to_string().contains("lost"));
 }

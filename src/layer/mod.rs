@@ -50,7 +50,7 @@ pub enum HoldUntil {
     /// Until the inner service has made its response: status, headers, and a body that may still be streamed.
     #[default]
     Response,
-    /// Until the body of the response has ended or is dropped, for handlers that write while they stream.
+    /// Until the body of a success has ended or is dropped, for handlers that write while they stream.
     ///
     /// The head of the response leaves before the lock is confirmed; a lock lost later ends the body with an error. A
     /// client that reads slowly keeps the lock, up to [`max_hold`](RealmWriteLockLayer::max_hold).
@@ -111,6 +111,17 @@ impl RealmWriteLockLayer {
     #[must_use]
     pub fn max_waiters_per_realm(mut self, waiters: usize) -> Self {
         self.locks = self.locks.max_waiters_per_realm(waiters);
+        self
+    }
+
+    /// Whether handlers may run their own SQL in the transaction that holds the lock: `Extension<LockTransaction>`. Default
+    /// `false`.
+    ///
+    /// A success then commits before its response leaves, or is answered with 503 `commit-failed`; everything else rolls
+    /// back. See [`LockTransaction`](crate::LockTransaction).
+    #[must_use]
+    pub fn share_transaction(mut self, share: bool) -> Self {
+        self.locks = self.locks.share_transaction(share);
         self
     }
 

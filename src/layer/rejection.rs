@@ -36,30 +36,23 @@ impl Rejection {
             retry,
         };
         let busy = StatusCode::SERVICE_UNAVAILABLE;
-        match self {
-            Self::Realm(_) => kind(
-                StatusCode::BAD_REQUEST,
-                "realm-unresolved",
-                "No realm in the request",
-                false,
-            ),
-            Self::Lock(LockError::Timeout { .. }) => {
-                kind(busy, "lock-timeout", "The realm is busy", true)
+        let Self::Lock(error) = self else {
+            let status = StatusCode::BAD_REQUEST;
+            return kind(status, "realm-unresolved", "No realm in the request", false);
+        };
+        match error.innermost() {
+            LockError::Timeout { .. } => kind(busy, "lock-timeout", "The realm is busy", true),
+            LockError::QueueFull { .. } => kind(busy, "queue-full", "Too many writes wait", true),
+            LockError::Lost { .. } => kind(busy, "lock-lost", "The lock was lost", false),
+            LockError::CommitFailed { .. } => {
+                kind(busy, "commit-failed", "The write did not commit", false)
             }
-            Self::Lock(LockError::QueueFull { .. }) => {
-                kind(busy, "queue-full", "Too many writes wait", true)
+            LockError::Expired { .. } => {
+                let status = StatusCode::GATEWAY_TIMEOUT;
+                kind(status, "hold-expired", "The call took too long", false)
             }
-            Self::Lock(LockError::Lost { .. }) => {
-                kind(busy, "lock-lost", "The lock was lost", false)
-            }
-            Self::Lock(LockError::Expired { .. }) => kind(
-                StatusCode::GATEWAY_TIMEOUT,
-                "hold-expired",
-                "The call took too long",
-                false,
-            ),
             // Whatever keeps the locks from being reached; nothing was written.
-            Self::Lock(_) => kind(busy, "lock-unavailable", "Locks are not available", true),
+            _ => kind(busy, "lock-unavailable", "Locks are not available", true),
         }
     }
 
@@ -69,8 +62,8 @@ impl Rejection {
         self.kind().status
     }
 
-    /// What happened, in one stable word: `lock-timeout`, `queue-full`, `lock-unavailable`, `lock-lost`, `hold-expired` or
-    /// `realm-unresolved`. The suffix of [`problem_type`](Self::problem_type).
+    /// What happened, in one stable word: `lock-timeout`, `queue-full`, `lock-unavailable`, `lock-lost`, `hold-expired`,
+    /// `commit-failed` or `realm-unresolved`. The suffix of [`problem_type`](Self::problem_type).
     #[must_use]
     pub fn code(&self) -> &'static str {
         self.kind().code
@@ -85,18 +78,16 @@ impl Rejection {
     /// What happened to this request, for its client. Says nothing of the database.
     #[must_use]
     pub fn detail(&self) -> String {
-        match self {
-            Self::Realm(error) => error.to_string(),
-            Self::Lock(
-                error @ (LockError::Timeout { .. }
-                | LockError::QueueFull { .. }
-                | LockError::Lost { .. }
-                | LockError::Expired { .. }
-                | LockError::ShuttingDown),
-            ) => error.to_string(),
-            Self::Lock(_) => {
+        match (self, self.code()) {
+            (Self::Lock(_), "lock-unavailable") => {
                 "the lock could not be taken and nothing was written; try again later".into()
             }
+            (Self::Lock(_), "commit-failed") => {
+                "the write could not be committed and does not stand; read before you try again"
+                    .into()
+            }
+            (Self::Lock(error), _) => error.to_string(),
+            (Self::Realm(error), _) => error.to_string(),
         }
     }
 
@@ -117,14 +108,8 @@ impl Rejection {
     #[must_use]
     pub fn realm(&self) -> Option<&RealmUrl> {
         match self {
-            Self::Lock(
-                LockError::Timeout { realm, .. }
-                | LockError::QueueFull { realm, .. }
-                | LockError::Lost { realm }
-                | LockError::Expired { realm, .. }
-                | LockError::Database { realm, .. },
-            ) => Some(realm),
-            Self::Realm(_) | Self::Lock(_) => None,
+            Self::Lock(error) => error.realm(),
+            Self::Realm(_) => None,
         }
     }
 
@@ -225,6 +210,27 @@ mod tests {
             ),
             (LockError::ShuttingDown, 503, "lock-unavailable", true),
             (LockError::Lost { realm: realm() }, 503, "lock-lost", false),
+            (
+                LockError::CommitFailed {
+                    realm: realm(),
+                    problem: "column db.internal".into(),
+                },
+                503,
+                "commit-failed",
+                false,
+            ),
+            (
+                LockError::Nested {
+                    held: realm(),
+                    source: Box::new(LockError::QueueFull {
+                        realm: realm(),
+                        waiters: 3,
+                    }),
+                },
+                503,
+                "queue-full",
+                true,
+            ),
             (
                 LockError::Expired {
                     realm: realm(),

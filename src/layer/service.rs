@@ -11,7 +11,7 @@ use tower_service::Service;
 
 use super::future::Outcome;
 use super::{HoldUntil, LockBody, OnDisconnect, RealmWriteLockLayer, Rejection, ResponseFuture};
-use crate::lock::Hold;
+use crate::lock::{HeldLock, Hold};
 use crate::realm::RealmUrl;
 
 /// A service whose mutating calls hold their realm's lock. Made by [`RealmWriteLockLayer`].
@@ -65,7 +65,7 @@ where
     }
 }
 
-/// One locked call: wait, then call under the lock.
+/// One locked call: wait, then call under the lock. Within a call that has the lock already, just the call.
 async fn locked_call<S, A, B>(
     layer: Arc<RealmWriteLockLayer>,
     realm: RealmUrl,
@@ -79,11 +79,20 @@ where
     A: Send + 'static,
     B: Body + Send + 'static,
 {
+    match layer.locks.held_by_task(&realm) {
+        Ok(None) => {}
+        Ok(Some(held)) => {
+            insert(&mut request, &held);
+            let response = inner.oneshot(request).await?;
+            return Ok(response.map(LockBody::passed));
+        }
+        Err(error) => return Ok(layer.reject(&error.into())),
+    }
     let hold = match layer.locks.acquire(&realm).await {
         Ok(hold) => hold,
         Err(error) => return Ok(layer.reject(&error.into())),
     };
-    request.extensions_mut().insert(hold.held().clone());
+    insert(&mut request, hold.held());
     let call = inner.oneshot(request);
     let rejecting = Arc::clone(&layer);
     let outcome = match layer.on_disconnect {
@@ -109,16 +118,26 @@ async fn held_call<B: Body, E>(
         Ok(response) => response?,
         Err(error) => return Ok(layer.reject(&error.into())),
     };
-    if layer.hold_until == HoldUntil::BodyEnd && !response.body().is_end_stream() {
-        return Ok(response.map(|body| LockBody::holding(body, hold, &layer.locks)));
-    }
-    if layer.confirm
-        && is_success(response.status())
-        && let Err(error) = hold.release().await
-    {
-        return Ok(layer.reject(&error.into()));
+    if is_success(response.status()) {
+        if layer.hold_until == HoldUntil::BodyEnd && !response.body().is_end_stream() {
+            return Ok(response.map(|body| LockBody::holding(body, hold, &layer.locks)));
+        }
+        if (layer.confirm || layer.locks.shares_transaction())
+            && let Err(error) = hold.release().await
+        {
+            return Ok(layer.reject(&error.into()));
+        }
     }
     Ok(response.map(LockBody::passed))
+}
+
+/// Gives the handler what it may ask of the hold.
+fn insert<A>(request: &mut Request<A>, held: &HeldLock) {
+    let extensions = request.extensions_mut();
+    extensions.insert(held.clone());
+    if let Some(transaction) = held.transaction() {
+        extensions.insert(transaction.clone());
+    }
 }
 
 /// Whether the response tells its client that a write happened.

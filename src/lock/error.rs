@@ -109,6 +109,28 @@ pub enum LockError {
         /// The bound that passed.
         max_hold: Duration,
     },
+    /// A transaction that the work shared did not commit: nothing that it wrote stands.
+    #[error("the transaction that locked {realm} could not commit: {problem}")]
+    CommitFailed {
+        /// The realm that was locked.
+        realm: RealmUrl,
+        /// What PostgreSQL said, or what the handler did.
+        problem: String,
+    },
+    /// A [`LockTransaction`](crate::LockTransaction) was used after its hold.
+    #[error("the transaction that locked {realm} has ended; use it only while the lock is held")]
+    TransactionEnded {
+        /// The realm that was locked.
+        realm: RealmUrl,
+    },
+    /// A lock was asked for by work that already holds another realm, and not granted.
+    #[error("{source} (asked for while holding {held})")]
+    Nested {
+        /// The realm that the work holds.
+        held: RealmUrl,
+        /// Why the other one was not granted.
+        source: Box<LockError>,
+    },
     /// The process is shutting down and grants no more locks.
     #[error("this replica is shutting down; send the request to another one")]
     ShuttingDown,
@@ -120,6 +142,32 @@ pub enum LockError {
         /// The grace period.
         grace: Duration,
     },
+}
+
+impl LockError {
+    /// The error itself, or the one within [`LockError::Nested`].
+    #[must_use]
+    pub fn innermost(&self) -> &Self {
+        match self {
+            Self::Nested { source, .. } => source.innermost(),
+            error => error,
+        }
+    }
+
+    /// The realm that was to be locked, where there is one.
+    #[must_use]
+    pub fn realm(&self) -> Option<&RealmUrl> {
+        match self.innermost() {
+            Self::Database { realm, .. }
+            | Self::Timeout { realm, .. }
+            | Self::QueueFull { realm, .. }
+            | Self::Lost { realm }
+            | Self::Expired { realm, .. }
+            | Self::CommitFailed { realm, .. }
+            | Self::TransactionEnded { realm } => Some(realm),
+            _ => None,
+        }
+    }
 }
 
 /// An error and its causes on one line; the driver's own text names only the outermost.

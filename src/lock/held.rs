@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::lease::Lease;
-use super::{FencingToken, LockKey};
+use super::{FencingToken, LockKey, LockTransaction};
 use crate::realm::RealmUrl;
 
 /// The handle of a hold: what the work under the lock can ask of it.
@@ -20,6 +20,7 @@ struct Held {
     token: Option<FencingToken>,
     /// None in process, where nothing can take the lock away.
     lease: Option<Arc<Lease>>,
+    transaction: Option<LockTransaction>,
     released: AtomicBool,
 }
 
@@ -29,12 +30,14 @@ impl HeldLock {
         key: LockKey,
         token: Option<FencingToken>,
         lease: Option<Arc<Lease>>,
+        transaction: Option<LockTransaction>,
     ) -> Self {
         Self(Arc::new(Held {
             realm,
             key,
             token,
             lease,
+            transaction,
             released: AtomicBool::new(false),
         }))
     }
@@ -55,6 +58,12 @@ impl HeldLock {
     #[must_use]
     pub fn fencing_token(&self) -> Option<FencingToken> {
         self.0.token
+    }
+
+    /// The locked transaction; `None` unless `share_transaction(true)` was set.
+    #[must_use]
+    pub fn transaction(&self) -> Option<&LockTransaction> {
+        self.0.transaction.as_ref()
     }
 
     /// Whether the lock is still held, as far as this process can know without asking PostgreSQL.

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::nesting::Nesting;
 use super::postgres::LockedTransaction;
 use super::queue::Turn;
 use super::{HeldLock, LockError};
@@ -15,7 +16,7 @@ use super::{HeldLock, LockError};
 /// A granted lock and the duty to release it.
 ///
 /// [`Hold::release`] releases and confirms. Dropping a hold, as a panic or a cancelled call does, hands it to a task that
-/// releases it; either way the next local waiter gets its turn only after the server has answered.
+/// rolls back; either way the next local waiter gets its turn only after the server has answered.
 #[derive(Debug)]
 pub(crate) struct Hold {
     held: HeldLock,
@@ -23,6 +24,8 @@ pub(crate) struct Hold {
     grant: Option<Grant>,
     granted: Instant,
     longest: Option<Duration>,
+    /// What the same task already held.
+    nesting: Nesting,
     /// Where a dropped hold is released; `tracked` makes a shutdown wait for it.
     runtime: Handle,
     tasks: TaskTracker,
@@ -43,6 +46,7 @@ impl Hold {
         transaction: Option<LockedTransaction>,
         turn: Turn,
         max_hold: Option<Duration>,
+        nesting: Nesting,
         tasks: &TaskTracker,
     ) -> Self {
         Self {
@@ -50,6 +54,7 @@ impl Hold {
             grant: Some(Grant { transaction, turn }),
             granted: Instant::now(),
             longest: max_hold,
+            nesting,
             runtime: Handle::current(),
             tasks: tasks.clone(),
             tracked: tasks.token(),
@@ -66,7 +71,7 @@ impl Hold {
     ///
     /// [`LockError::Lost`] and [`LockError::Expired`].
     pub(crate) async fn guard<T>(&self, work: impl Future<Output = T>) -> Result<T, LockError> {
-        let mut work = pin!(work);
+        let mut work = pin!(self.nesting.within(&self.held, work));
         let mut end = pin!(self.end());
         poll_fn(|cx| {
             // A process that was frozen must see the time before its work goes on, and timers may fire late.
@@ -111,23 +116,26 @@ impl Hold {
         }
     }
 
-    /// Releases the lock and waits for the server's word that it was held until now.
+    /// Releases the lock and waits for the server's word that it was held until now; commits what a handler wrote in a shared
+    /// transaction.
     ///
     /// # Errors
     ///
-    /// [`LockError::Lost`] if that word does not come.
+    /// [`LockError::Lost`] if that word does not come, [`LockError::CommitFailed`].
     ///
     /// # Cancel safety
     ///
     /// If dropped, the lock is released by a task of its own.
     pub(crate) async fn release(mut self) -> Result<(), LockError> {
-        let confirmed = match self.transaction_mut() {
+        let released = match self.transaction_mut() {
             Some(transaction) => transaction.commit().await,
-            None => true,
+            None => Ok(()),
         };
-        self.held.mark_released();
-        self.grant = None;
-        if confirmed { Ok(()) } else { Err(self.lost()) }
+        if released.is_ok() {
+            self.held.mark_released();
+            self.grant = None;
+        }
+        released
     }
 
     fn lost(&self) -> LockError {
@@ -151,14 +159,14 @@ impl Drop for Hold {
         let Some(Grant { transaction, turn }) = self.grant.take() else {
             return;
         };
-        let Some(mut transaction) = transaction else {
+        let Some(transaction) = transaction else {
             return;
         };
         let tracked = self.tracked.clone();
         self.tasks.spawn_on(
             async move {
-                transaction.commit().await;
-                drop((transaction, turn, tracked));
+                transaction.roll_back().await;
+                drop((turn, tracked));
             },
             &self.runtime,
         );

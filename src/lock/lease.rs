@@ -74,7 +74,7 @@ impl Lease {
     }
 
     /// When the holder calls itself lost, unless a heartbeat is confirmed before.
-    fn ends(&self) -> Instant {
+    pub(crate) fn ends(&self) -> Instant {
         self.confirmed() + self.period * 2 / 3
     }
 }

@@ -8,6 +8,7 @@ mod held;
 mod hold;
 mod key;
 mod lease;
+mod nesting;
 mod postgres;
 mod queue;
 mod token;
@@ -26,7 +27,8 @@ pub use self::error::LockError;
 pub use self::held::HeldLock;
 pub(crate) use self::hold::Hold;
 pub use self::key::LockKey;
-pub use self::postgres::PostgresBuilder;
+use self::nesting::Nesting;
+pub use self::postgres::{LockTransaction, PostgresBuilder, TransactionClient};
 use self::postgres::{LockedTransaction, Postgres};
 use self::queue::{Entry, Queue, Turn};
 pub use self::token::FencingToken;
@@ -57,13 +59,16 @@ struct Limits {
     acquire_timeout: Duration,
     max_hold: Option<Duration>,
     max_waiters: usize,
+    share_transaction: bool,
 }
 
-/// The time that one caller has for its lock.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Wait {
+/// What one caller asks for, and the time it has.
+#[derive(Debug)]
+pub(crate) struct Wanted<'a> {
+    realm: &'a RealmUrl,
     timeout: Duration,
     deadline: Instant,
+    share: bool,
 }
 
 impl RealmLocks {
@@ -103,6 +108,7 @@ impl RealmLocks {
                 acquire_timeout: Duration::from_secs(10),
                 max_hold: Some(Duration::from_secs(300)),
                 max_waiters: 1024,
+                share_transaction: false,
             },
         }
     }
@@ -130,11 +136,29 @@ impl RealmLocks {
         self
     }
 
+    /// Whether the work may run its own SQL in the transaction that holds the lock: see [`LockTransaction`]. Default `false`.
+    ///
+    /// For locks in PostgreSQL only: locks in process then refuse every request.
+    #[must_use]
+    pub fn share_transaction(mut self, share: bool) -> Self {
+        self.limits.share_transaction = share;
+        self
+    }
+
+    pub(crate) fn shares_transaction(&self) -> bool {
+        self.limits.share_transaction
+    }
+
     /// Runs `work` while the realm is locked, with the guarantees that the layer gives a request: for jobs and workers.
     ///
     /// Once granted, the work runs to its end on a task of its own, even if this future is dropped. If the lock is lost or
     /// the work takes longer than [`max_hold`](Self::max_hold), it is dropped at its next `await`. An `Ok` is returned only
-    /// after PostgreSQL has confirmed that the lock was held to the end.
+    /// after PostgreSQL has confirmed that the lock was held to the end. With
+    /// [`share_transaction`](Self::share_transaction) an `Ok` commits what the work wrote, and everything else rolls it back.
+    ///
+    /// Within work that already holds the realm, in the same task and by the same locks, it runs straight through. Asking for
+    /// another realm there can deadlock with a task that does it the other way round; the acquire timeout ends that, and the
+    /// error names both.
     ///
     /// # Errors
     ///
@@ -172,6 +196,9 @@ impl RealmLocks {
         T: Send + 'static,
         E: From<LockError> + Send + 'static,
     {
+        if let Some(held) = self.held_by_task(realm)? {
+            return work(held).await;
+        }
         let hold = self.acquire(realm).await?;
         self.run_to_completion(async move {
             let work = work(hold.held().clone());
@@ -208,54 +235,84 @@ impl RealmLocks {
         })
     }
 
+    /// The realm's hold of the current task, if this is nested use.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`] if that hold is lost.
+    pub(crate) fn held_by_task(&self, realm: &RealmUrl) -> Result<Option<HeldLock>, LockError> {
+        self.nesting().hold_of(realm)
+    }
+
+    fn nesting(&self) -> Nesting {
+        Nesting::current(Arc::as_ptr(&self.shared).addr())
+    }
+
     /// Waits for the realm's lock, within this handle's limits.
     ///
     /// # Cancel safety
     ///
     /// If dropped, its place in the queue is given up, and no backend stays queued in PostgreSQL.
     pub(crate) async fn acquire(&self, realm: &RealmUrl) -> Result<Hold, LockError> {
-        let wait = Wait::new(self.limits.acquire_timeout);
-        tokio::select! {
+        let nesting = self.nesting();
+        let wanted = Wanted::new(realm, &self.limits);
+        let (transaction, turn) = tokio::select! {
             biased;
             () = self.shared.closing.cancelled() => Err(LockError::ShuttingDown),
-            hold = self.acquire_within(realm, &wait) => hold,
+            granted = self.granted(&wanted) => granted,
         }
-    }
-
-    async fn acquire_within(&self, realm: &RealmUrl, wait: &Wait) -> Result<Hold, LockError> {
-        let Shared {
-            postgres, tasks, ..
-        } = &*self.shared;
-        let key = LockKey::of(realm);
-        let turn = self.turn(realm, key, wait).await?;
-        let (transaction, turn) = match postgres {
-            Some(postgres) => {
-                let (transaction, turn) = postgres.acquire(realm, turn, wait, tasks).await?;
-                (Some(transaction), turn)
-            }
-            None => (None, turn),
-        };
-        let token = transaction.as_ref().and_then(LockedTransaction::token);
-        let lease = transaction.as_ref().map(|granted| granted.lease().clone());
-        let held = HeldLock::new(realm.clone(), key, token, lease);
+        .map_err(|error| nesting.explain(error))?;
+        let held = HeldLock::new(
+            realm.clone(),
+            turn.key(),
+            transaction.as_ref().and_then(LockedTransaction::token),
+            transaction.as_ref().map(|granted| granted.lease().clone()),
+            transaction
+                .as_ref()
+                .and_then(|granted| granted.shared().cloned()),
+        );
         Ok(Hold::new(
             held,
             transaction,
             turn,
             self.limits.max_hold,
-            tasks,
+            nesting,
+            &self.shared.tasks,
         ))
     }
 
-    async fn turn(&self, realm: &RealmUrl, key: LockKey, wait: &Wait) -> Result<Turn, LockError> {
+    async fn granted(
+        &self,
+        wanted: &Wanted<'_>,
+    ) -> Result<(Option<LockedTransaction>, Turn), LockError> {
+        let Some(postgres) = &self.shared.postgres else {
+            if wanted.share {
+                return Err(LockError::InvalidOption {
+                    option: "share_transaction",
+                    value: "true".into(),
+                    remedy: "locks in process have no transaction; use locks in PostgreSQL",
+                });
+            }
+            return Ok((None, self.turn(wanted).await?));
+        };
+        let turn = self.turn(wanted).await?;
+        let (transaction, turn) = postgres.acquire(wanted, turn, &self.shared.tasks).await?;
+        Ok((Some(transaction), turn))
+    }
+
+    async fn turn(&self, wanted: &Wanted<'_>) -> Result<Turn, LockError> {
         let max_waiters = self.limits.max_waiters;
-        match self.shared.queue.enter(key, max_waiters) {
+        match self
+            .shared
+            .queue
+            .enter(LockKey::of(wanted.realm), max_waiters)
+        {
             Ok(Entry::Turn(turn)) => Ok(turn),
-            Ok(Entry::Wait(place)) => timeout_at(wait.deadline, place)
+            Ok(Entry::Wait(place)) => timeout_at(wanted.deadline, place)
                 .await
-                .map_err(|_| wait.timed_out(realm)),
+                .map_err(|_| wanted.timed_out()),
             Err(queue::Full) => Err(LockError::QueueFull {
-                realm: realm.clone(),
+                realm: wanted.realm.clone(),
                 waiters: max_waiters,
             }),
         }
@@ -287,19 +344,21 @@ impl RealmLocks {
     }
 }
 
-impl Wait {
-    fn new(timeout: Duration) -> Self {
+impl<'a> Wanted<'a> {
+    fn new(realm: &'a RealmUrl, limits: &Limits) -> Self {
         // A time-out too long to be a point in time is one of a year.
         const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
         Self {
-            timeout,
-            deadline: Instant::now() + timeout.min(YEAR),
+            realm,
+            timeout: limits.acquire_timeout,
+            deadline: Instant::now() + limits.acquire_timeout.min(YEAR),
+            share: limits.share_transaction,
         }
     }
 
-    pub(crate) fn timed_out(&self, realm: &RealmUrl) -> LockError {
+    pub(crate) fn timed_out(&self) -> LockError {
         LockError::Timeout {
-            realm: realm.clone(),
+            realm: self.realm.clone(),
             after: self.timeout,
         }
     }

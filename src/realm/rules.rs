@@ -80,7 +80,7 @@ impl LockRules {
             .iter()
             .filter(|route| route.method == *method)
             .find_map(|route| route.verdict(path))
-            .unwrap_or_else(|| !is_safe(method))
+            .unwrap_or_else(|| !method.is_safe())
     }
 }
 
@@ -93,11 +93,6 @@ impl Route {
         };
         fits.then_some(self.locked)
     }
-}
-
-fn is_safe(method: &Method) -> bool {
-    // QUERY is safe by its own RFC, whether or not `http` knows it.
-    method.is_safe() || method.as_str() == "QUERY"
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use http::{Method, Request, Response, StatusCode};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tower::{Layer, Service, ServiceExt};
-use tower_realm_lock::{HeldLock, RealmPaths, RealmWriteLockLayer};
+use tower_realm_lock::{HeldLock, LockTransaction, RealmPaths, RealmWriteLockLayer};
 
 use super::wait::PATIENCE;
 
@@ -79,6 +79,12 @@ impl Call {
     /// Lets the call panic.
     pub fn panic(self) {
         self.end(End::Panic);
+    }
+
+    /// The transaction that the call shares with its lock.
+    pub fn transaction(&self) -> &LockTransaction {
+        let held = self.held.as_ref().expect("the call is locked");
+        held.transaction().expect("the transaction is shared")
     }
 
     /// Whether the handler's future was dropped before its end.

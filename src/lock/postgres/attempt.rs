@@ -1,22 +1,16 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bb8::PooledConnection;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{CancelToken, Error, NoTls, SimpleQueryMessage};
+use tokio_postgres::{CancelToken, Error, SimpleQueryMessage};
 use tokio_util::task::TaskTracker;
 
-use super::connection::Connector;
+use super::connection::{CANCEL_PATIENCE, CANCEL_TRIES, Connector, cancel};
 use crate::lock::queue::Turn;
-
-/// How long a CancelRequest is given before it is sent again: it may have overtaken the statement it is meant for.
-const CANCEL_PATIENCE: Duration = Duration::from_millis(200);
-/// How often a CancelRequest is sent before the connection is given up; the statement's own `lock_timeout` then ends it.
-const CANCEL_TRIES: u32 = 10;
 
 /// One lock statement on its way.
 ///
@@ -96,19 +90,16 @@ impl Drop for Attempt {
 }
 
 /// Ends a lock statement that nobody waits for any more, and leaves its connection idle or discarded.
-async fn abandon(mut statement: Statement, cancel: CancelToken) {
+async fn abandon(mut statement: Statement, token: CancelToken) {
     for cancels in 1..=CANCEL_TRIES {
-        let cancelled = timeout(CANCEL_PATIENCE, cancel.cancel_query(NoTls)).await;
-        if let Ok(Err(error)) = cancelled {
-            tracing::debug!(%error, "a CancelRequest could not be sent");
-        }
-        let Ok((answered, answer)) = timeout(CANCEL_PATIENCE, &mut statement).await else {
+        cancel(&token).await;
+        let Ok((mut answered, answer)) = timeout(CANCEL_PATIENCE, &mut statement).await else {
             continue;
         };
         // If the cancel was for this statement, it is used up. Any other may still arrive, and would hit a statement of
         // the connection's next user: then the connection is discarded with `answered`, and the lock with it.
         if cancels == 1 && was_cancelled(&answer) {
-            roll_back(answered.connection).await;
+            answered.connection.roll_back().await;
         }
         return;
     }
@@ -119,12 +110,4 @@ async fn abandon(mut statement: Statement, cancel: CancelToken) {
 
 fn was_cancelled(answer: &Answer) -> bool {
     matches!(answer, Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED))
-}
-
-/// Ends a failed transaction, so that its connection can be pooled; discards the connection where that fails.
-pub(super) async fn roll_back(mut connection: PooledConnection<'static, Connector>) {
-    let rolled_back = connection.client.batch_execute("ROLLBACK");
-    if let Ok(Ok(())) = timeout(CANCEL_PATIENCE, rolled_back).await {
-        connection.in_use = false;
-    }
 }

@@ -1,10 +1,12 @@
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bb8::ManageConnection;
 use tokio::time::timeout;
 use tokio_postgres::config::{Host, TargetSessionAttrs};
-use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
+use tokio_postgres::error::{DbError, Severity};
+use tokio_postgres::{CancelToken, Client, Config, Error, NoTls, SimpleQueryMessage};
 use tokio_util::sync::CancellationToken;
 
 use crate::lock::LockError;
@@ -14,6 +16,13 @@ use crate::lock::LockError;
 const PROBE: &str = "SELECT pg_is_in_recovery(); \
      SELECT pg_advisory_xact_lock_shared(0); \
      SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted";
+
+/// How long a ROLLBACK may take before whatever keeps it waiting is cancelled.
+const ROLLBACK_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a CancelRequest is given before it is sent again: it may have overtaken the statement it is meant for.
+pub(super) const CANCEL_PATIENCE: Duration = Duration::from_millis(200);
+/// How often a CancelRequest is sent before the connection is given up; the server's time-outs then end what it runs.
+pub(super) const CANCEL_TRIES: u32 = 10;
 
 /// Makes the lock connections of a pool and says which may go back into it.
 #[derive(Debug)]
@@ -25,7 +34,7 @@ pub(crate) struct Connector {
 
 /// A connection that holds at most one lock transaction.
 pub(crate) struct LockConnection {
-    pub(crate) client: Client,
+    pub(crate) client: Arc<Client>,
     /// Cancelled when the connection's task ends, for whatever reason.
     pub(crate) closed: CancellationToken,
     /// Whether a transaction may be open on it. Only a connection that is proven idle may be pooled.
@@ -65,7 +74,7 @@ impl Connector {
         });
         self.probe(&client).await?;
         Ok(LockConnection {
-            client,
+            client: Arc::new(client),
             closed,
             in_use: false,
         })
@@ -91,7 +100,7 @@ impl Connector {
         }
     }
 
-    fn failed(&self, error: tokio_postgres::Error) -> LockError {
+    fn failed(&self, error: Error) -> LockError {
         LockError::Connect {
             server: Arc::clone(&self.server),
             source: Arc::new(error),
@@ -128,6 +137,38 @@ impl LockConnection {
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.is_cancelled() || self.client.is_closed()
     }
+
+    /// Ends the transaction, whatever state it is in; only then may the connection be used again.
+    ///
+    /// A statement that a handler left running is cancelled. The connection is then given up: a CancelRequest that comes
+    /// late would hit a statement of its next user.
+    pub(super) async fn roll_back(&mut self) {
+        let mut rolled_back = pin!(self.client.batch_execute("ROLLBACK"));
+        if let Ok(ended) = timeout(ROLLBACK_PATIENCE, &mut rolled_back).await {
+            self.in_use = ended.is_err();
+            return;
+        }
+        for _ in 0..CANCEL_TRIES {
+            cancel(&self.client.cancel_token()).await;
+            if timeout(CANCEL_PATIENCE, &mut rolled_back).await.is_ok() {
+                return;
+            }
+        }
+    }
+}
+
+/// Sends one CancelRequest, within [`CANCEL_PATIENCE`].
+pub(super) async fn cancel(token: &CancelToken) {
+    let sent = timeout(CANCEL_PATIENCE, token.cancel_query(NoTls)).await;
+    if let Ok(Err(error)) = sent {
+        tracing::debug!(%error, "a CancelRequest could not be sent");
+    }
+}
+
+/// Whether the session is over: the driver failed by itself, or the server said a last word.
+pub(super) fn is_disconnect(error: &Error) -> bool {
+    let severity = error.as_db_error().map(DbError::parsed_severity);
+    !matches!(severity, Some(Some(Severity::Error)))
 }
 
 /// Where the server is, without user and password.

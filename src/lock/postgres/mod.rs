@@ -5,6 +5,7 @@
 mod attempt;
 mod builder;
 mod connection;
+mod shared;
 mod transaction;
 
 use std::future::pending;
@@ -14,18 +15,19 @@ use std::time::Duration;
 use bb8::{ErrorSink, Pool, PooledConnection, QueueStrategy};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
-use tokio_postgres::error::{DbError, Severity, SqlState};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Config, SimpleQueryMessage};
 use tokio_util::task::TaskTracker;
 
-use self::attempt::{Answered, Attempt, roll_back};
+use self::attempt::{Answered, Attempt};
 pub use self::builder::PostgresBuilder;
-use self::connection::Connector;
+use self::connection::{Connector, is_disconnect};
+pub use self::shared::{LockTransaction, TransactionClient};
 pub(crate) use self::transaction::LockedTransaction;
+use self::transaction::SHARE;
 use super::lease::Lease;
 use super::queue::Turn;
-use super::{FencingToken, LockError, Wait};
-use crate::realm::RealmUrl;
+use super::{FencingToken, LockError, Wanted};
 
 /// How much later than the server this side gives up a wait: the server's own time-out needs no CancelRequest.
 const SERVER_FIRST: Duration = Duration::from_millis(250);
@@ -83,21 +85,20 @@ impl Postgres {
     /// If dropped, no backend stays queued, and the turn is passed on once that is sure.
     pub(crate) async fn acquire(
         &self,
-        realm: &RealmUrl,
+        wanted: &Wanted<'_>,
         mut turn: Turn,
-        wait: &Wait,
         tasks: &TaskTracker,
     ) -> Result<(LockedTransaction, Turn), LockError> {
         let mut retried = false;
         loop {
-            let connection = self.checkout(wait).await?;
-            let statement = self.statement(&turn, wait);
+            let connection = self.checkout(wanted).await?;
+            let statement = self.statement(wanted, &turn);
             let attempt = Attempt::start(connection, turn, statement, tasks);
-            let (answered, answer) = timeout_at(wait.deadline + SERVER_FIRST, attempt)
+            let (answered, answer) = timeout_at(wanted.deadline + SERVER_FIRST, attempt)
                 .await
-                .map_err(|_| wait.timed_out(realm))?;
+                .map_err(|_| wanted.timed_out())?;
             let error = match answer {
-                Ok(rows) => return self.granted(realm, wait, answered, &rows).await,
+                Ok(rows) => return self.granted(wanted, answered, &rows).await,
                 Err(error) => error,
             };
             if is_disconnect(&error) && !retried {
@@ -106,21 +107,21 @@ impl Postgres {
                 turn = answered.turn;
                 continue;
             }
-            return Err(self.refused(realm, wait, answered, error).await);
+            return Err(refused(wanted, answered, error).await);
         }
     }
 
     /// A live connection of the pool, or a new one.
     async fn checkout(
         &self,
-        wait: &Wait,
+        wanted: &Wanted<'_>,
     ) -> Result<PooledConnection<'static, Connector>, LockError> {
         let Some(pool) = self.pool().clone() else {
             return Err(LockError::ShuttingDown);
         };
         let exhausted = || LockError::PoolExhausted {
             pool_size: self.pool_size,
-            after: wait.timeout,
+            after: wanted.timeout,
         };
         let mut failures = self.failures.subscribe();
         loop {
@@ -128,7 +129,7 @@ impl Postgres {
                 biased;
                 connection = pool.get_owned() => connection.map_err(|_| exhausted())?,
                 failure = cannot_connect(&pool, &mut failures) => return Err(failure),
-                () = sleep_until(wait.deadline) => return Err(exhausted()),
+                () = sleep_until(wanted.deadline) => return Err(exhausted()),
             };
             // A closed one is discarded by the pool when it is dropped here.
             if !connection.is_closed() {
@@ -141,28 +142,29 @@ impl Postgres {
     ///
     /// Read committed, whatever the server's default: under a stricter level the snapshot of the transaction would be
     /// older than the lock. `set_config` with `true` ends with the transaction, so nothing leaks through a pooler.
-    fn statement(&self, turn: &Turn, wait: &Wait) -> String {
-        let remaining = wait.deadline.saturating_duration_since(Instant::now());
+    fn statement(&self, wanted: &Wanted<'_>, turn: &Turn) -> String {
+        let remaining = wanted.deadline.saturating_duration_since(Instant::now());
         let lock_timeout = milliseconds(remaining);
         let lease = milliseconds(self.lease);
         let key = turn.key();
-        let token = if self.fencing {
-            ", pg_current_xact_id()"
-        } else {
-            ""
-        };
-        format!(
+        let mut statement = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
              SELECT set_config('lock_timeout', '{lock_timeout}', true), \
              set_config('idle_in_transaction_session_timeout', '{lease}', true), \
-             pg_advisory_xact_lock({key}){token}"
-        )
+             pg_advisory_xact_lock({key})"
+        );
+        if self.fencing {
+            statement += ", pg_current_xact_id()";
+        }
+        if wanted.share {
+            statement += SHARE;
+        }
+        statement
     }
 
     async fn granted(
         &self,
-        realm: &RealmUrl,
-        wait: &Wait,
+        wanted: &Wanted<'_>,
         answered: Answered,
         rows: &[SimpleQueryMessage],
     ) -> Result<(LockedTransaction, Turn), LockError> {
@@ -173,36 +175,16 @@ impl Postgres {
         } = answered;
         let token = self.fencing.then(|| token(rows)).flatten();
         let lease = Lease::new(self.lease, sent, &connection.closed);
-        let transaction = LockedTransaction::new(connection, lease, token);
+        let realm = wanted.realm.clone();
+        let transaction = LockedTransaction::new(realm, connection, lease, token, wanted.share);
         // The server's clock runs since the grant, and nobody knows when that was: after a long wait a heartbeat tells.
         let late = sent.elapsed() > self.lease / 3;
-        if late && !transaction.confirm(wait.deadline + SERVER_FIRST).await {
+        if late && !transaction.confirm(wanted.deadline + SERVER_FIRST).await {
             return Err(LockError::Lost {
-                realm: realm.clone(),
+                realm: wanted.realm.clone(),
             });
         }
         Ok((transaction, turn))
-    }
-
-    async fn refused(
-        &self,
-        realm: &RealmUrl,
-        wait: &Wait,
-        answered: Answered,
-        error: tokio_postgres::Error,
-    ) -> LockError {
-        let timed_out = [SqlState::LOCK_NOT_AVAILABLE, SqlState::QUERY_CANCELED];
-        let timed_out = error.code().is_some_and(|code| timed_out.contains(code));
-        if !is_disconnect(&error) {
-            roll_back(answered.connection).await;
-        }
-        if timed_out {
-            return wait.timed_out(realm);
-        }
-        LockError::Database {
-            realm: realm.clone(),
-            source: error.into(),
-        }
     }
 
     /// Gives up the pool: idle connections close now, others when their hold ends.
@@ -230,12 +212,27 @@ async fn cannot_connect(
     pending().await
 }
 
-/// Whether the session is over: the driver failed by itself, or the server said a last word.
-fn is_disconnect(error: &tokio_postgres::Error) -> bool {
-    let severity = error.as_db_error().map(DbError::parsed_severity);
-    !matches!(severity, Some(Some(Severity::Error)))
+/// What to say of a lock statement that failed; leaves its connection idle or discarded.
+async fn refused(
+    wanted: &Wanted<'_>,
+    mut answered: Answered,
+    error: tokio_postgres::Error,
+) -> LockError {
+    let timed_out = [SqlState::LOCK_NOT_AVAILABLE, SqlState::QUERY_CANCELED];
+    let timed_out = error.code().is_some_and(|code| timed_out.contains(code));
+    if !is_disconnect(&error) {
+        answered.connection.roll_back().await;
+    }
+    if timed_out {
+        return wanted.timed_out();
+    }
+    LockError::Database {
+        realm: wanted.realm.clone(),
+        source: error.into(),
+    }
 }
 
+/// The token of a granted statement, in the last column of its first row.
 fn token(rows: &[SimpleQueryMessage]) -> Option<FencingToken> {
     rows.iter().find_map(|row| match row {
         SimpleQueryMessage::Row(row) => row.get(row.len() - 1)?.parse().ok(),

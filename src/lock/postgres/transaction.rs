@@ -3,30 +3,52 @@ use std::sync::Arc;
 
 use bb8::PooledConnection;
 use tokio::time::{Instant, timeout_at};
+use tokio_postgres::Error;
 
-use super::connection::Connector;
-use crate::lock::FencingToken;
+use super::connection::{Connector, cancel, is_disconnect};
+use super::shared::LockTransaction;
 use crate::lock::lease::Lease;
+use crate::lock::{FencingToken, LockError};
+use crate::realm::RealmUrl;
+
+/// Makes a transaction ready for the handler's statements: they wait for their own locks as they would without ours. The
+/// mark is gone once the transaction has ended, whoever ended it.
+pub(super) const SHARE: &str = "; SET LOCAL lock_timeout TO DEFAULT; \
+     SELECT set_config('tower_realm_lock.shared', 'yes', true)";
+
+/// Commits a shared transaction, unless it is no longer the one that took the lock: then the division fails, and the rest of
+/// the message is skipped. In a transaction that an error has aborted the first statement fails too; a plain `COMMIT` would
+/// roll back without a word.
+const COMMIT_SHARED: &str = "SELECT 1 / (current_setting('tower_realm_lock.shared', true) \
+     IS NOT DISTINCT FROM 'yes')::int; COMMIT";
 
 /// A transaction that holds an advisory lock, on its pooled connection.
 ///
-/// Dropped before [`commit`](Self::commit) has succeeded, it discards its connection: the server then ends the transaction.
+/// Dropped before it is ended, it discards its connection: the server then rolls back.
 pub(crate) struct LockedTransaction {
+    realm: RealmUrl,
     connection: PooledConnection<'static, Connector>,
     lease: Arc<Lease>,
     token: Option<FencingToken>,
+    shared: Option<LockTransaction>,
 }
 
 impl LockedTransaction {
     pub(super) fn new(
+        realm: RealmUrl,
         connection: PooledConnection<'static, Connector>,
         lease: Lease,
         token: Option<FencingToken>,
+        share: bool,
     ) -> Self {
+        let shared =
+            share.then(|| LockTransaction::new(realm.clone(), Arc::clone(&connection.client)));
         Self {
+            realm,
             connection,
             lease: Arc::new(lease),
             token,
+            shared,
         }
     }
 
@@ -36,6 +58,10 @@ impl LockedTransaction {
 
     pub(crate) fn token(&self) -> Option<FencingToken> {
         self.token
+    }
+
+    pub(crate) fn shared(&self) -> Option<&LockTransaction> {
+        self.shared.as_ref()
     }
 
     /// Keeps the lease while it is polled; resolves when the lock is lost.
@@ -57,29 +83,89 @@ impl LockedTransaction {
         confirmed
     }
 
-    /// Ends the transaction, and with it the lock. Whether the server confirmed it, and so that the lock was held until
-    /// now. Never longer than the lease.
+    /// Commits, and so gives the lock back. An `Ok` is the server's word that the lock was held until now. Never longer than
+    /// the lease.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`] if that word does not come, [`LockError::CommitFailed`] if a shared transaction cannot commit.
     ///
     /// # Cancel safety
     ///
-    /// If dropped, call it again, or drop the transaction.
-    pub(crate) async fn commit(&mut self) -> bool {
-        let confirmed = tokio::select! {
+    /// If dropped, roll back or drop the transaction.
+    pub(crate) async fn commit(&mut self) -> Result<(), LockError> {
+        if !self.close_shared() {
+            return Err(self.commit_failed("the handler still uses it"));
+        }
+        let commit = if self.shared.is_some() {
+            COMMIT_SHARED
+        } else {
+            "COMMIT"
+        };
+        let answer = tokio::select! {
             // First: an answer is the proof, even where the connection ends right after it.
             biased;
-            answer = self.connection.client.batch_execute("COMMIT") => answer.is_ok(),
-            () = self.keep() => false,
+            answer = self.connection.client.batch_execute(commit) => answer,
+            () = self.keep() => return Err(self.lost()),
         };
-        if confirmed {
-            self.connection.in_use = false;
+        match answer {
+            Ok(()) => {
+                self.connection.in_use = false;
+                Ok(())
+            }
+            Err(error) if self.shared.is_some() && !is_disconnect(&error) => {
+                Err(self.commit_failed(reason(&error)))
+            }
+            Err(_) => Err(self.lost()),
         }
-        confirmed
     }
+
+    /// Rolls back, and so gives the lock back, or discards the connection. Never longer than the lease.
+    pub(crate) async fn roll_back(mut self) {
+        self.close_shared();
+        if self.lease.is_current() {
+            let rolled_back = timeout_at(self.lease.ends(), self.connection.roll_back()).await;
+            if rolled_back.is_ok() {
+                return;
+            }
+        }
+        if !self.connection.is_closed() {
+            // A statement of the handler's may still run there, and hold the lock.
+            cancel(&self.connection.client.cancel_token()).await;
+        }
+    }
+
+    fn close_shared(&self) -> bool {
+        self.shared.as_ref().is_none_or(LockTransaction::close)
+    }
+
+    fn lost(&self) -> LockError {
+        LockError::Lost {
+            realm: self.realm.clone(),
+        }
+    }
+
+    fn commit_failed(&self, problem: impl Into<String>) -> LockError {
+        LockError::CommitFailed {
+            realm: self.realm.clone(),
+            problem: problem.into(),
+        }
+    }
+}
+
+/// Why a shared transaction did not commit.
+fn reason(error: &Error) -> String {
+    use tokio_postgres::error::SqlState;
+    if error.code() == Some(&SqlState::DIVISION_BY_ZERO) {
+        return "the handler ended it with a COMMIT or ROLLBACK of its own, and so its lock".into();
+    }
+    crate::lock::error::chain(error)
 }
 
 impl fmt::Debug for LockedTransaction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LockedTransaction")
+            .field("realm", &self.realm)
             .field("token", &self.token)
             .finish_non_exhaustive()
     }

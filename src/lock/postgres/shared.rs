@@ -1,0 +1,108 @@
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use tokio::sync::{OwnedRwLockReadGuard, RwLock};
+use tokio_postgres::Client;
+
+use crate::lock::LockError;
+use crate::realm::RealmUrl;
+
+/// The locked transaction, for the handler's own SQL.
+///
+/// What the handler writes through it stands or falls with the request: a success commits it before the response leaves;
+/// a 4xx or 5xx, an error, a panic and a lost lock roll it back. A handler finds it in the request extensions
+/// (`Extension<LockTransaction>` in axum) or with [`HeldLock::transaction`](crate::HeldLock::transaction), if
+/// `share_transaction(true)` was set. Cheap to clone.
+///
+/// The handler must leave the transaction itself alone: after a `COMMIT` or `ROLLBACK` of its own there is no lock any
+/// more. That is found out at the end, and answered with 503 `commit-failed`. Savepoints are fine.
+///
+/// A statement that runs for longer than a third of the lease keeps heartbeats from being answered, and so ends in a lost lock:
+/// set a lease of more than three times the longest one.
+///
+/// Through PgBouncer in transaction mode prefer `query_typed`, which prepares nothing.
+///
+/// ```no_run
+/// use axum::{Extension, http::StatusCode};
+/// use tower_realm_lock::LockTransaction;
+///
+/// async fn rename(Extension(transaction): Extension<LockTransaction>) -> StatusCode {
+///     let Ok(client) = transaction.client() else {
+///         return StatusCode::SERVICE_UNAVAILABLE;
+///     };
+///     let renamed = client.execute("UPDATE cards SET name = $1 WHERE id = 7", &[&"Luke"]).await;
+///     match renamed {
+///         Ok(1) => StatusCode::NO_CONTENT,
+///         Ok(_) => StatusCode::NOT_FOUND,
+///         Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+///     }
+/// }
+/// ```
+#[derive(Clone)]
+pub struct LockTransaction {
+    realm: RealmUrl,
+    /// None once the hold has ended.
+    client: Arc<RwLock<Option<Arc<Client>>>>,
+}
+
+/// The client of an open [`LockTransaction`]: everything that `tokio_postgres` can do but to begin another one.
+///
+/// Drop it before the handler ends; a hold that ends while one is in use is rolled back.
+pub struct TransactionClient(OwnedRwLockReadGuard<Option<Arc<Client>>, Client>);
+
+impl LockTransaction {
+    pub(super) fn new(realm: RealmUrl, client: Arc<Client>) -> Self {
+        Self {
+            realm,
+            client: Arc::new(RwLock::new(Some(client))),
+        }
+    }
+
+    /// The client, for as long as the hold lasts. Never blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::TransactionEnded`] once the hold has ended.
+    pub fn client(&self) -> Result<TransactionClient, LockError> {
+        let ended = || LockError::TransactionEnded {
+            realm: self.realm.clone(),
+        };
+        let guard = Arc::clone(&self.client)
+            .try_read_owned()
+            .map_err(|_| ended())?;
+        OwnedRwLockReadGuard::try_map(guard, Option::as_deref)
+            .map(TransactionClient)
+            .map_err(|_| ended())
+    }
+
+    /// Takes the client away from the handler; `false` if some of its code still uses it.
+    pub(super) fn close(&self) -> bool {
+        self.client
+            .try_write()
+            .map(|mut client| *client = None)
+            .is_ok()
+    }
+}
+
+impl Deref for TransactionClient {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.0
+    }
+}
+
+impl fmt::Debug for LockTransaction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockTransaction")
+            .field("realm", &self.realm)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for TransactionClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TransactionClient").finish_non_exhaustive()
+    }
+}

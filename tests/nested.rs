@@ -1,0 +1,142 @@
+//! A realm's lock within the same realm's lock: nested use runs straight through, and another realm's wait is bounded.
+
+mod support;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use support::database::{TestDatabase, database};
+use support::gate::{key, realms};
+use tokio::sync::Barrier;
+use tower::{Layer, ServiceExt, service_fn};
+use tower_realm_lock::{HeldLock, LockError, RealmLocks, RealmUrl, RealmWriteLockLayer};
+
+fn realm(name: &str) -> RealmUrl {
+    format!("http://realms.test/luke/{name}/").parse().unwrap()
+}
+
+async fn locks(database: &TestDatabase) -> RealmLocks {
+    RealmLocks::postgres_builder(database.url())
+        .pool_size(2)
+        .build()
+        .await
+        .unwrap()
+        .acquire_timeout(Duration::from_secs(2))
+}
+
+#[tokio::test]
+async fn a_layer_in_a_layer_and_a_job_in_a_handler_run_straight_through() {
+    let database = database().await;
+    for locks in [locks(&database).await, RealmLocks::in_process()] {
+        let layer = RealmWriteLockLayer::new(locks.clone(), realms());
+        let handler = service_fn(move |request: Request<String>| {
+            let locks = locks.clone();
+            async move {
+                let outer: HeldLock = request.extensions().get().cloned().unwrap();
+                let realm = realm("a");
+                let nested = locks.with_write_lock(&realm, |inner| async move {
+                    assert!(inner.is_held());
+                    Ok::<_, LockError>(inner.key())
+                });
+                assert_eq!(nested.await.unwrap(), outer.key());
+                assert!(outer.is_held(), "the inner end did not release");
+                Ok::<_, Infallible>(Response::new(String::from("done")))
+            }
+        });
+        let service = layer.layer(layer.layer(handler));
+        let request = Request::patch("/luke/a/card").body(String::new()).unwrap();
+        assert_eq!(service.oneshot(request).await.unwrap().status(), 200);
+    }
+    database.wait_for_granted(key("/luke/a"), 0).await;
+}
+
+#[tokio::test]
+async fn another_realm_in_a_hold_is_granted_and_its_wait_is_bounded_and_names_both() {
+    let database = database().await;
+    let locks = locks(&database).await;
+    let inner = locks.clone();
+    locks
+        .with_write_lock(&realm("a"), move |_| async move {
+            inner
+                .with_write_lock(&realm("b"), |_| async { Ok::<_, LockError>(()) })
+                .await
+        })
+        .await
+        .unwrap();
+
+    let holder = database.connect().await;
+    let lock = format!("SELECT pg_advisory_lock({})", key("/luke/b"));
+    holder.batch_execute(&lock).await.unwrap();
+    let inner = locks.clone().acquire_timeout(Duration::from_millis(100));
+    let stuck = locks
+        .with_write_lock(&realm("a"), move |_| async move {
+            inner
+                .with_write_lock(&realm("b"), |_| async { Ok::<_, LockError>(()) })
+                .await
+        })
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(stuck.innermost(), LockError::Timeout { .. }),
+        "{stuck}"
+    );
+    let text = stuck.to_string();
+    assert!(
+        text.contains(realm("a").as_str()) && text.contains(realm("b").as_str()),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn two_that_wait_for_each_other_both_end() {
+    let database = database().await;
+    let locks = locks(&database)
+        .await
+        .acquire_timeout(Duration::from_millis(300));
+    let barrier = Arc::new(Barrier::new(2));
+    let cross = |first: &'static str, second: &'static str| {
+        let (outer, inner) = (locks.clone(), locks.clone());
+        let barrier = barrier.clone();
+        async move {
+            outer
+                .with_write_lock(&realm(first), move |_| async move {
+                    barrier.wait().await;
+                    inner
+                        .with_write_lock(&realm(second), |_| async { Ok::<_, LockError>(()) })
+                        .await
+                })
+                .await
+        }
+    };
+    let (one, two) = tokio::join!(cross("a", "b"), cross("b", "a"));
+    assert!(one.is_err() || two.is_err());
+    for realm in ["/luke/a", "/luke/b"] {
+        database.wait_for_granted(key(realm), 0).await;
+    }
+}
+
+#[tokio::test]
+async fn other_tasks_and_other_locks_do_not_run_through() {
+    let one = RealmLocks::in_process().acquire_timeout(Duration::from_millis(50));
+    let separate = RealmLocks::in_process();
+    let (spawning, inside) = (one.clone(), separate.clone());
+    one.with_write_lock(&realm("a"), move |_| async move {
+        let task = tokio::spawn(async move {
+            spawning
+                .with_write_lock(&realm("a"), |_| async { Ok::<_, LockError>(()) })
+                .await
+        });
+        let refused = task.await.unwrap();
+        assert!(
+            matches!(refused, Err(LockError::Timeout { .. })),
+            "{refused:?}"
+        );
+        inside
+            .with_write_lock(&realm("a"), |_| async { Ok::<_, LockError>(()) })
+            .await
+    })
+    .await
+    .unwrap();
+}
