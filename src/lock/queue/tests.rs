@@ -1,0 +1,207 @@
+//! Each test runs under shuttle, which takes the threads apart at every use of the queue's mutex. A deadlock (a lost
+//! wake-up) fails the test, and so does a double grant.
+
+use futures_util::FutureExt;
+use shuttle::future::block_on;
+use shuttle::rand::{Rng, thread_rng};
+use shuttle::sync::atomic::{AtomicUsize, Ordering};
+use shuttle::{check_dfs, check_pct, check_random, thread};
+
+use super::*;
+
+fn key(name: &str) -> LockKey {
+    LockKey::of(&format!("http://h/{name}/").parse().unwrap())
+}
+
+fn turn(entry: Result<Entry, Full>) -> Turn {
+    match entry.unwrap() {
+        Entry::Turn(turn) => turn,
+        Entry::Wait(_) => panic!("the lane was taken"),
+    }
+}
+
+fn waiting(entry: Result<Entry, Full>) -> Waiting {
+    match entry.unwrap() {
+        Entry::Wait(waiting) => waiting,
+        Entry::Turn(_) => panic!("the lane was free"),
+    }
+}
+
+/// One run of what needs no second thread.
+fn alone(test: impl Fn() + Send + Sync + 'static) {
+    check_random(test, 1);
+}
+
+#[test]
+fn turns_pass_in_order_of_arrival() {
+    alone(|| {
+        let queue = Arc::new(Queue::default());
+        let first = turn(queue.enter(key("a"), 9));
+        let mut second = waiting(queue.enter(key("a"), 9));
+        let mut third = waiting(queue.enter(key("a"), 9));
+        assert!((&mut second).now_or_never().is_none());
+
+        drop(first);
+        assert!((&mut third).now_or_never().is_none());
+        let second = second.now_or_never().expect("the turn was passed on");
+        assert!((&mut third).now_or_never().is_none());
+        drop(second);
+        drop(third.now_or_never().expect("the turn was passed on"));
+        assert!(queue.lanes().by_key.is_empty());
+    });
+}
+
+#[test]
+fn keys_do_not_wait_for_each_other() {
+    alone(|| {
+        let queue = Arc::new(Queue::default());
+        let _a = turn(queue.enter(key("a"), 9));
+        turn(queue.enter(key("b"), 9));
+    });
+}
+
+#[test]
+fn a_waiter_that_leaves_gives_up_its_place_at_once() {
+    alone(|| {
+        let queue = Arc::new(Queue::default());
+        let first = turn(queue.enter(key("a"), 1));
+        let second = waiting(queue.enter(key("a"), 1));
+        assert!(queue.enter(key("a"), 1).is_err());
+        drop(second);
+        let third = waiting(queue.enter(key("a"), 1));
+        drop(first);
+        assert!(third.now_or_never().is_some());
+    });
+}
+
+#[test]
+fn a_turn_on_its_way_to_a_waiter_that_left_reaches_the_next() {
+    alone(|| {
+        let queue = Arc::new(Queue::default());
+        let first = turn(queue.enter(key("a"), 9));
+        let second = waiting(queue.enter(key("a"), 9));
+        let third = waiting(queue.enter(key("a"), 9));
+        drop(first);
+        drop(second);
+        assert!(third.now_or_never().is_some());
+        assert!(queue.lanes().by_key.is_empty());
+    });
+}
+
+#[test]
+fn a_late_leaver_takes_nobodys_place() {
+    alone(|| {
+        let queue = Arc::new(Queue::default());
+        let first = turn(queue.enter(key("a"), 9));
+        let mut late = waiting(queue.enter(key("a"), 9));
+        drop(first);
+        drop((&mut late).now_or_never());
+        // The lane was closed and opened again in the meantime.
+        let again = turn(queue.enter(key("a"), 9));
+        let next = waiting(queue.enter(key("a"), 9));
+        drop(late);
+        drop(again);
+        assert!(next.now_or_never().is_some());
+    });
+}
+
+/// Waits for a place's turn, or leaves it after it was looked at a few times: at each of the points where a caller can be
+/// dropped.
+fn wait_or_leave(mut place: Waiting) -> Option<Turn> {
+    let patience = thread_rng().gen_range(0..6);
+    if patience == 5 {
+        return Some(block_on(place));
+    }
+    for _ in 0..patience {
+        if let Some(turn) = (&mut place).now_or_never() {
+            return Some(turn);
+        }
+        thread::yield_now();
+    }
+    None
+}
+
+/// Four threads enter the lanes of two keys, and wait or leave. Never two have one key's turn, and nobody is forgotten.
+fn enter_and_leave() {
+    let queue = Arc::new(Queue::default());
+    let inside = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let (queue, inside) = (Arc::clone(&queue), Arc::clone(&inside));
+            thread::spawn(move || {
+                for _ in 0..2 {
+                    let lane = thread_rng().gen_range(0..2);
+                    let turn = match queue.enter(key(["a", "b"][lane]), 2) {
+                        Ok(Entry::Turn(turn)) => Some(turn),
+                        Ok(Entry::Wait(place)) => wait_or_leave(place),
+                        Err(Full) => None,
+                    };
+                    if let Some(turn) = turn {
+                        assert_eq!(inside[lane].fetch_add(1, Ordering::SeqCst), 0);
+                        thread::yield_now();
+                        assert_eq!(inside[lane].fetch_sub(1, Ordering::SeqCst), 1);
+                        drop(turn);
+                    }
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    assert!(queue.lanes().by_key.is_empty());
+}
+
+/// Waiters that stand in one lane in a known order get their turns in that order, whoever leaves.
+fn keep_the_order() {
+    let queue = Arc::new(Queue::default());
+    let first = turn(queue.enter(key("a"), 9));
+    let served = Arc::new(AtomicUsize::new(0));
+    let threads: Vec<_> = (1..5)
+        .map(|number| {
+            let place = waiting(queue.enter(key("a"), 9));
+            let served = Arc::clone(&served);
+            thread::spawn(move || {
+                if let Some(turn) = wait_or_leave(place) {
+                    assert!(served.swap(number, Ordering::SeqCst) < number);
+                    drop(turn);
+                }
+            })
+        })
+        .collect();
+    drop(first);
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    assert!(queue.lanes().by_key.is_empty());
+}
+
+/// The smallest case in which a turn and its waiter can miss each other, in every schedule there is.
+fn pass_on_while_leaving() {
+    let queue = Arc::new(Queue::default());
+    let first = turn(queue.enter(key("a"), 9));
+    let leaving = waiting(queue.enter(key("a"), 9));
+    let staying = waiting(queue.enter(key("a"), 9));
+    let threads = [
+        thread::spawn(move || drop(first)),
+        thread::spawn(move || drop(leaving)),
+        thread::spawn(move || drop(block_on(staying))),
+    ];
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    assert!(queue.lanes().by_key.is_empty());
+}
+
+#[test]
+fn no_schedule_grants_twice_or_forgets_a_waiter() {
+    check_random(enter_and_leave, 2_000);
+    check_pct(enter_and_leave, 2_000, 3);
+    check_dfs(pass_on_while_leaving, None);
+}
+
+#[test]
+fn no_schedule_changes_the_order() {
+    check_random(keep_the_order, 2_000);
+    check_pct(keep_the_order, 2_000, 3);
+}
