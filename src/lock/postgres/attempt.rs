@@ -5,7 +5,6 @@ use std::task::{Context, Poll, ready};
 use bb8::PooledConnection;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
-use tokio_postgres::error::SqlState;
 use tokio_postgres::{CancelToken, Error, SimpleQueryMessage};
 use tokio_util::task::TaskTracker;
 
@@ -17,8 +16,8 @@ use crate::lock::queue::Turn;
 /// # Cancel safety
 ///
 /// Dropping the future of a statement cancels nothing on the server: its backend would stay in PostgreSQL's queue, and
-/// later take a lock that nobody knows of. So a dropped attempt hands everything to a task, which cancels the wait and rolls
-/// back, or discards the connection. The local turn goes along: the next waiter starts when the server is rid of this one.
+/// later take a lock that nobody knows of. So a dropped attempt hands everything to a task, which cancels the wait and
+/// discards the connection. The local turn goes along: the next waiter starts when the server is rid of this one.
 pub(super) struct Attempt {
     /// None once it is answered.
     statement: Option<Statement>,
@@ -89,25 +88,16 @@ impl Drop for Attempt {
     }
 }
 
-/// Ends a lock statement that nobody waits for any more, and leaves its connection idle or discarded.
+/// Ends a lock statement that nobody waits for any more, and discards its connection.
+///
+/// The connection could not be used again: for one CancelRequest the server signals a backend twice, and the second signal may
+/// come so late that it hits a statement of the connection's next user.
 async fn abandon(mut statement: Statement, token: CancelToken) {
-    for cancels in 1..=CANCEL_TRIES {
+    for _ in 0..CANCEL_TRIES {
         cancel(&token).await;
-        let Ok((mut answered, answer)) = timeout(CANCEL_PATIENCE, &mut statement).await else {
-            continue;
-        };
-        // If the cancel was for this statement, it is used up. Any other may still arrive, and would hit a statement of
-        // the connection's next user: then the connection is discarded with `answered`, and the lock with it.
-        if cancels == 1 && was_cancelled(&answer) {
-            answered.connection.roll_back().await;
+        if timeout(CANCEL_PATIENCE, &mut statement).await.is_ok() {
+            return;
         }
-        return;
     }
-    tracing::warn!(
-        "a lock statement did not answer to its cancellation; its connection is discarded"
-    );
-}
-
-fn was_cancelled(answer: &Answer) -> bool {
-    matches!(answer, Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED))
+    tracing::warn!("a lock statement did not answer to its cancellation");
 }

@@ -140,8 +140,8 @@ impl LockConnection {
 
     /// Ends the transaction, whatever state it is in; only then may the connection be used again.
     ///
-    /// A statement that a handler left running is cancelled. The connection is then given up: a CancelRequest that comes
-    /// late would hit a statement of its next user.
+    /// A statement that a handler left running is cancelled. The connection is then given up: a cancellation that comes late
+    /// would hit a statement of its next user.
     pub(super) async fn roll_back(&mut self) {
         let mut rolled_back = pin!(self.client.batch_execute("ROLLBACK"));
         if let Ok(ended) = timeout(ROLLBACK_PATIENCE, &mut rolled_back).await {

@@ -1,0 +1,112 @@
+//! A request that is dropped at any of the points where it can be leaves the realm free and the only connection usable.
+
+mod support;
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use http::Request;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use support::database::{TestDatabase, database};
+use support::gate::{at_once, key, realms};
+use tokio::time::timeout;
+use tower::{Layer, ServiceExt, service_fn};
+use tower_realm_lock::{OnDisconnect, RealmLocks, RealmWriteLockLayer, Rejection};
+
+const PATH: &str = "/luke/a/card";
+
+/// The outcome of `future`, or nothing if it was dropped when it had been polled this often.
+async fn within_polls<F: Future>(polls: usize, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut left = polls;
+    poll_fn(|cx| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        future.as_mut().poll(cx).map(Some)
+    })
+    .await
+}
+
+async fn layer(database: &TestDatabase) -> RealmWriteLockLayer {
+    let locks = RealmLocks::postgres_builder(database.url())
+        .pool_size(1)
+        .build()
+        .await
+        .unwrap();
+    RealmWriteLockLayer::new(locks, realms()).acquire_timeout(Duration::from_secs(60))
+}
+
+/// One write, dropped after some polls; whether it was answered before.
+async fn write(layer: &RealmWriteLockLayer, polls: usize) -> bool {
+    let request = Request::patch(PATH).body(String::new()).unwrap();
+    let call = layer.layer(service_fn(at_once)).oneshot(request);
+    let response = within_polls(polls, call).await;
+    let Some(Ok(response)) = response else {
+        return false;
+    };
+    let rejection = response.extensions().get::<Rejection>();
+    assert!(rejection.is_none(), "{rejection:?}");
+    response.status() == 200
+}
+
+#[tokio::test]
+async fn at_every_poll_of_a_free_lock() {
+    let database = database().await;
+    for policy in [OnDisconnect::Finish, OnDisconnect::Cancel] {
+        let layer = layer(&database).await.on_disconnect(policy);
+        let mut polls = 0;
+        while !write(&layer, polls).await {
+            assert!(
+                write(&layer, usize::MAX).await,
+                "after a drop at poll {polls}"
+            );
+            polls += 1;
+        }
+        // At least: the queue, the connection, the statement, the release.
+        assert!(polls >= 3, "{polls}");
+        database.wait_for_granted(key(PATH), 0).await;
+    }
+}
+
+#[tokio::test]
+async fn at_random_moments_of_many_writers_of_a_lock_that_comes_and_goes() {
+    let database = database().await;
+    let layer = layer(&database).await;
+    let foreign = database.connect().await;
+    let lock = format!("BEGIN; SELECT pg_advisory_xact_lock({})", key(PATH));
+    // The seed is fixed: the same moments come again.
+    let mut runner = TestRunner::deterministic();
+    let rounds = (any::<bool>(), prop::collection::vec(0..6_000_u64, 1..6));
+    for round in 0..100 {
+        let (held, moments) = rounds.new_tree(&mut runner).unwrap().current();
+        if held {
+            foreign.batch_execute(&lock).await.unwrap();
+        }
+        let writes: Vec<_> = moments
+            .into_iter()
+            .map(|micros| {
+                let layer = layer.clone();
+                let moment = Duration::from_micros(micros);
+                tokio::spawn(async move { timeout(moment, write(&layer, usize::MAX)).await })
+            })
+            .collect();
+        for write in writes {
+            let got_in = matches!(write.await.unwrap(), Ok(true));
+            assert!(!(got_in && held), "round {round}");
+        }
+        database.wait_for_waiting(key(PATH), 0).await;
+        if held {
+            foreign.batch_execute("COMMIT").await.unwrap();
+        }
+        assert!(write(&layer, usize::MAX).await, "round {round}");
+    }
+    database.wait_for_granted(key(PATH), 0).await;
+    // This test's own session, and the pool's.
+    assert!(database.backends().await <= 2);
+}
