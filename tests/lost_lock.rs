@@ -8,7 +8,7 @@ use http::Response;
 use support::database::{TestDatabase, database};
 use support::gate::{code, gate, key, patch, realms};
 use support::proxy::Proxy;
-use tower_realm_lock::{FencingToken, LockError, RealmLocks, RealmUrl, RealmWriteLockLayer};
+use tower_realm_lock::{LockError, RealmLocks, RealmUrl, RealmWriteLockLayer};
 
 const PATH: &str = "/luke/a/card";
 
@@ -204,30 +204,4 @@ async fn a_job_is_told_of_its_lost_lock() {
     terminate_holder(&database).await;
     let lost = job.await.unwrap();
     assert!(matches!(lost, Err(LockError::Lost { .. })), "{lost:?}");
-}
-
-#[tokio::test]
-async fn fencing_tokens_grow_from_hold_to_hold_across_replicas() {
-    let database = database().await;
-    let fenced = async || {
-        let builder = RealmLocks::postgres_builder(database.url()).fencing(true);
-        RealmWriteLockLayer::new(builder.build().await.unwrap(), realms())
-    };
-    let replicas = [fenced().await, fenced().await];
-    let (handler, mut gate) = gate();
-    let mut last: Option<FencingToken> = None;
-    for turn in 0..20 {
-        let write = patch(&replicas[turn % 2], &handler, PATH);
-        let call = gate.entered().await;
-        let token = call.held.as_ref().unwrap().fencing_token();
-        assert!(token > last, "{token:?} after {last:?}");
-        last = token;
-        call.answer(200);
-        write.await.unwrap().unwrap();
-    }
-    let plain = patch(&layer(&database).await, &handler, PATH);
-    let call = gate.entered().await;
-    assert_eq!(call.held.as_ref().unwrap().fencing_token(), None);
-    call.answer(200);
-    plain.await.unwrap().unwrap();
 }

@@ -27,6 +27,12 @@ pub enum LockError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A text is not a [`FencingToken`](crate::FencingToken).
+    #[error("`{token}` is not a fencing token: it has up to 40 hexadecimal digits")]
+    InvalidFencingToken {
+        /// The text as given, with control characters escaped.
+        token: String,
+    },
     /// PostgreSQL cannot be reached, or refuses this client.
     #[error("cannot connect to PostgreSQL at {server}: {}", chain(source))]
     Connect {

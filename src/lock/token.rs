@@ -1,28 +1,85 @@
 use std::fmt;
-use std::num::ParseIntError;
 use std::str::FromStr;
+
+use super::LockError;
 
 /// A number that only grows from one hold of a realm to the next, on every replica.
 ///
 /// A store that keeps the greatest token it has seen beside each document, and refuses a smaller one, is safe from a writer
-/// that was frozen, lost its lock and goes on. It is the transaction id (`pg_current_xact_id()`, 64 bits) of the hold, so it
-/// grows within one PostgreSQL cluster; a cluster restored from a dump starts again from a smaller one.
+/// that was frozen, lost its lock and goes on.
 ///
-/// Compare with `<`; print and parse it to keep it.
+/// Compare with `<`; print it to keep it, and parse it back. It prints as 40 hexadecimal digits, so its texts are in the same
+/// order as the tokens.
+///
+/// It is made of the server's timeline, the place of its last checkpoint, and the hold's transaction id
+/// (`pg_current_xact_id`). The id alone would not do: after a crash PostgreSQL gives ids again that no flushed WAL knew of. It
+/// grows within one PostgreSQL cluster and through its crashes and promotions; a cluster restored from a dump starts again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FencingToken(u64);
+pub struct FencingToken {
+    // The derived order compares the fields in this order.
+    timeline: u32,
+    checkpoint: u64,
+    transaction: u64,
+}
 
-impl fmt::Display for FencingToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+/// Asks for a token in a transaction that holds its lock.
+///
+/// After a crash the server makes a checkpoint before it lets anyone in, and a promotion begins a new timeline: so one of the
+/// first two grows whenever transaction ids may come again.
+pub(super) const ASK: &str = "; SELECT concat_ws(' ', \
+     substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8), \
+     checkpoint_lsn - '0/0', \
+     pg_current_xact_id()) AS fencing_token FROM pg_control_checkpoint()";
+
+/// The column that [`ASK`] answers with.
+pub(super) const COLUMN: &str = "fencing_token";
+
+/// The most digits that a token has.
+const DIGITS: usize = 40;
+
+impl FencingToken {
+    /// Reads the answer to [`ASK`].
+    pub(super) fn from_answer(answer: &str) -> Option<Self> {
+        let mut parts = answer.split(' ');
+        let token = Self {
+            timeline: u32::from_str_radix(parts.next()?, 16).ok()?,
+            checkpoint: parts.next()?.parse().ok()?,
+            transaction: parts.next()?.parse().ok()?,
+        };
+        parts.next().is_none().then_some(token)
     }
 }
 
-impl FromStr for FencingToken {
-    type Err = ParseIntError;
+impl fmt::Display for FencingToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            timeline,
+            checkpoint,
+            transaction,
+        } = self;
+        write!(f, "{timeline:08x}{checkpoint:016x}{transaction:016x}")
+    }
+}
 
-    fn from_str(token: &str) -> Result<Self, Self::Err> {
-        token.parse().map(Self)
+/// Reads what a token prints. Leading zeros may be left out.
+impl FromStr for FencingToken {
+    type Err = LockError;
+
+    fn from_str(token: &str) -> Result<Self, LockError> {
+        let invalid = || LockError::InvalidFencingToken {
+            token: token.escape_debug().to_string(),
+        };
+        let digits = token.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if token.is_empty() || token.len() > DIGITS || !digits {
+            return Err(invalid());
+        }
+        let padded = format!("{token:0>DIGITS$}");
+        let number = |from, to| u64::from_str_radix(&padded[from..to], 16).map_err(|_| invalid());
+        Ok(Self {
+            timeline: number(0, 8)?.try_into().map_err(|_| invalid())?,
+            checkpoint: number(8, 24)?,
+            transaction: number(24, DIGITS)?,
+        })
     }
 }
 
@@ -30,11 +87,48 @@ impl FromStr for FencingToken {
 mod tests {
     use super::*;
 
+    fn token(answer: &str) -> FencingToken {
+        FencingToken::from_answer(answer).unwrap()
+    }
+
     #[test]
-    fn a_token_is_ordered_by_number_and_survives_printing() {
-        let [small, great]: [FencingToken; 2] = ["9", "10"].map(|token| token.parse().unwrap());
-        assert!(small < great);
-        assert_eq!(great.to_string().parse(), Ok(great));
-        assert!("10.x".parse::<FencingToken>().is_err());
+    fn tokens_and_their_texts_are_in_the_order_of_the_holds() {
+        let in_order = [
+            "00000001 22021912 734",
+            "00000001 22021912 1000",
+            // A crash: ids come again, after another checkpoint.
+            "00000001 22025200 735",
+            // A promotion: a standby that was behind.
+            "00000002 22021912 700",
+            "0000000A 1 1",
+        ]
+        .map(token);
+        assert!(in_order.is_sorted_by(|one, next| one < next));
+        assert!(
+            in_order
+                .map(|token| token.to_string())
+                .is_sorted_by(|one, next| one < next)
+        );
+    }
+
+    #[test]
+    fn a_token_survives_printing() {
+        let token = token("00000001 22021912 18446744073709551615");
+        assert_eq!(token.to_string().parse::<FencingToken>().unwrap(), token);
+        assert_eq!(
+            "0".parse::<FencingToken>().unwrap().to_string(),
+            "0".repeat(40)
+        );
+    }
+
+    #[test]
+    fn what_is_no_token_is_refused_by_name() {
+        for text in ["", "x", "+1", "-1", "1 ", "1\n", &"1".repeat(41), "٣"] {
+            let error = text.parse::<FencingToken>().unwrap_err().to_string();
+            assert!(error.contains(&*text.escape_debug().to_string()), "{error}");
+        }
+        for answer in ["", "1", "00000001 2", "00000001 2 3 4", "00000001 x 3"] {
+            assert_eq!(FencingToken::from_answer(answer), None, "{answer}");
+        }
     }
 }

@@ -101,7 +101,8 @@ mod tests {
             .raise(&card)
             .unwrap();
         assert!(late.raise(&card).is_err());
-        assert_eq!(fs::read_to_string(fence_of(&card)).unwrap(), "7");
+        let stored = fs::read_to_string(fence_of(&card)).unwrap();
+        assert_eq!(stored, token("7").to_string());
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 

@@ -64,7 +64,7 @@ impl PostgresBuilder {
 
     /// Whether each hold gets a [`FencingToken`](crate::FencingToken).
     ///
-    /// Default `false`: a token is a transaction id, and an open transaction that has one holds back VACUUM.
+    /// Default `false`: a token has a transaction id in it, and an open transaction that has one holds back VACUUM.
     pub fn fencing(mut self, fencing: bool) -> Self {
         self.fencing = fencing;
         self

@@ -27,7 +27,7 @@ pub(crate) use self::transaction::LockedTransaction;
 use self::transaction::SHARE;
 use super::lease::Lease;
 use super::queue::Turn;
-use super::{FencingToken, LockError, Wanted};
+use super::{FencingToken, LockError, Wanted, token};
 
 /// How much later than the server this side gives up a wait: the server's own time-out needs no CancelRequest.
 const SERVER_FIRST: Duration = Duration::from_millis(250);
@@ -154,7 +154,8 @@ impl Postgres {
              pg_advisory_xact_lock({key})"
         );
         if self.fencing {
-            statement += ", pg_current_xact_id()";
+            // After the lock, so that the holder before has its token already.
+            statement += token::ASK;
         }
         if wanted.share {
             statement += SHARE;
@@ -173,7 +174,11 @@ impl Postgres {
             turn,
             sent,
         } = answered;
-        let token = self.fencing.then(|| token(rows)).flatten();
+        let token = if self.fencing {
+            Some(fencing_token(rows)?)
+        } else {
+            None
+        };
         let lease = Lease::new(self.lease, sent, &connection.closed);
         let realm = wanted.realm.clone();
         let transaction = LockedTransaction::new(realm, connection, lease, token, wanted.share);
@@ -232,11 +237,15 @@ async fn refused(
     }
 }
 
-/// The token of a granted statement, in the last column of its first row.
-fn token(rows: &[SimpleQueryMessage]) -> Option<FencingToken> {
-    rows.iter().find_map(|row| match row {
-        SimpleQueryMessage::Row(row) => row.get(row.len() - 1)?.parse().ok(),
+/// The token of a granted statement that asked for one.
+fn fencing_token(rows: &[SimpleQueryMessage]) -> Result<FencingToken, LockError> {
+    let answer = rows.iter().find_map(|row| match row {
+        SimpleQueryMessage::Row(row) => row.try_get(token::COLUMN).ok()?,
         _ => None,
+    });
+    let answer = answer.unwrap_or_default();
+    FencingToken::from_answer(answer).ok_or_else(|| LockError::InvalidFencingToken {
+        token: answer.escape_debug().to_string(),
     })
 }
 
