@@ -80,6 +80,41 @@ async fn a_call_that_takes_too_long_is_stopped_with_504() {
 }
 
 #[tokio::test]
+async fn a_panic_in_the_rejection_closure_leaves_no_lock() {
+    let database = database().await;
+    let locks = RealmLocks::postgres_builder(database.url())
+        .pool_size(1)
+        .build()
+        .await
+        .unwrap();
+    let layer = RealmWriteLockLayer::new(locks, realms());
+    let panicking = layer
+        .clone()
+        .max_hold(Duration::from_millis(20))
+        .rejection(|rejection| panic!("as the test asked: {}", rejection.code()));
+    for policy in [OnDisconnect::Finish, OnDisconnect::Cancel] {
+        let (handler, mut gate) = gate();
+        let write = patch(
+            &panicking.clone().on_disconnect(policy),
+            &handler,
+            "/luke/a/card",
+        );
+        let _late = gate.entered().await;
+        assert!(write.await.unwrap_err().is_panic());
+        can_write(&layer, &handler, &mut gate).await;
+    }
+    let impatient = panicking.acquire_timeout(Duration::from_millis(20));
+    let (handler, mut gate) = gate();
+    let first = patch(&layer, &handler, "/luke/a/card");
+    let inside = gate.entered().await;
+    let waiting = patch(&impatient, &handler, "/luke/a/card");
+    assert!(waiting.await.unwrap_err().is_panic());
+    inside.answer(200);
+    first.await.unwrap().unwrap();
+    can_write(&layer, &handler, &mut gate).await;
+}
+
+#[tokio::test]
 async fn work_outside_of_http_holds_and_releases_alike() {
     let database = database().await;
     let locks = RealmLocks::postgres_builder(database.url())

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use support::database::database;
 use support::gate::{code, gate, key, patch, realms};
-use tower_realm_lock::{LockError, RealmLocks, RealmWriteLockLayer};
+use tower_realm_lock::{LockError, OnDisconnect, RealmLocks, RealmWriteLockLayer};
 
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -48,17 +48,19 @@ async fn holds_end_waiters_are_refused_and_connections_close() {
 
 #[tokio::test]
 async fn a_hold_that_does_not_end_in_time_is_reported() {
-    let locks = RealmLocks::in_process();
-    let layer = RealmWriteLockLayer::new(locks.clone(), realms());
-    let (handler, mut gate) = gate();
-    let write = patch(&layer, &handler, "/luke/a/1");
-    let inside = gate.entered().await;
-    let error = locks.shutdown(Duration::from_millis(10)).await.unwrap_err();
-    assert!(
-        matches!(error, LockError::ShutdownIncomplete { .. }),
-        "{error}"
-    );
-    inside.answer(200);
-    write.await.unwrap().unwrap();
-    locks.shutdown(GRACE).await.unwrap();
+    for policy in [OnDisconnect::Finish, OnDisconnect::Cancel] {
+        let locks = RealmLocks::in_process();
+        let layer = RealmWriteLockLayer::new(locks.clone(), realms()).on_disconnect(policy);
+        let (handler, mut gate) = gate();
+        let write = patch(&layer, &handler, "/luke/a/1");
+        let inside = gate.entered().await;
+        let error = locks.shutdown(Duration::from_millis(10)).await.unwrap_err();
+        assert!(
+            matches!(error, LockError::ShutdownIncomplete { .. }),
+            "{error}"
+        );
+        inside.answer(200);
+        write.await.unwrap().unwrap();
+        locks.shutdown(GRACE).await.unwrap();
+    }
 }

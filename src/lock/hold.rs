@@ -26,10 +26,11 @@ pub(crate) struct Hold {
     longest: Option<Duration>,
     /// What the same task already held.
     nesting: Nesting,
-    /// Where a dropped hold is released; `tracked` makes a shutdown wait for it.
+    /// Where a dropped hold is released.
     runtime: Handle,
     tasks: TaskTracker,
-    tracked: TaskTrackerToken,
+    /// Makes a shutdown wait for it, on whatever task it is.
+    _tracked: TaskTrackerToken,
 }
 
 /// What is given back at release, the transaction before the turn.
@@ -57,7 +58,7 @@ impl Hold {
             nesting,
             runtime: Handle::current(),
             tasks: tasks.clone(),
-            tracked: tasks.token(),
+            _tracked: tasks.token(),
         }
     }
 
@@ -162,13 +163,66 @@ impl Drop for Hold {
         let Some(transaction) = transaction else {
             return;
         };
-        let tracked = self.tracked.clone();
         self.tasks.spawn_on(
             async move {
                 transaction.roll_back().await;
-                drop((turn, tracked));
+                drop(turn);
             },
             &self.runtime,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::sync::Arc;
+
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::lock::LockKey;
+    use crate::lock::lease::Lease;
+    use crate::lock::queue::{Entry, Queue};
+    use crate::realm::RealmUrl;
+
+    #[test]
+    fn work_that_was_frozen_with_its_process_does_not_go_on() {
+        // The queue's mutex is a model checker's in unit tests.
+        shuttle::check_random(|| paused_runtime().block_on(freeze()), 1);
+    }
+
+    fn paused_runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap()
+    }
+
+    async fn freeze() {
+        let realm: RealmUrl = "http://h/a/".parse().unwrap();
+        let key = LockKey::of(&realm);
+        let Ok(Entry::Turn(turn)) = Arc::new(Queue::default()).enter(key, 0) else {
+            panic!("nobody has the turn");
+        };
+        let connection = CancellationToken::new();
+        let lease = Lease::new(Duration::from_secs(30), Instant::now(), &connection);
+        let handle = HeldLock::new(realm, key, None, Some(Arc::new(lease)), None);
+        let tasks = TaskTracker::new();
+        let hold = Hold::new(handle, None, turn, None, Nesting::current(0), &tasks);
+
+        let steps = Cell::new(0);
+        let work = poll_fn(|_| {
+            steps.set(steps.get() + 1);
+            Poll::<()>::Pending
+        });
+        let mut guarded = pin!(hold.guard(work));
+        assert!(futures_util::poll!(&mut guarded).is_pending());
+        // Nobody polls a heartbeat here, as in a process that stands still.
+        tokio::time::advance(Duration::from_secs(20)).await;
+        let end = futures_util::poll!(&mut guarded);
+        assert!(matches!(end, Poll::Ready(Err(LockError::Lost { .. }))));
+        assert_eq!(steps.get(), 1);
     }
 }
