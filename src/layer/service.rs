@@ -8,6 +8,7 @@ use http::{Request, Response, StatusCode};
 use http_body::Body;
 use tower::ServiceExt;
 use tower_service::Service;
+use tracing::Instrument;
 
 use super::future::Outcome;
 use super::{HoldUntil, LockBody, OnDisconnect, RealmWriteLockLayer, Rejection, ResponseFuture};
@@ -58,7 +59,8 @@ where
                 // The service that was polled ready holds what that gave it, such as a permit, until it is dropped.
                 drop(mem::replace(&mut self.inner, inner.clone()));
                 let layer = Arc::clone(&self.layer);
-                ResponseFuture::locked(locked_call(layer, realm, inner, request))
+                let span = tracing::debug_span!("realm_write_lock", %realm);
+                ResponseFuture::locked(locked_call(layer, realm, inner, request).instrument(span))
             }
             Err(rejection) => ResponseFuture::rejected(self.layer.reject(&rejection)),
         }
@@ -156,7 +158,11 @@ impl RealmWriteLockLayer {
     }
 
     fn reject<B>(&self, rejection: &Rejection) -> Response<LockBody<B>> {
-        tracing::warn!(code = rejection.code(), ?rejection, "a write was rejected");
+        let code = rejection.code();
+        match rejection {
+            Rejection::Realm(error) => tracing::debug!(code, %error, "a request was rejected"),
+            Rejection::Lock(error) => tracing::warn!(code, %error, "a write was rejected"),
+        }
         let mut response = (self.rejection)(rejection);
         response.extensions_mut().insert(rejection.clone());
         response.map(LockBody::rejected)

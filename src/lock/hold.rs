@@ -156,6 +156,7 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
+        tracing::debug!(realm = %self.held.realm(), held = ?self.granted.elapsed(), "released");
         self.held.mark_released();
         let Some(Grant { transaction, turn }) = self.grant.take() else {
             return;

@@ -66,6 +66,7 @@ struct Limits {
 #[derive(Debug)]
 pub(crate) struct Wanted<'a> {
     realm: &'a RealmUrl,
+    started: Instant,
     timeout: Duration,
     deadline: Instant,
     share: bool,
@@ -262,6 +263,7 @@ impl RealmLocks {
             granted = self.granted(&wanted) => granted,
         }
         .map_err(|error| nesting.explain(error))?;
+        tracing::debug!(%realm, waited = ?wanted.started.elapsed(), "locked");
         let held = HeldLock::new(
             realm.clone(),
             turn.key(),
@@ -348,10 +350,12 @@ impl<'a> Wanted<'a> {
     fn new(realm: &'a RealmUrl, limits: &Limits) -> Self {
         // A time-out too long to be a point in time is one of a year.
         const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+        let started = Instant::now();
         Self {
             realm,
+            started,
             timeout: limits.acquire_timeout,
-            deadline: Instant::now() + limits.acquire_timeout.min(YEAR),
+            deadline: started + limits.acquire_timeout.min(YEAR),
             share: limits.share_transaction,
         }
     }

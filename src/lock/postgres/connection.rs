@@ -11,11 +11,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::lock::LockError;
 
-/// Whether the server is a primary, and whether an advisory lock it grants shows up among its locks. The lock is shared, so
-/// that replicas which connect together do not meet, and ends with the message, which is one transaction.
+/// Whether the server is a primary, and whether an advisory lock that it grants shows up among its locks. The lock is shared,
+/// so that replicas which connect together do not meet, and ends with the message, which is one transaction. Its key is the
+/// bytes `tower-re`, which nobody else is likely to lock.
 const PROBE: &str = "SELECT pg_is_in_recovery(); \
-     SELECT pg_advisory_xact_lock_shared(0); \
-     SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted";
+     SELECT pg_advisory_xact_lock_shared(8390055908405506661); \
+     SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted \
+     AND (classid::bigint << 32) | objid::bigint = 8390055908405506661";
 
 /// How long a ROLLBACK may take before whatever keeps it waiting is cancelled.
 const ROLLBACK_PATIENCE: Duration = Duration::from_secs(1);
@@ -95,7 +97,7 @@ impl Connector {
         let server = Arc::clone(&self.server);
         match (values.first(), values.last()) {
             (Some(&"t"), _) => Err(LockError::Standby { server }),
-            (Some(&"f"), Some(&"1")) => Ok(()),
+            (Some(&"f"), Some(&"t")) => Ok(()),
             _ => Err(LockError::NoAdvisoryLocks { server }),
         }
     }
