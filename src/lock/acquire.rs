@@ -1,0 +1,137 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::nesting::Nesting;
+use super::postgres::LockedTransaction;
+use super::queue::{Entry, Full, Turn};
+use super::{HeldLock, Hold, LockError, LockKey, RealmLocks};
+use crate::realm::RealmUrl;
+
+/// How long and how many may wait, and what a hold may be. Each handle of the locks carries its own.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) acquire_timeout: Duration,
+    pub(super) max_hold: Option<Duration>,
+    pub(super) max_waiters: usize,
+    pub(super) share_transaction: bool,
+}
+
+/// What one caller asks for, and the time it has.
+#[derive(Debug)]
+pub(crate) struct Wanted<'a> {
+    pub(super) realm: &'a RealmUrl,
+    started: Instant,
+    pub(super) timeout: Duration,
+    pub(super) deadline: Instant,
+    pub(super) share: bool,
+}
+
+impl RealmLocks {
+    /// The realm's hold of the current task, if this is nested use.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`] if that hold is lost.
+    pub(crate) fn held_by_task(&self, realm: &RealmUrl) -> Result<Option<HeldLock>, LockError> {
+        self.nesting().hold_of(realm)
+    }
+
+    fn nesting(&self) -> Nesting {
+        Nesting::current(Arc::as_ptr(&self.shared).addr())
+    }
+
+    /// Waits for the realm's lock, within this handle's limits.
+    ///
+    /// # Cancel safety
+    ///
+    /// If dropped, its place in the queue is given up, and no backend stays queued in PostgreSQL.
+    pub(crate) async fn acquire(&self, realm: &RealmUrl) -> Result<Hold, LockError> {
+        let nesting = self.nesting();
+        let wanted = Wanted::new(realm, &self.limits);
+        let (transaction, turn) = tokio::select! {
+            biased;
+            () = self.shared.closing.cancelled() => Err(LockError::ShuttingDown),
+            granted = self.granted(&wanted) => granted,
+        }
+        .map_err(|error| nesting.explain(error))?;
+        tracing::debug!(%realm, waited = ?wanted.started.elapsed(), "locked");
+        let held = HeldLock::new(
+            realm.clone(),
+            turn.key(),
+            transaction.as_ref().and_then(LockedTransaction::token),
+            transaction.as_ref().map(|granted| granted.lease().clone()),
+            transaction
+                .as_ref()
+                .and_then(|granted| granted.shared().cloned()),
+        );
+        Ok(Hold::new(
+            held,
+            transaction,
+            turn,
+            self.limits.max_hold,
+            nesting,
+            &self.shared.tasks,
+        ))
+    }
+
+    async fn granted(
+        &self,
+        wanted: &Wanted<'_>,
+    ) -> Result<(Option<LockedTransaction>, Turn), LockError> {
+        let Some(postgres) = &self.shared.postgres else {
+            if wanted.share {
+                return Err(LockError::InvalidOption {
+                    option: "share_transaction",
+                    value: "true".into(),
+                    remedy: "locks in process have no transaction; use locks in PostgreSQL",
+                });
+            }
+            return Ok((None, self.turn(wanted).await?));
+        };
+        let turn = self.turn(wanted).await?;
+        let (transaction, turn) = postgres.acquire(wanted, turn, &self.shared.tasks).await?;
+        Ok((Some(transaction), turn))
+    }
+
+    async fn turn(&self, wanted: &Wanted<'_>) -> Result<Turn, LockError> {
+        let max_waiters = self.limits.max_waiters;
+        match self
+            .shared
+            .queue
+            .enter(LockKey::of(wanted.realm), max_waiters)
+        {
+            Ok(Entry::Turn(turn)) => Ok(turn),
+            Ok(Entry::Wait(place)) => timeout_at(wanted.deadline, place)
+                .await
+                .map_err(|_| wanted.timed_out()),
+            Err(Full) => Err(LockError::QueueFull {
+                realm: wanted.realm.clone(),
+                waiters: max_waiters,
+            }),
+        }
+    }
+}
+
+impl<'a> Wanted<'a> {
+    fn new(realm: &'a RealmUrl, limits: &Limits) -> Self {
+        // A time-out too long to be a point in time is one of a year.
+        const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+        let started = Instant::now();
+        Self {
+            realm,
+            started,
+            timeout: limits.acquire_timeout,
+            deadline: started + limits.acquire_timeout.min(YEAR),
+            share: limits.share_transaction,
+        }
+    }
+
+    pub(crate) fn timed_out(&self) -> LockError {
+        LockError::Timeout {
+            realm: self.realm.clone(),
+            after: self.timeout,
+        }
+    }
+}

@@ -1,0 +1,225 @@
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+use super::acquire::Limits;
+use super::postgres::Postgres;
+use super::queue::Queue;
+use super::{HeldLock, LockError, PostgresBuilder};
+use crate::realm::RealmUrl;
+
+/// The locks of all realms, as this process sees them.
+///
+/// Make one for each process (and database), and clone it: clones share the queue and the pool, and each carries its own
+/// limits. Two that were made separately exclude each other through PostgreSQL alone, or, in process, not at all.
+#[derive(Debug, Clone)]
+pub struct RealmLocks {
+    pub(super) shared: Arc<Shared>,
+    pub(super) limits: Limits,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) queue: Arc<Queue>,
+    /// None for locks in process alone.
+    pub(super) postgres: Option<Postgres>,
+    /// Holds, and the tasks that run, release and cancel them.
+    pub(super) tasks: TaskTracker,
+    pub(super) closing: CancellationToken,
+}
+
+impl RealmLocks {
+    /// Locks in the PostgreSQL database at `url`, with the defaults of [`postgres_builder`](Self::postgres_builder).
+    ///
+    /// # Errors
+    ///
+    /// As [`PostgresBuilder::build`].
+    pub async fn postgres(url: &str) -> Result<Self, LockError> {
+        Self::postgres_builder(url).build().await
+    }
+
+    /// Locks in the PostgreSQL database at `url`, a URL or a `key=value` string as libpq reads it.
+    ///
+    /// All replicas must use one database of one primary: advisory locks do not reach further.
+    pub fn postgres_builder(url: &str) -> PostgresBuilder {
+        PostgresBuilder::new(url)
+    }
+
+    /// Locks within this process alone: the same queue, with no database behind it.
+    ///
+    /// Right for one replica and for tests. Two processes do not exclude each other.
+    #[must_use]
+    pub fn in_process() -> Self {
+        Self::new(None)
+    }
+
+    pub(super) fn new(postgres: Option<Postgres>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                queue: Arc::default(),
+                postgres,
+                tasks: TaskTracker::new(),
+                closing: CancellationToken::new(),
+            }),
+            limits: Limits {
+                acquire_timeout: Duration::from_secs(10),
+                max_hold: Some(Duration::from_secs(300)),
+                max_waiters: 1024,
+                share_transaction: false,
+            },
+        }
+    }
+
+    /// How long a caller waits for its lock, in the queue and in PostgreSQL together. Default 10 seconds.
+    #[must_use]
+    pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.acquire_timeout = timeout;
+        self
+    }
+
+    /// How long a hold may last before its work is stopped; `None` for as long as it takes. Default 5 minutes.
+    ///
+    /// A bound keeps a handler that hangs, or a client that sends its body byte by byte, from blocking a realm for ever.
+    #[must_use]
+    pub fn max_hold(mut self, max_hold: impl Into<Option<Duration>>) -> Self {
+        self.limits.max_hold = max_hold.into();
+        self
+    }
+
+    /// How many callers of this process may wait for one realm; the next is refused at once. Default 1024.
+    #[must_use]
+    pub fn max_waiters_per_realm(mut self, waiters: usize) -> Self {
+        self.limits.max_waiters = waiters;
+        self
+    }
+
+    /// Whether the work may run its own SQL in the transaction that holds the lock: see [`LockTransaction`]. Default `false`.
+    ///
+    /// For locks in PostgreSQL only: locks in process then refuse every request.
+    #[must_use]
+    pub fn share_transaction(mut self, share: bool) -> Self {
+        self.limits.share_transaction = share;
+        self
+    }
+
+    pub(crate) fn shares_transaction(&self) -> bool {
+        self.limits.share_transaction
+    }
+
+    /// Runs `work` while the realm is locked, with the guarantees that the layer gives a request: for jobs and workers.
+    ///
+    /// Once granted, the work runs to its end on a task of its own, even if this future is dropped. If the lock is lost or
+    /// the work takes longer than [`max_hold`](Self::max_hold), it is dropped at its next `await`. An `Ok` is returned only
+    /// after PostgreSQL has confirmed that the lock was held to the end. With
+    /// [`share_transaction`](Self::share_transaction) an `Ok` commits what the work wrote, and everything else rolls it back.
+    ///
+    /// Within work that already holds the realm, in the same task and by the same locks, it runs straight through. Asking for
+    /// another realm there can deadlock with a task that does it the other way round; the acquire timeout ends that, and the
+    /// error names both.
+    ///
+    /// # Errors
+    ///
+    /// The work's own error, or a [`LockError`] made into one.
+    ///
+    /// # Panics
+    ///
+    /// As `work` does; the lock is released all the same.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before the grant, it leaves the queue and nothing runs. Dropped after it, the work runs on.
+    ///
+    /// ```
+    /// use tower_realm_lock::{LockError, RealmLocks, RealmUrl};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let locks = RealmLocks::in_process();
+    /// let realm = RealmUrl::parse("https://realms.example.com/luke/my-realm/")?;
+    /// let files = locks
+    ///     .with_write_lock(&realm, |held| async move {
+    ///         assert!(held.is_held());
+    ///         Ok::<_, LockError>(3)
+    ///     })
+    ///     .await?;
+    /// assert_eq!(files, 3);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn with_write_lock<T, E, F, W>(&self, realm: &RealmUrl, work: F) -> Result<T, E>
+    where
+        F: FnOnce(HeldLock) -> W + Send + 'static,
+        W: Future<Output = Result<T, E>> + Send + 'static,
+        T: Send + 'static,
+        E: From<LockError> + Send + 'static,
+    {
+        if let Some(held) = self.held_by_task(realm)? {
+            return work(held).await;
+        }
+        let hold = self.acquire(realm).await?;
+        self.run_to_completion(async move {
+            let work = work(hold.held().clone());
+            let done = hold.guard(work).await??;
+            hold.release().await?;
+            Ok(done)
+        })
+        .await?
+    }
+
+    /// Stops granting, waits up to `grace` for the holds and their releases, and closes the pool.
+    ///
+    /// From now on every caller gets [`LockError::ShuttingDown`], those that already wait too. Holds end as always, those
+    /// whose client has gone included.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::ShutdownIncomplete`] if `grace` was too short. The locks of the rest end with the process.
+    ///
+    /// # Cancel safety
+    ///
+    /// If dropped, nothing is granted any more; call it again to wait.
+    pub async fn shutdown(&self, grace: Duration) -> Result<(), LockError> {
+        let tasks = &self.shared.tasks;
+        self.shared.closing.cancel();
+        tasks.close();
+        let ended = timeout(grace, tasks.wait()).await;
+        if let Some(postgres) = &self.shared.postgres {
+            postgres.close();
+        }
+        ended.map_err(|_| LockError::ShutdownIncomplete {
+            holds: tasks.len(),
+            grace,
+        })
+    }
+
+    /// Runs granted work on a task of its own, so that a caller who goes away does not cut it in half.
+    ///
+    /// A panic goes on in the caller.
+    pub(crate) async fn run_to_completion<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, LockError> {
+        match self.spawn(work).await {
+            Ok(done) => Ok(done),
+            Err(ended) => match ended.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // Only the end of the runtime cancels it.
+                Err(_) => Err(LockError::ShuttingDown),
+            },
+        }
+    }
+
+    /// Starts a task that a shutdown waits for. It sees the caller's tracing span, but not its task-locals.
+    pub(crate) fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.shared.tasks.spawn(work.in_current_span())
+    }
+}
