@@ -4,7 +4,8 @@ mod support;
 
 use std::time::Duration;
 
-use support::database::{TestDatabase, database};
+use support::cluster::Cluster;
+use support::database::{TestDatabase, database, database_on};
 use support::gate::{code, gate, key, patch, realms};
 use tokio_postgres::Client;
 use tower_realm_lock::{LockError, OnDisconnect, RealmLocks, RealmUrl, RealmWriteLockLayer};
@@ -174,4 +175,21 @@ async fn a_wait_that_takes_too_long_is_answered_and_cleaned_up() {
     let next = patch(&layer, &handler, PATH);
     gate.entered().await.answer(200);
     next.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_wait_over_a_unix_socket_is_cancelled_too() {
+    let cluster = Cluster::create().await;
+    let database = database_on(&cluster).await;
+    let dir = cluster.dir().display();
+    let (port, name) = (cluster.port(), database.name());
+    let over_socket = format!("host={dir} port={port} user=postgres dbname={name}");
+    let locks = RealmLocks::postgres(&over_socket).await.unwrap();
+    let layer = RealmWriteLockLayer::new(locks, realms()).acquire_timeout(Duration::from_secs(60));
+    let _holder = foreign_holder(&database).await;
+    let (handler, _gate) = gate();
+    let waiting = patch(&layer, &handler, PATH);
+    database.wait_for_waiting(key(PATH), 1).await;
+    waiting.abort();
+    database.wait_for_waiting(key(PATH), 0).await;
 }

@@ -38,8 +38,8 @@ pub enum LockError {
     Connect {
         /// Host, port and database.
         server: Arc<str>,
-        /// What the driver said.
-        source: Arc<tokio_postgres::Error>,
+        /// What the network or the driver said.
+        source: Arc<dyn std::error::Error + Send + Sync>,
     },
     /// PostgreSQL did not answer a connection attempt.
     #[error(

@@ -11,8 +11,8 @@ use super::keeper::Keeper;
 use super::wait::{PATIENCE, wait_for};
 use super::{blocking, database};
 
-/// How many ports a new cluster tries: another process may take a free one first.
-const PORT_TRIES: usize = 5;
+/// How many ports a new server tries: another process may take a free one first.
+pub(super) const PORT_TRIES: usize = 5;
 
 /// A PostgreSQL on 127.0.0.1, with the user `postgres`, no password and 300 connections. Its data, its socket and its
 /// logs are in one directory of its own.
@@ -30,9 +30,23 @@ impl Cluster {
     /// # Panics
     /// When PostgreSQL is not installed or does not start; the message holds its log.
     pub async fn create() -> Self {
-        let cluster = blocking(|| {
+        Self::made_by(vec!["init".to_owned()]).await
+    }
+
+    /// The same, one that standbys can follow.
+    pub async fn create_primary() -> Self {
+        Self::made_by(vec!["init".to_owned(), "lead".to_owned()]).await
+    }
+
+    /// Starts what a keeper makes when asked to, and waits until it answers.
+    pub(super) async fn made_by(requests: Vec<String>) -> Self {
+        let cluster = blocking(move || {
             let mut keeper = Keeper::spawn();
-            keeper.ask("init").unwrap_or_else(|error| panic!("{error}"));
+            for request in requests {
+                keeper
+                    .ask(&request)
+                    .unwrap_or_else(|error| panic!("{error}"));
+            }
             let port = start_on_a_free_port(&mut keeper);
             Self {
                 dir: keeper.dir().to_owned(),
@@ -77,6 +91,11 @@ impl Cluster {
         self.ask(&["stop fast"]).await;
     }
 
+    /// Lets the server crash (`pg_ctl stop -m immediate`): open sessions end with `57P02`, or with nothing.
+    pub async fn crash(&self) {
+        self.ask(&["stop immediate"]).await;
+    }
+
     /// Starts a stopped server again, on the same port, and waits until it answers.
     pub async fn start(&self) {
         self.ask(&[&self.start_request()]).await;
@@ -99,7 +118,7 @@ impl Cluster {
         format!("start {}", self.port)
     }
 
-    async fn ask(&self, requests: &[&str]) {
+    pub(super) async fn ask(&self, requests: &[&str]) {
         let keeper = Arc::clone(&self.keeper);
         let requests: Vec<String> = requests.iter().map(ToString::to_string).collect();
         blocking(move || {
@@ -137,7 +156,7 @@ fn start_on_a_free_port(keeper: &mut Keeper) -> u16 {
 
 /// A port that nobody listens on, below those that systems hand to outgoing connections: such a one could be taken by a
 /// client while the server is down, even by one that is knocking at this very port.
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     const FIRST: u16 = 20_000;
     const COUNT: u32 = 10_000;
     static TRIED: AtomicU32 = AtomicU32::new(0);

@@ -1,11 +1,11 @@
-//! What this machine has to run a PostgreSQL with: the server's programs and a user that may run them.
+//! What this machine has to run a PostgreSQL and a PgBouncer with: their programs and a user that may run them.
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The directory that holds `initdb`, `pg_ctl` and `postgres`.
+/// The directory that holds `initdb`, `pg_basebackup`, `pg_ctl` and `postgres`.
 ///
 /// # Panics
 /// When there is none, saying what to install.
@@ -16,15 +16,33 @@ pub fn server_programs() -> PathBuf {
         .chain(newest_first("/usr/lib/postgresql", ""))
         .chain(newest_first("/usr", "pgsql-"))
         .find(|dir| {
-            ["initdb", "pg_ctl", "postgres"]
+            ["initdb", "pg_basebackup", "pg_ctl", "postgres"]
                 .iter()
                 .all(|program| dir.join(program).is_file())
         })
         .unwrap_or_else(|| {
             panic!(
-                "no PostgreSQL server programs (initdb, pg_ctl, postgres) in PATH, in `pg_config --bindir`, in \
-                 /usr/lib/postgresql/*/bin or in /usr/pgsql-*/bin: run scripts/setup or \
+                "no PostgreSQL server programs (initdb, pg_basebackup, pg_ctl, postgres) in PATH, in \
+                 `pg_config --bindir`, in /usr/lib/postgresql/*/bin or in /usr/pgsql-*/bin: run scripts/setup or \
                  `apt-get install postgresql`, or set TEST_DATABASE_URL to a server for the tests that can share one"
+            )
+        })
+}
+
+/// The program `pgbouncer`.
+///
+/// # Panics
+/// When there is none, saying what to install.
+pub fn bouncer_program() -> PathBuf {
+    on_the_path()
+        .into_iter()
+        .chain(["/usr/sbin".into(), "/usr/local/sbin".into()])
+        .map(|dir| dir.join("pgbouncer"))
+        .find(|program| program.is_file())
+        .unwrap_or_else(|| {
+            panic!(
+                "no pgbouncer in PATH, in /usr/sbin or in /usr/local/sbin: run scripts/setup or \
+                 `apt-get install pgbouncer`"
             )
         })
 }
@@ -54,7 +72,8 @@ fn newest_first(parent: &str, prefix: &str) -> Vec<PathBuf> {
     versions.into_iter().map(|(_, dir)| dir).collect()
 }
 
-/// The user and group to run the server as, when it cannot be this process's own: PostgreSQL refuses to run as root.
+/// The user and group to run the server as, when it cannot be this process's own: PostgreSQL and PgBouncer
+/// refuse to run as root.
 ///
 /// # Panics
 /// When this process is root's and the machine has neither a user `postgres` nor `nobody`.

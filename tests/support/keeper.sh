@@ -1,7 +1,7 @@
 # shellcheck shell=sh
 # Keeps one throwaway PostgreSQL. Argument: the directory of the server's programs.
 #
-# Prints the directory it made, then answers each request line (init, start PORT, stop MODE) with an exit status on a
+# Prints the directory it made, then answers each request line (init, lead, follow PORT, start PORT, promote, stop MODE) with an exit status on a
 # line of its own. When its input ends, because the cluster was dropped or because the test process died of anything at
 # all, it stops the server and removes the directory. As every step runs in here, one after the other, there is no
 # moment at which the end of the test process can leave a half-made or half-started server behind.
@@ -34,8 +34,27 @@ log_line_prefix = '%m [%p] %d '
 END
 }
 
+# What a primary needs to have standbys; the later of two settings counts.
+lead() {
+    cat >>"$data/postgresql.conf" <<END
+wal_level = replica
+max_wal_senders = 4
+END
+}
+
+# In place of init: a standby of the server on the given port.
+follow() {
+    run pg_basebackup --no-sync --checkpoint=fast --write-recovery-conf --pgdata="$data" \
+        --host=127.0.0.1 --port="$1" --username=postgres &&
+        echo "unix_socket_directories = '$dir'" >>"$data/postgresql.conf"
+}
+
 start() {
     run pg_ctl start --wait --timeout=30 --pgdata="$data" --log="$dir/server.log" --options="-p $1"
+}
+
+promote() {
+    run pg_ctl promote --wait --timeout=30 --pgdata="$data"
 }
 
 stop() {
@@ -59,7 +78,10 @@ answer "$dir"
 while read -r verb argument; do
     case $verb in
     init) init ;;
+    lead) lead ;;
+    follow) follow "$argument" ;;
     start) start "$argument" ;;
+    promote) promote ;;
     stop) stop "$argument" ;;
     *) false ;;
     esac

@@ -6,16 +6,18 @@
 // Each test binary compiles this folder for itself and uses only a part of it.
 #![allow(dead_code)]
 
+pub mod bouncer;
 pub mod client;
 pub mod cluster;
 pub mod database;
 pub mod gate;
 mod installed;
 mod keeper;
-mod process;
+pub mod process;
 pub mod proxy;
 pub mod replica;
 pub mod replicas;
+pub mod standby;
 pub mod wait;
 
 use std::panic::resume_unwind;

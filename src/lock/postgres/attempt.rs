@@ -5,9 +5,10 @@ use std::task::{Context, Poll, ready};
 use bb8::PooledConnection;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
-use tokio_postgres::{CancelToken, Error, SimpleQueryMessage};
+use tokio_postgres::{Error, SimpleQueryMessage};
 use tokio_util::task::TaskTracker;
 
+use super::address::Canceller;
 use super::connection::{CANCEL_PATIENCE, CANCEL_TRIES, Connector, cancel};
 use crate::lock::queue::Turn;
 
@@ -21,7 +22,7 @@ use crate::lock::queue::Turn;
 pub(super) struct Attempt {
     /// None once it is answered.
     statement: Option<Statement>,
-    cancel: CancelToken,
+    canceller: Canceller,
     tasks: TaskTracker,
     runtime: Handle,
 }
@@ -47,7 +48,7 @@ impl Attempt {
     ) -> Self {
         connection.in_use = true;
         Self {
-            cancel: connection.client.cancel_token(),
+            canceller: connection.canceller().clone(),
             statement: Some(Box::pin(async move {
                 let sent = Instant::now();
                 let answer = connection.client.simple_query(&statement).await;
@@ -81,9 +82,9 @@ impl Future for Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         if let Some(statement) = self.statement.take() {
-            let cancel = self.cancel.clone();
+            let canceller = self.canceller.clone();
             self.tasks
-                .spawn_on(abandon(statement, cancel), &self.runtime);
+                .spawn_on(abandon(statement, canceller), &self.runtime);
         }
     }
 }
@@ -92,9 +93,9 @@ impl Drop for Attempt {
 ///
 /// The connection could not be used again: for one CancelRequest the server signals a backend twice, and the second signal may
 /// come so late that it hits a statement of the connection's next user.
-async fn abandon(mut statement: Statement, token: CancelToken) {
+async fn abandon(mut statement: Statement, canceller: Canceller) {
     for _ in 0..CANCEL_TRIES {
-        cancel(&token).await;
+        cancel(&canceller).await;
         if timeout(CANCEL_PATIENCE, &mut statement).await.is_ok() {
             return;
         }

@@ -70,7 +70,8 @@ impl PostgresBuilder {
         self
     }
 
-    /// How long one attempt to connect may take, the server's first answers included.
+    /// How long one attempt to connect may take at each address, the server's first answers included. It stands in the place of
+    /// the URL's own `connect_timeout`.
     ///
     /// Default 5 seconds.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {

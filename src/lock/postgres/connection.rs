@@ -3,12 +3,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bb8::ManageConnection;
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
-use tokio_postgres::config::{Host, TargetSessionAttrs};
 use tokio_postgres::error::{DbError, Severity};
-use tokio_postgres::{CancelToken, Client, Config, Error, NoTls, SimpleQueryMessage};
+use tokio_postgres::{Client, Config, Error, NoTls, SimpleQueryMessage};
 use tokio_util::sync::CancellationToken;
 
+use super::address::{Address, Canceller};
 use crate::lock::LockError;
 
 /// Whether the server is a primary, and whether an advisory lock that it grants shows up among its locks. The lock is shared,
@@ -30,7 +31,7 @@ pub(super) const CANCEL_TRIES: u32 = 10;
 #[derive(Debug)]
 pub(crate) struct Connector {
     config: Config,
-    server: Arc<str>,
+    addresses: Vec<Address>,
     timeout: Duration,
 }
 
@@ -41,52 +42,81 @@ pub(crate) struct LockConnection {
     pub(crate) closed: CancellationToken,
     /// Whether a transaction may be open on it. Only a connection that is proven idle may be pooled.
     pub(crate) in_use: bool,
+    canceller: Canceller,
+    task: AbortHandle,
 }
 
 impl Connector {
-    /// `timeout` bounds each attempt, the server's first answers included.
+    /// `timeout` bounds the attempt at each address, the server's first answers included.
     pub(crate) fn new(mut config: Config, timeout: Duration) -> Self {
         if config.get_application_name().is_none() {
             config.application_name("tower-realm-lock");
         }
-        if config.get_hosts().len() > 1 {
-            // Several hosts are a primary and its standbys: find the primary.
-            config.target_session_attrs(TargetSessionAttrs::ReadWrite);
-        }
         Self {
-            server: describe(&config).into(),
+            addresses: Address::all(&config),
             config,
             timeout,
         }
     }
 
+    /// Connects to the first address whose server can be used: several are a primary and its standbys.
     async fn open(&self) -> Result<LockConnection, LockError> {
+        let mut failure = LockError::InvalidDatabaseUrl {
+            problem: "it names no host".into(),
+        };
+        for (index, address) in self.addresses.iter().enumerate() {
+            match timeout(self.timeout, self.open_at(address)).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                // What keeps the primary away says more than that another server is a standby.
+                Ok(Err(LockError::Standby { .. })) if index > 0 => {}
+                Ok(Err(error)) => failure = error,
+                Err(_) => {
+                    failure = LockError::ConnectTimeout {
+                        server: self.describe(address),
+                        after: self.timeout,
+                    }
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    async fn open_at(&self, address: &Address) -> Result<LockConnection, LockError> {
+        let failed = |source| LockError::Connect {
+            server: self.describe(address),
+            source,
+        };
+        let (stream, peer) = address
+            .connect()
+            .await
+            .map_err(|error| failed(Arc::new(error)))?;
         let (client, connection) = self
             .config
-            .connect(NoTls)
+            .connect_raw(stream, NoTls)
             .await
-            .map_err(|error| self.failed(error))?;
+            .map_err(|error| failed(Arc::new(error)))?;
         let closed = CancellationToken::new();
         let signal = closed.clone().drop_guard();
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a lock connection ended");
             }
             drop(signal);
         });
-        self.probe(&client).await?;
+        let answers = client.simple_query(PROBE).await;
+        let answers = answers.map_err(|error| failed(Arc::new(error)))?;
+        self.judge(address, &answers)?;
         Ok(LockConnection {
+            canceller: Canceller::new(client.cancel_token(), peer),
             client: Arc::new(client),
             closed,
             in_use: false,
+            task: task.abort_handle(),
         })
     }
 
-    async fn probe(&self, client: &Client) -> Result<(), LockError> {
-        let answers = client
-            .simple_query(PROBE)
-            .await
-            .map_err(|error| self.failed(error))?;
+    /// Refuses a server by its answers to [`PROBE`].
+    fn judge(&self, address: &Address, answers: &[SimpleQueryMessage]) -> Result<(), LockError> {
         let values: Vec<&str> = answers
             .iter()
             .filter_map(|answer| match answer {
@@ -94,19 +124,18 @@ impl Connector {
                 _ => None,
             })
             .collect();
-        let server = Arc::clone(&self.server);
+        let server = || self.describe(address);
         match (values.first(), values.last()) {
-            (Some(&"t"), _) => Err(LockError::Standby { server }),
+            (Some(&"t"), _) => Err(LockError::Standby { server: server() }),
             (Some(&"f"), Some(&"t")) => Ok(()),
-            _ => Err(LockError::NoAdvisoryLocks { server }),
+            _ => Err(LockError::NoAdvisoryLocks { server: server() }),
         }
     }
 
-    fn failed(&self, error: Error) -> LockError {
-        LockError::Connect {
-            server: Arc::clone(&self.server),
-            source: Arc::new(error),
-        }
+    /// Where a server is, without user and password.
+    fn describe(&self, address: &Address) -> Arc<str> {
+        let database = self.config.get_dbname().or(self.config.get_user());
+        format!("{address}/{}", database.unwrap_or_default()).into()
     }
 }
 
@@ -115,14 +144,7 @@ impl ManageConnection for Connector {
     type Error = LockError;
 
     async fn connect(&self) -> Result<LockConnection, LockError> {
-        timeout(self.timeout, self.open())
-            .await
-            .unwrap_or_else(|_| {
-                Err(LockError::ConnectTimeout {
-                    server: Arc::clone(&self.server),
-                    after: self.timeout,
-                })
-            })
+        self.open().await
     }
 
     /// Never called: the pool does not test on check-out, which would cost a round trip for each lock.
@@ -151,17 +173,30 @@ impl LockConnection {
             return;
         }
         for _ in 0..CANCEL_TRIES {
-            cancel(&self.client.cancel_token()).await;
+            cancel(&self.canceller).await;
             if timeout(CANCEL_PATIENCE, &mut rolled_back).await.is_ok() {
                 return;
             }
         }
     }
+
+    pub(super) fn canceller(&self) -> &Canceller {
+        &self.canceller
+    }
+}
+
+impl Drop for LockConnection {
+    fn drop(&mut self) {
+        // The driver would go on until its last answer has come, which may be never.
+        if self.in_use {
+            self.task.abort();
+        }
+    }
 }
 
 /// Sends one CancelRequest, within [`CANCEL_PATIENCE`].
-pub(super) async fn cancel(token: &CancelToken) {
-    let sent = timeout(CANCEL_PATIENCE, token.cancel_query(NoTls)).await;
+pub(super) async fn cancel(canceller: &Canceller) {
+    let sent = timeout(CANCEL_PATIENCE, canceller.cancel()).await;
     if let Ok(Err(error)) = sent {
         tracing::debug!(%error, "a CancelRequest could not be sent");
     }
@@ -171,45 +206,4 @@ pub(super) async fn cancel(token: &CancelToken) {
 pub(super) fn is_disconnect(error: &Error) -> bool {
     let severity = error.as_db_error().map(DbError::parsed_severity);
     !matches!(severity, Some(Some(Severity::Error)))
-}
-
-/// Where the server is, without user and password.
-fn describe(config: &Config) -> String {
-    let ports = config.get_ports();
-    let port = |index: usize| ports.get(index).or(ports.first()).copied().unwrap_or(5432);
-    let hosts: Vec<String> = config
-        .get_hosts()
-        .iter()
-        .enumerate()
-        .map(|(index, host)| match host {
-            Host::Tcp(name) => format!("{name}:{}", port(index)),
-            #[cfg(unix)]
-            Host::Unix(path) => format!("{}:{}", path.display(), port(index)),
-        })
-        .collect();
-    let database = config
-        .get_dbname()
-        .or(config.get_user())
-        .unwrap_or_default();
-    format!("{}/{database}", hosts.join(","))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_server_is_named_without_its_password() {
-        for (url, server) in [
-            (
-                "postgres://u:secret@db.example/realms",
-                "db.example:5432/realms",
-            ),
-            ("postgres://u:secret@a:1,b:2/realms", "a:1,b:2/realms"),
-            ("host=a,b port=7 user=u password=secret", "a:7,b:7/u"),
-            ("postgres://u:secret@%2Ftmp/realms", "/tmp:5432/realms"),
-        ] {
-            assert_eq!(describe(&url.parse().unwrap()), server, "{url}");
-        }
-    }
 }

@@ -2,6 +2,7 @@
 //!
 //! Source: PostgreSQL manual, 13.3.5 *Advisory Locks*, and 20.11 for the timeouts that a hold sets for itself.
 
+mod address;
 mod attempt;
 mod builder;
 mod connection;

@@ -131,7 +131,7 @@ impl LockedTransaction {
         }
         if !self.connection.is_closed() {
             // A statement of the handler's may still run there, and hold the lock.
-            cancel(&self.connection.client.cancel_token()).await;
+            cancel(self.connection.canceller()).await;
         }
     }
 

@@ -1,0 +1,42 @@
+//! A standby: it follows a throwaway cluster by streaming replication, and can take its place.
+
+use super::cluster::Cluster;
+use super::database::try_connect;
+use super::wait::{PATIENCE, wait_for};
+
+/// A hot standby on a port and with a directory of its own. Dropping it removes it, as with a [`Cluster`].
+pub struct Standby(Cluster);
+
+impl Standby {
+    /// Copies a cluster made by [`Cluster::create_primary`], with all its databases, and waits until the copy follows it.
+    pub async fn of(primary: &Cluster) -> Self {
+        let follow = format!("follow {}", primary.port());
+        let standby = Self(Cluster::made_by(vec![follow]).await);
+        wait_for("the standby to follow", PATIENCE, async || {
+            let status = "SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'";
+            let client = try_connect(&standby.url()).await?;
+            let streaming = client.query_opt(status, &[]).await;
+            match streaming.map_err(|error| error.to_string())? {
+                Some(_) => Ok(()),
+                None => Err("it does not stream".to_owned()),
+            }
+        })
+        .await;
+        standby
+    }
+
+    /// The URL of its `postgres` database.
+    pub fn url(&self) -> String {
+        self.0.url()
+    }
+
+    /// The port on 127.0.0.1: the same for its whole life.
+    pub fn port(&self) -> u16 {
+        self.0.port()
+    }
+
+    /// Makes it a primary, and waits until it is one.
+    pub async fn promote(&self) {
+        self.0.ask(&["promote"]).await;
+    }
+}
