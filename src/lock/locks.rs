@@ -99,7 +99,8 @@ impl RealmLocks {
         self
     }
 
-    /// Whether the work may run its own SQL in the transaction that holds the lock: see [`LockTransaction`]. Default `false`.
+    /// Whether the work may run its own SQL in the transaction that holds the lock: see
+    /// [`LockTransaction`](crate::LockTransaction). Default `false`.
     ///
     /// For locks in PostgreSQL only: locks in process then refuse every request.
     #[must_use]
