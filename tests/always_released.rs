@@ -5,7 +5,9 @@ mod support;
 use std::time::Duration;
 
 use support::database::database;
-use support::gate::{Call, Failed, Gate, Gated, code, gate, key, patch, realms};
+use support::gate::{
+    Call, Failed, Gate, Gated, code, gate, key, patch, postgres_layer, postgres_layer_with, realms,
+};
 use tower_realm_lock::{LockError, OnDisconnect, RealmLocks, RealmUrl, RealmWriteLockLayer};
 
 /// A call gets in, which it can only if nobody holds the realm.
@@ -63,8 +65,7 @@ async fn every_ending_of_a_handler_releases_and_is_passed_on() {
 #[tokio::test]
 async fn a_call_that_takes_too_long_is_stopped_with_504() {
     let database = database().await;
-    let locks = RealmLocks::postgres(database.url()).await.unwrap();
-    let layer = RealmWriteLockLayer::new(locks, realms());
+    let layer = postgres_layer(database.url()).await;
     let (handler, mut gate) = gate();
     let write = patch(
         &layer.clone().max_hold(Duration::from_millis(50)),
@@ -82,12 +83,7 @@ async fn a_call_that_takes_too_long_is_stopped_with_504() {
 #[tokio::test]
 async fn a_panic_in_the_rejection_closure_leaves_no_lock() {
     let database = database().await;
-    let locks = RealmLocks::postgres_builder(database.url())
-        .pool_size(1)
-        .build()
-        .await
-        .unwrap();
-    let layer = RealmWriteLockLayer::new(locks, realms());
+    let layer = postgres_layer_with(database.url(), |builder| builder.pool_size(1)).await;
     let panicking = layer
         .clone()
         .max_hold(Duration::from_millis(20))

@@ -12,10 +12,10 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use support::database::{TestDatabase, database};
-use support::gate::{at_once, key, realms};
+use support::gate::{at_once, key, postgres_layer_with};
 use tokio::time::timeout;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_realm_lock::{OnDisconnect, RealmLocks, RealmWriteLockLayer, Rejection};
+use tower_realm_lock::{OnDisconnect, RealmWriteLockLayer, Rejection};
 
 const PATH: &str = "/luke/a/card";
 
@@ -34,12 +34,9 @@ async fn within_polls<F: Future>(polls: usize, future: F) -> Option<F::Output> {
 }
 
 async fn layer(database: &TestDatabase) -> RealmWriteLockLayer {
-    let locks = RealmLocks::postgres_builder(database.url())
-        .pool_size(1)
-        .build()
+    postgres_layer_with(database.url(), |builder| builder.pool_size(1))
         .await
-        .unwrap();
-    RealmWriteLockLayer::new(locks, realms()).acquire_timeout(Duration::from_secs(60))
+        .acquire_timeout(Duration::from_secs(60))
 }
 
 /// One write, dropped after some polls; whether it was answered before.

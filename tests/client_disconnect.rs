@@ -6,38 +6,23 @@ use std::time::Duration;
 
 use support::cluster::Cluster;
 use support::database::{TestDatabase, database, database_on};
-use support::gate::{code, gate, key, patch, realms};
-use tokio_postgres::Client;
+use support::gate::{code, gate, key, patch, postgres_layer, postgres_layer_with};
 use tower_realm_lock::{LockError, OnDisconnect, RealmLocks, RealmUrl, RealmWriteLockLayer};
 
 const PATH: &str = "/luke/a/card";
 
 /// A layer with a single lock connection, and more patience than the tests have: the server's own time-out helps nobody.
 async fn layer(database: &TestDatabase) -> RealmWriteLockLayer {
-    let locks = RealmLocks::postgres_builder(database.url())
-        .pool_size(1)
-        .build()
+    postgres_layer_with(database.url(), |builder| builder.pool_size(1))
         .await
-        .unwrap();
-    RealmWriteLockLayer::new(locks, realms()).acquire_timeout(Duration::from_secs(60))
-}
-
-/// A session that holds the lock of the tests' realm until its transaction ends.
-async fn foreign_holder(database: &TestDatabase) -> Client {
-    let client = database.connect().await;
-    let key = key("/luke/a");
-    client
-        .batch_execute(&format!("BEGIN; SELECT pg_advisory_xact_lock({key})"))
-        .await
-        .unwrap();
-    client
+        .acquire_timeout(Duration::from_secs(60))
 }
 
 #[tokio::test]
 async fn a_client_gone_while_it_waits_leaves_no_queued_backend_and_no_unusable_connection() {
     let database = database().await;
     let layer = layer(&database).await;
-    let holder = foreign_holder(&database).await;
+    let holder = database.hold(key(PATH)).await;
     let (handler, mut gate) = gate();
 
     for _ in 0..5 {
@@ -63,7 +48,7 @@ async fn a_client_gone_while_it_waits_leaves_no_queued_backend_and_no_unusable_c
 async fn without_the_cancellation_a_dropped_wait_stays_queued() {
     // The bug that the layer is safe from: dropping the driver's future cancels nothing on the server.
     let database = database().await;
-    let holder = foreign_holder(&database).await;
+    let holder = database.hold(key(PATH)).await;
     let client = database.connect().await;
     let lock = format!("SELECT pg_advisory_xact_lock({})", key(PATH));
     let dropped =
@@ -140,7 +125,7 @@ async fn a_job_that_is_dropped_behaves_like_a_client_that_goes() {
         .await
         .unwrap();
     let realm: RealmUrl = "http://realms.test/luke/a/".parse().unwrap();
-    let holder = foreign_holder(&database).await;
+    let holder = database.hold(key(PATH)).await;
     let waiting = tokio::spawn({
         let (locks, realm) = (locks.clone(), realm.clone());
         async move {
@@ -163,7 +148,7 @@ async fn a_job_that_is_dropped_behaves_like_a_client_that_goes() {
 async fn a_wait_that_takes_too_long_is_answered_and_cleaned_up() {
     let database = database().await;
     let layer = layer(&database).await;
-    let holder = foreign_holder(&database).await;
+    let holder = database.hold(key(PATH)).await;
     let (handler, mut gate) = gate();
     let impatient = layer.clone().acquire_timeout(Duration::from_millis(100));
     let response = patch(&impatient, &handler, PATH).await.unwrap().unwrap();
@@ -184,9 +169,10 @@ async fn a_wait_over_a_unix_socket_is_cancelled_too() {
     let dir = cluster.dir().display();
     let (port, name) = (cluster.port(), database.name());
     let over_socket = format!("host={dir} port={port} user=postgres dbname={name}");
-    let locks = RealmLocks::postgres(&over_socket).await.unwrap();
-    let layer = RealmWriteLockLayer::new(locks, realms()).acquire_timeout(Duration::from_secs(60));
-    let _holder = foreign_holder(&database).await;
+    let layer = postgres_layer(&over_socket)
+        .await
+        .acquire_timeout(Duration::from_secs(60));
+    let _holder = database.hold(key(PATH)).await;
     let (handler, _gate) = gate();
     let waiting = patch(&layer, &handler, PATH);
     database.wait_for_waiting(key(PATH), 1).await;

@@ -7,14 +7,13 @@ use std::time::{Duration, Instant};
 use http::Method;
 use support::cluster::Cluster;
 use support::database::database;
-use support::gate::{code, gate, key, patch, realms, send};
-use tower_realm_lock::{LockError, RealmLocks, RealmWriteLockLayer};
+use support::gate::{code, gate, key, patch, postgres_layer, send};
+use tower_realm_lock::{LockError, RealmLocks};
 
 #[tokio::test]
 async fn writes_are_refused_while_the_database_is_away_and_go_on_when_it_is_back() {
     let cluster = Cluster::create().await;
-    let locks = RealmLocks::postgres(&cluster.url()).await.unwrap();
-    let layer = RealmWriteLockLayer::new(locks, realms());
+    let layer = postgres_layer(&cluster.url()).await;
     let (handler, mut gate) = gate();
     // Several connections lie in the pool, to be found dead later.
     let writes: Vec<_> = (0..5)
@@ -61,8 +60,7 @@ async fn writes_are_refused_while_the_database_is_away_and_go_on_when_it_is_back
 #[tokio::test]
 async fn a_restart_under_idle_connections_costs_no_request() {
     let cluster = Cluster::create().await;
-    let locks = RealmLocks::postgres(&cluster.url()).await.unwrap();
-    let layer = RealmWriteLockLayer::new(locks, realms());
+    let layer = postgres_layer(&cluster.url()).await;
     let (handler, mut gate) = gate();
     for restart in 0..2 {
         let write = patch(&layer, &handler, "/luke/a/card");
@@ -82,12 +80,9 @@ async fn a_restart_under_idle_connections_costs_no_request() {
 #[tokio::test]
 async fn a_wait_whose_backend_dies_is_asked_again() {
     let database = database().await;
-    let locks = RealmLocks::postgres(database.url()).await.unwrap();
-    let layer = RealmWriteLockLayer::new(locks, realms());
+    let layer = postgres_layer(database.url()).await;
     let (handler, mut gate) = gate();
-    let foreign = database.connect().await;
-    let lock = format!("BEGIN; SELECT pg_advisory_xact_lock({})", key("/luke/a"));
-    foreign.batch_execute(&lock).await.unwrap();
+    let foreign = database.hold(key("/luke/a")).await;
     let write = patch(&layer, &handler, "/luke/a/card");
     database.wait_for_waiting(key("/luke/a"), 1).await;
     let waiting = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
@@ -107,8 +102,7 @@ async fn a_wait_whose_backend_dies_is_asked_again() {
 #[tokio::test]
 async fn a_restart_under_a_hold_is_a_lost_lock() {
     let cluster = Cluster::create().await;
-    let locks = RealmLocks::postgres(&cluster.url()).await.unwrap();
-    let layer = RealmWriteLockLayer::new(locks, realms());
+    let layer = postgres_layer(&cluster.url()).await;
     let (handler, mut gate) = gate();
     for orderly in [true, false] {
         let write = patch(&layer, &handler, "/luke/a/card");

@@ -4,18 +4,14 @@ mod support;
 
 use http::Method;
 use support::database::database;
-use support::gate::{gate, key, patch, realms, send};
-use tower_realm_lock::{RealmLocks, RealmWriteLockLayer};
+use support::gate::{gate, key, patch, postgres_layer, send};
 
 #[tokio::test]
 async fn a_plain_sql_session_that_holds_the_key_blocks_that_realms_writes_and_nothing_else() {
     let database = database().await;
-    let locks = RealmLocks::postgres(database.url()).await.unwrap();
-    let layer = RealmWriteLockLayer::new(locks, realms());
+    let layer = postgres_layer(database.url()).await;
     let (handler, mut gate) = gate();
-    let foreign = database.connect().await;
-    let lock = format!("BEGIN; SELECT pg_advisory_xact_lock({})", key("/luke/a"));
-    foreign.batch_execute(&lock).await.unwrap();
+    let foreign = database.hold(key("/luke/a")).await;
 
     let blocked = patch(&layer, &handler, "/luke/a/card");
     database.wait_for_waiting(key("/luke/a"), 1).await;
@@ -46,8 +42,7 @@ async fn a_plain_sql_session_that_holds_the_key_blocks_that_realms_writes_and_no
 #[tokio::test]
 async fn a_plain_sql_session_waits_for_a_request_in_its_turn() {
     let database = database().await;
-    let locks = RealmLocks::postgres(database.url()).await.unwrap();
-    let layer = RealmWriteLockLayer::new(locks, realms());
+    let layer = postgres_layer(database.url()).await;
     let (handler, mut gate) = gate();
     let write = patch(&layer, &handler, "/luke/a/card");
     let call = gate.entered().await;

@@ -6,15 +6,14 @@ use std::time::{Duration, Instant};
 
 use http::Response;
 use support::database::{TestDatabase, database};
-use support::gate::{code, gate, key, patch, realms};
+use support::gate::{code, gate, key, patch, postgres_layer, postgres_layer_with};
 use support::proxy::Proxy;
 use tower_realm_lock::{LockError, RealmLocks, RealmUrl, RealmWriteLockLayer};
 
 const PATH: &str = "/luke/a/card";
 
 async fn layer(database: &TestDatabase) -> RealmWriteLockLayer {
-    let locks = RealmLocks::postgres(database.url()).await.unwrap();
-    RealmWriteLockLayer::new(locks, realms())
+    postgres_layer(database.url()).await
 }
 
 async fn terminate_holder(database: &TestDatabase) {
@@ -73,12 +72,7 @@ async fn layer_behind(
     database: &TestDatabase,
     lease: Duration,
 ) -> RealmWriteLockLayer {
-    let locks = RealmLocks::postgres_builder(&proxy.url(database.url()))
-        .lease(lease)
-        .build()
-        .await
-        .unwrap();
-    RealmWriteLockLayer::new(locks, realms())
+    postgres_layer_with(&proxy.url(database.url()), |builder| builder.lease(lease)).await
 }
 
 #[tokio::test]
@@ -131,13 +125,10 @@ async fn a_silent_network_is_a_lost_lock_before_the_server_lets_the_next_one_in(
 async fn a_connection_that_may_still_hold_a_lock_is_not_used_again() {
     let database = database().await;
     let proxy = Proxy::to(database.url()).await;
-    let locks = RealmLocks::postgres_builder(&proxy.url(database.url()))
-        .pool_size(1)
-        .lease(Duration::from_secs(2))
-        .build()
-        .await
-        .unwrap();
-    let layer = RealmWriteLockLayer::new(locks, realms());
+    let layer = postgres_layer_with(&proxy.url(database.url()), |builder| {
+        builder.pool_size(1).lease(Duration::from_secs(2))
+    })
+    .await;
     let (handler, mut gate) = gate();
     let write = patch(&layer, &handler, PATH);
     let mut call = gate.entered().await;

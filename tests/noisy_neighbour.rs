@@ -5,18 +5,13 @@ mod support;
 use std::time::{Duration, Instant};
 
 use support::database::database;
-use support::gate::{code, gate, key, patch, realms};
+use support::gate::{code, gate, key, patch, postgres_layer_with, realms};
 use tower_realm_lock::{RealmLocks, RealmWriteLockLayer};
 
 #[tokio::test]
 async fn a_thousand_writers_of_one_realm_do_not_hold_up_another() {
     let database = database().await;
-    let locks = RealmLocks::postgres_builder(database.url())
-        .pool_size(4)
-        .build()
-        .await
-        .unwrap();
-    let layer = RealmWriteLockLayer::new(locks, realms());
+    let layer = postgres_layer_with(database.url(), |builder| builder.pool_size(4)).await;
     let (handler, mut gate) = gate();
     let noisy: Vec<_> = (0..1000)
         .map(|n| patch(&layer, &handler, &format!("/noisy/a/{n}")))
@@ -79,12 +74,7 @@ async fn one_waiter_too_many_is_refused_at_once() {
 #[tokio::test]
 async fn more_realms_than_connections_wait_for_a_connection_and_then_say_so() {
     let database = database().await;
-    let locks = RealmLocks::postgres_builder(database.url())
-        .pool_size(2)
-        .build()
-        .await
-        .unwrap();
-    let layer = RealmWriteLockLayer::new(locks, realms());
+    let layer = postgres_layer_with(database.url(), |builder| builder.pool_size(2)).await;
     let (handler, mut gate) = gate();
     let writes = ["/luke/a/1", "/luke/b/1"].map(|path| patch(&layer, &handler, path));
     let inside = [gate.entered().await, gate.entered().await];

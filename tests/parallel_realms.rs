@@ -4,7 +4,7 @@ mod support;
 
 use http::Method;
 use support::database::database;
-use support::gate::{gate, key, patch, realms, send};
+use support::gate::{gate, key, patch, postgres_layer, realms, send};
 use tower_realm_lock::{RealmLocks, RealmWriteLockLayer};
 
 /// Two processes' worth of locks on one database, or twice the same in process.
@@ -94,8 +94,7 @@ async fn reads_pass_a_locked_realm() {
 #[tokio::test]
 async fn a_process_asks_postgresql_once_for_each_realm() {
     let database = database().await;
-    let locks = RealmLocks::postgres(database.url()).await.unwrap();
-    let layer = RealmWriteLockLayer::new(locks, realms());
+    let layer = postgres_layer(database.url()).await;
     let (handler, mut gate) = gate();
     let writes: Vec<_> = (0..50)
         .map(|n| patch(&layer, &handler, &format!("/luke/a/{n}")))

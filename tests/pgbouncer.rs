@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use http::{Request, Response};
 use support::bouncer::{Bouncer, Pooling};
 use support::database::{TestDatabase, database, try_connect};
-use support::gate::{Outcome, at_once, code, gate, key, patch, realms};
+use support::gate::{
+    Outcome, at_once, code, gate, key, patch, postgres_layer, postgres_layer_with, realms,
+};
 use support::proxy::Proxy;
 use support::wait::PATIENCE;
 use tokio::task::{JoinHandle, JoinSet};
@@ -26,22 +28,13 @@ async fn bouncer(database: &TestDatabase, pool_size: u32) -> Bouncer {
 }
 
 async fn layer(url: &str) -> RealmWriteLockLayer {
-    let locks = RealmLocks::postgres(url).await.unwrap();
-    RealmWriteLockLayer::new(locks, realms())
+    postgres_layer(url).await
 }
 
 /// The response to a request that was sent.
 async fn answered(request: JoinHandle<Outcome>) -> Response<String> {
     let outcome = timeout(PATIENCE, request).await.expect("an answer in time");
     outcome.expect("no panic").expect("a response")
-}
-
-/// A session, beside PgBouncer, that holds the lock of the tests' realm until its transaction ends.
-async fn foreign_holder(database: &TestDatabase) -> Client {
-    let client = database.connect().await;
-    let lock = format!("BEGIN; SELECT pg_advisory_xact_lock({})", key(PATH));
-    client.batch_execute(&lock).await.unwrap();
-    client
 }
 
 /// A client that keeps one of PgBouncer's server connections to itself until its transaction ends.
@@ -102,13 +95,9 @@ async fn a_client_gone_while_it_waits_leaves_no_queued_backend_and_no_unusable_c
     let database = database().await;
     // A CancelRequest goes through PgBouncer too, which needs a connection of its own to pass it on.
     let bouncer = bouncer(&database, 1).await;
-    let locks = RealmLocks::postgres_builder(&bouncer.url(database.url()))
-        .pool_size(1)
-        .build()
-        .await
-        .unwrap();
-    let layer = RealmWriteLockLayer::new(locks, realms());
-    let holder = foreign_holder(&database).await;
+    let layer =
+        postgres_layer_with(&bouncer.url(database.url()), |builder| builder.pool_size(1)).await;
+    let holder = database.hold(key(PATH)).await;
     let (handler, mut gate) = gate();
 
     for _ in 0..5 {
@@ -189,7 +178,7 @@ async fn the_limits_of_a_hold_do_not_stay_on_the_server_connection() {
     assert_eq!(limits(&through_bouncer).await, defaults, "after a hold");
     assert_eq!(pid(&through_bouncer).await, backend);
 
-    let holder = foreign_holder(&database).await;
+    let holder = database.hold(key(PATH)).await;
     let impatient = layer.clone().acquire_timeout(Duration::from_millis(100));
     let refused = answered(patch(&impatient, &handler, PATH)).await;
     assert_eq!(code(&refused), "lock-timeout");

@@ -5,12 +5,12 @@ mod support;
 use http::Response;
 use support::cluster::Cluster;
 use support::database::{TestDatabase, database, database_on, try_connect, with_database};
-use support::gate::{Outcome, code, gate, key, patch, realms};
+use support::gate::{Outcome, code, gate, key, patch, postgres_layer};
 use support::standby::Standby;
 use support::wait::{PATIENCE, wait_for};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tower_realm_lock::{LockError, RealmLocks, RealmWriteLockLayer};
+use tower_realm_lock::{LockError, RealmLocks};
 
 const PATH: &str = "/luke/a/card";
 
@@ -64,8 +64,7 @@ async fn a_standby_is_refused_and_its_primary_is_found_beside_it() {
     }
 
     for ports in [[standby, primary], [primary, standby]] {
-        let locks = RealmLocks::postgres(&pair.url(ports)).await.unwrap();
-        let layer = RealmWriteLockLayer::new(locks, realms());
+        let layer = postgres_layer(&pair.url(ports)).await;
         let (handler, mut gate) = gate();
         let write = patch(&layer, &handler, PATH);
         let call = gate.entered().await;
@@ -79,8 +78,7 @@ async fn a_standby_is_refused_and_its_primary_is_found_beside_it() {
 async fn after_a_failover_writes_go_on_under_the_new_primarys_locks() {
     let pair = Pair::start().await;
     let url = pair.url([pair.primary.port(), pair.standby.port()]);
-    let locks = RealmLocks::postgres(&url).await.unwrap();
-    let layer = RealmWriteLockLayer::new(locks, realms());
+    let layer = postgres_layer(&url).await;
     let (handler, mut gate) = gate();
     let lost = patch(&layer, &handler, PATH);
     let mut call = gate.entered().await;

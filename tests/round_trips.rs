@@ -5,18 +5,14 @@ mod support;
 use std::time::Duration;
 
 use support::database::database;
-use support::gate::{gate, key, patch, realms};
+use support::gate::{gate, key, patch, postgres_layer, postgres_layer_with};
 use support::proxy::Proxy;
-use tower_realm_lock::{RealmLocks, RealmWriteLockLayer};
 
 #[tokio::test]
 async fn an_uncontended_hold_is_one_message_to_acquire_and_one_to_release() {
     let database = database().await;
     let proxy = Proxy::to(database.url()).await;
-    let locks = RealmLocks::postgres(&proxy.url(database.url()))
-        .await
-        .unwrap();
-    let layer = RealmWriteLockLayer::new(locks, realms());
+    let layer = postgres_layer(&proxy.url(database.url())).await;
     let (handler, mut gate) = gate();
     proxy.queries();
     for _ in 0..3 {
@@ -38,12 +34,10 @@ async fn an_uncontended_hold_is_one_message_to_acquire_and_one_to_release() {
 async fn a_long_hold_is_kept_by_heartbeats() {
     let database = database().await;
     let proxy = Proxy::to(database.url()).await;
-    let locks = RealmLocks::postgres_builder(&proxy.url(database.url()))
-        .lease(Duration::from_millis(300))
-        .build()
-        .await
-        .unwrap();
-    let layer = RealmWriteLockLayer::new(locks, realms());
+    let layer = postgres_layer_with(&proxy.url(database.url()), |builder| {
+        builder.lease(Duration::from_millis(300))
+    })
+    .await;
     let (handler, mut gate) = gate();
     let write = patch(&layer, &handler, "/luke/a/card");
     let call = gate.entered().await;

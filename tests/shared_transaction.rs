@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::{Request, Response, StatusCode};
 use support::database::{TestDatabase, database};
-use support::gate::{code, gate, key, patch, realms};
+use support::gate::{code, gate, key, patch, postgres_layer_with, realms};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
     LockError, LockTransaction, OnDisconnect, RealmLocks, RealmUrl, RealmWriteLockLayer,
@@ -23,12 +23,9 @@ async fn set_up() -> (TestDatabase, RealmWriteLockLayer) {
         .batch_execute("CREATE TABLE writes (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)")
         .await
         .unwrap();
-    let locks = RealmLocks::postgres_builder(database.url())
-        .pool_size(1)
-        .build()
+    let layer = postgres_layer_with(database.url(), |builder| builder.pool_size(1))
         .await
-        .unwrap();
-    let layer = RealmWriteLockLayer::new(locks, realms()).share_transaction(true);
+        .share_transaction(true);
     (database, layer)
 }
 

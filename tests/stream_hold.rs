@@ -14,17 +14,16 @@ use http_body::Frame;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, StreamBody};
 use support::database::{TestDatabase, database};
-use support::gate::{gate, key, patch, realms};
+use support::gate::{gate, key, patch, postgres_layer, postgres_layer_with};
 use support::proxy::Proxy;
 use tokio::sync::mpsc;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_realm_lock::{HoldUntil, RealmLocks, RealmWriteLockLayer};
+use tower_realm_lock::{HoldUntil, RealmWriteLockLayer};
 
 const PATH: &str = "/luke/a/card";
 
 async fn layer(database: &TestDatabase) -> RealmWriteLockLayer {
-    let locks = RealmLocks::postgres(database.url()).await.unwrap();
-    RealmWriteLockLayer::new(locks, realms())
+    postgres_layer(database.url()).await
 }
 
 type Chunks = mpsc::UnboundedSender<&'static str>;
@@ -120,12 +119,11 @@ async fn a_body_that_takes_too_long_ends_with_an_error() {
 async fn the_end_of_a_body_waits_for_the_confirmation() {
     let database = database().await;
     let proxy = Proxy::to(database.url()).await;
-    let locks = RealmLocks::postgres_builder(&proxy.url(database.url()))
-        .lease(Duration::from_millis(600))
-        .build()
-        .await
-        .unwrap();
-    let layer = RealmWriteLockLayer::new(locks, realms()).hold_until(HoldUntil::BodyEnd);
+    let layer = postgres_layer_with(&proxy.url(database.url()), |builder| {
+        builder.lease(Duration::from_millis(600))
+    })
+    .await
+    .hold_until(HoldUntil::BodyEnd);
     let (chunks, mut body) = streaming(&layer).await;
     chunks.send("all").unwrap();
     drop(chunks);

@@ -109,6 +109,15 @@ impl TestDatabase {
             .unwrap_or_else(|error| panic!("{}: {error}", self.url))
     }
 
+    /// A session of the test's own that holds the advisory lock `key` until its transaction ends, as another program would.
+    pub async fn hold(&self, key: i64) -> Client {
+        let client = self.connect().await;
+        let lock = format!("BEGIN; SELECT pg_advisory_xact_lock({key})");
+        let locked = client.batch_execute(&lock).await;
+        locked.unwrap_or_else(|error| panic!("{lock}: {}", explain(&error)));
+        client
+    }
+
     /// How many sessions hold and how many wait for the advisory lock `key` in this database: (granted, waiting).
     pub async fn advisory_locks(&self, key: i64) -> (i64, i64) {
         let row = self

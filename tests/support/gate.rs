@@ -11,7 +11,9 @@ use http::{Method, Request, Response, StatusCode};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tower::{Layer, Service, ServiceExt};
-use tower_realm_lock::{HeldLock, LockTransaction, RealmPaths, RealmWriteLockLayer};
+use tower_realm_lock::{
+    HeldLock, LockTransaction, PostgresBuilder, RealmLocks, RealmPaths, RealmWriteLockLayer,
+};
 
 use super::wait::PATIENCE;
 
@@ -27,6 +29,20 @@ pub fn realms() -> RealmPaths {
 pub fn key(path: &str) -> i64 {
     let realm = realms().resolve(path).expect("the path names a realm");
     tower_realm_lock::LockKey::of(&realm).value()
+}
+
+/// A layer over locks in PostgreSQL, with the defaults of both.
+pub async fn postgres_layer(url: &str) -> RealmWriteLockLayer {
+    postgres_layer_with(url, |builder| builder).await
+}
+
+/// The same over locks with options of their own.
+pub async fn postgres_layer_with(
+    url: &str,
+    options: impl FnOnce(PostgresBuilder) -> PostgresBuilder,
+) -> RealmWriteLockLayer {
+    let locks = options(RealmLocks::postgres_builder(url)).build().await;
+    RealmWriteLockLayer::new(locks.expect("the database can be used"), realms())
 }
 
 /// A handler whose calls stop at the test's [`Gate`].
