@@ -64,3 +64,27 @@ async fn a_hold_that_does_not_end_in_time_is_reported() {
         locks.shutdown(GRACE).await.unwrap();
     }
 }
+
+#[test]
+fn a_shutdown_waits_for_a_caller_that_has_nothing_yet() {
+    let tests = tokio::runtime::Runtime::new().unwrap();
+    let database = tests.block_on(database());
+    let _foreign = tests.block_on(database.hold(key("/luke/a")));
+    // A replica with one thread, whose runtime ends when the shutdown is done.
+    let replica = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    replica.block_on(async {
+        let locks = RealmLocks::postgres(database.url()).await.unwrap();
+        let layer = RealmWriteLockLayer::new(locks.clone(), realms());
+        let (handler, _gate) = gate();
+        let _waiting = patch(&layer, &handler, "/luke/a/card");
+        database.wait_for_waiting(key("/luke/a"), 1).await;
+        locks.shutdown(GRACE).await.unwrap();
+    });
+    drop(replica);
+    // Its session to the database ended with it: this one is new.
+    let locks = tests.block_on(database.advisory_locks(key("/luke/a")));
+    assert_eq!(locks, (1, 0));
+}

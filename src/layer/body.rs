@@ -1,48 +1,54 @@
 use std::error::Error;
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::lock::{Hold, LockError, RealmLocks};
+use crate::lock::{HeldLock, Hold, LockError, Nesting, RealmLocks};
 
 type BoxError = Box<dyn Error + Send + Sync>;
+
+/// What one poll of a body gives.
+type Step<B> = Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>;
 
 /// The body of a response: the inner service's, or that of a [`Rejection`](super::Rejection).
 ///
 /// Under [`HoldUntil::BodyEnd`](super::HoldUntil) it keeps the lock until it has ended or is dropped, and ends with an error
 /// if the lock was lost before.
-#[derive(Debug)]
 #[pin_project]
-pub struct LockBody<B>(#[pin] Kind<B>);
+pub struct LockBody<B: Body>(#[pin] Kind<B>);
 
-#[derive(Debug)]
 #[pin_project(project = KindProjection)]
-enum Kind<B> {
+enum Kind<B: Body> {
     Passed(#[pin] B),
     Holding {
+        /// None once it has ended: it is dropped under the lock.
         #[pin]
-        body: B,
+        body: Option<B>,
+        /// Its last frame, where it can be told. A server may not ask for more after it, so it waits for the release.
+        last: Option<Frame<B::Data>>,
         hold: StreamHold,
     },
     Rejected(Option<Bytes>),
 }
 
 /// A hold that lasts as long as a body, on a task of its own: heartbeats go on when the client reads slowly.
-#[derive(Debug)]
 struct StreamHold {
-    /// Dropped when the body has ended: the task then releases.
+    held: HeldLock,
+    nesting: Nesting,
+    /// Sends when the body has ended well; dropped where it has not, and the hold is rolled back.
     open: Option<oneshot::Sender<()>>,
     outcome: JoinHandle<Result<(), LockError>>,
     finished: bool,
 }
 
-impl<B> LockBody<B> {
+impl<B: Body> LockBody<B> {
     pub(super) fn passed(body: B) -> Self {
         Self(Kind::Passed(body))
     }
@@ -53,25 +59,38 @@ impl<B> LockBody<B> {
 
     /// A body that keeps the hold to its end. Must be called within a runtime.
     pub(super) fn holding(body: B, hold: Hold, locks: &RealmLocks) -> Self {
-        let (open, ended) = oneshot::channel();
-        let outcome = locks.spawn(async move {
-            // The channel carries nothing: it closes when the body has ended or is dropped.
-            let _closed = hold.guard(ended).await?;
-            hold.release().await
-        });
         Self(Kind::Holding {
-            body,
-            hold: StreamHold {
-                open: Some(open),
-                outcome,
-                finished: false,
-            },
+            body: Some(body),
+            last: None,
+            hold: StreamHold::new(hold, locks),
         })
     }
 }
 
 impl StreamHold {
-    /// Resolves when the hold has ended: after [`end`](Self::end), or before it by a loss.
+    fn new(hold: Hold, locks: &RealmLocks) -> Self {
+        let (open, ended) = oneshot::channel();
+        Self {
+            held: hold.held().clone(),
+            nesting: hold.nesting(),
+            open: Some(open),
+            outcome: locks.spawn(async move {
+                match hold.guard(ended).await? {
+                    Ok(()) => hold.release().await,
+                    // The body was dropped, or failed: so does what it wrote.
+                    Err(_) => Ok(()),
+                }
+            }),
+            finished: false,
+        }
+    }
+
+    /// Polls the body as a part of the call that holds the lock.
+    fn poll_body<B: Body>(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Step<B>> {
+        self.nesting.within_step(|| body.poll_frame(cx))
+    }
+
+    /// Resolves when the hold has ended: after the body, or before it by a loss.
     fn poll_outcome(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         let outcome = ready!(Pin::new(&mut self.outcome).poll(cx));
         self.finished = true;
@@ -81,9 +100,22 @@ impl StreamHold {
         })
     }
 
+    /// Tells the hold that the body has ended well.
     fn end(&mut self) {
+        if let Some(open) = self.open.take() {
+            // A hold that has ended before says so in its outcome.
+            let _ = open.send(());
+        }
+    }
+
+    /// Tells the hold that the body has failed.
+    fn fail(&mut self) {
         self.open = None;
     }
+}
+
+fn is_end<B: Body>(body: Pin<&Option<B>>) -> bool {
+    body.as_pin_ref().is_some_and(|body| body.is_end_stream())
 }
 
 impl<B> Body for LockBody<B>
@@ -109,19 +141,41 @@ where
                     .map(|problem| Ok(Frame::data(problem.into()))),
             ),
             KindProjection::Holding { hold, .. } if hold.finished => Poll::Ready(None),
-            KindProjection::Holding { body, hold } => {
-                if hold.open.is_some() {
-                    if let Poll::Ready(Err(lost)) = hold.poll_outcome(cx) {
-                        return Poll::Ready(Some(Err(lost)));
+            KindProjection::Holding {
+                mut body,
+                last,
+                hold,
+            } => {
+                if let Some(stream) = body.as_mut().as_pin_mut() {
+                    // First the clock and the hold's own task: a body must make no step without its lock.
+                    if !hold.held.is_held() {
+                        hold.fail();
+                    } else if let Poll::Ready(outcome) = hold.poll_outcome(cx) {
+                        body.set(None);
+                        return Poll::Ready(outcome.err().map(Err));
+                    } else {
+                        match ready!(hold.poll_body(stream, cx)) {
+                            Some(Ok(frame)) if !is_end(body.as_ref()) => {
+                                return Poll::Ready(Some(Ok(frame)));
+                            }
+                            Some(Ok(frame)) => *last = Some(frame),
+                            Some(Err(error)) => {
+                                body.set(None);
+                                hold.fail();
+                                hold.finished = true;
+                                return Poll::Ready(Some(Err(error.into())));
+                            }
+                            None => {}
+                        }
                     }
-                    if let Some(frame) = ready!(body.poll_frame(cx)) {
-                        return Poll::Ready(Some(frame.map_err(Into::into)));
-                    }
+                    body.set(None);
                     hold.end();
                 }
                 // The end is told only once the lock is known to have held to it.
-                let outcome = ready!(hold.poll_outcome(cx));
-                Poll::Ready(outcome.err().map(Err))
+                Poll::Ready(match ready!(hold.poll_outcome(cx)) {
+                    Ok(()) => last.take().map(Ok),
+                    Err(error) => Some(Err(error)),
+                })
             }
         }
     }
@@ -135,12 +189,28 @@ where
     }
 
     fn size_hint(&self) -> SizeHint {
+        let exact = |length: usize| SizeHint::with_exact(length.try_into().unwrap_or(u64::MAX));
         match &self.0 {
-            Kind::Passed(body) | Kind::Holding { body, .. } => body.size_hint(),
-            Kind::Rejected(problem) => {
-                let length = problem.as_ref().map_or(0, Bytes::len);
-                SizeHint::with_exact(length.try_into().unwrap_or(u64::MAX))
-            }
+            Kind::Passed(body) => body.size_hint(),
+            Kind::Holding { body, last, .. } => body.as_ref().map_or_else(
+                || {
+                    let data = last.as_ref().and_then(Frame::data_ref);
+                    exact(data.map_or(0, Buf::remaining))
+                },
+                Body::size_hint,
+            ),
+            Kind::Rejected(problem) => exact(problem.as_ref().map_or(0, Bytes::len)),
         }
+    }
+}
+
+impl<B: Body> fmt::Debug for LockBody<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.0 {
+            Kind::Passed(_) => "passed",
+            Kind::Holding { .. } => "holding",
+            Kind::Rejected(_) => "rejected",
+        };
+        f.debug_tuple("LockBody").field(&kind).finish()
     }
 }

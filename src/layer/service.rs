@@ -1,4 +1,4 @@
-use std::future::Future;
+use std::future::{Future, ready};
 use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -41,7 +41,7 @@ where
     S::Error: Send + 'static,
     A: Send + 'static,
     B: Body + Send + 'static,
-    B::Data: From<Bytes>,
+    B::Data: From<Bytes> + Send,
 {
     type Response = Response<LockBody<B>>;
     type Error = S::Error;
@@ -62,7 +62,7 @@ where
                 let span = tracing::debug_span!("realm_write_lock", %realm);
                 ResponseFuture::locked(locked_call(layer, realm, inner, request).instrument(span))
             }
-            Err(rejection) => ResponseFuture::rejected(self.layer.reject(&rejection)),
+            Err(rejection) => ResponseFuture::locked(ready(Ok(self.layer.reject(&rejection)))),
         }
     }
 }
@@ -80,6 +80,7 @@ where
     S::Error: Send + 'static,
     A: Send + 'static,
     B: Body + Send + 'static,
+    B::Data: Send,
 {
     match layer.locks.held_by_task(&realm) {
         Ok(None) => {}
@@ -157,7 +158,7 @@ impl RealmWriteLockLayer {
         Ok(Some(self.realms.resolve(path)?))
     }
 
-    fn reject<B>(&self, rejection: &Rejection) -> Response<LockBody<B>> {
+    fn reject<B: Body>(&self, rejection: &Rejection) -> Response<LockBody<B>> {
         let code = rejection.code();
         match rejection {
             Rejection::Realm(error) => tracing::debug!(code, %error, "a request was rejected"),

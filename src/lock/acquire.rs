@@ -39,7 +39,8 @@ impl RealmLocks {
     }
 
     fn nesting(&self) -> Nesting {
-        Nesting::current(Arc::as_ptr(&self.shared).addr())
+        // The queue lives as long as any turn of it, so no other locks can get its address under a hold.
+        Nesting::current(Arc::as_ptr(&self.shared.queue).addr())
     }
 
     /// Waits for the realm's lock, within this handle's limits.
@@ -48,6 +49,8 @@ impl RealmLocks {
     ///
     /// If dropped, its place in the queue is given up, and no backend stays queued in PostgreSQL.
     pub(crate) async fn acquire(&self, realm: &RealmUrl) -> Result<Hold, LockError> {
+        // From here on a shutdown waits for this caller.
+        let tracked = self.shared.tasks.token();
         let nesting = self.nesting();
         let wanted = Wanted::new(realm, &self.limits);
         let (transaction, turn) = tokio::select! {
@@ -73,6 +76,7 @@ impl RealmLocks {
             self.limits.max_hold,
             nesting,
             &self.shared.tasks,
+            tracked,
         ))
     }
 

@@ -49,6 +49,7 @@ impl Hold {
         max_hold: Option<Duration>,
         nesting: Nesting,
         tasks: &TaskTracker,
+        tracked: TaskTrackerToken,
     ) -> Self {
         Self {
             held,
@@ -58,12 +59,17 @@ impl Hold {
             nesting,
             runtime: Handle::current(),
             tasks: tasks.clone(),
-            _tracked: tasks.token(),
+            _tracked: tracked,
         }
     }
 
     pub(crate) fn held(&self) -> &HeldLock {
         &self.held
+    }
+
+    /// What work under this hold already holds.
+    pub(crate) fn nesting(&self) -> Nesting {
+        self.nesting.with(&self.held)
     }
 
     /// Runs `work` until it ends, the lock is lost, or the longest hold has passed; then `work` is dropped.
@@ -72,7 +78,7 @@ impl Hold {
     ///
     /// [`LockError::Lost`] and [`LockError::Expired`].
     pub(crate) async fn guard<T>(&self, work: impl Future<Output = T>) -> Result<T, LockError> {
-        let mut work = pin!(self.nesting.within(&self.held, work));
+        let mut work = pin!(self.nesting().within(work));
         let mut end = pin!(self.end());
         poll_fn(|cx| {
             // A process that was frozen must see the time before its work goes on, and timers may fire late.
@@ -134,7 +140,12 @@ impl Hold {
         };
         if released.is_ok() {
             self.held.mark_released();
-            self.grant = None;
+            if let Some(Grant { transaction, turn }) = self.grant.take() {
+                if let Some(transaction) = transaction.filter(|ended| ended.shared().is_some()) {
+                    self.tasks.spawn_on(transaction.reset(), &self.runtime);
+                }
+                drop(turn);
+            }
         }
         released
     }
@@ -212,7 +223,15 @@ mod tests {
         let lease = Lease::new(Duration::from_secs(30), Instant::now(), &connection);
         let handle = HeldLock::new(realm, key, None, Some(Arc::new(lease)), None);
         let tasks = TaskTracker::new();
-        let hold = Hold::new(handle, None, turn, None, Nesting::current(0), &tasks);
+        let hold = Hold::new(
+            handle,
+            None,
+            turn,
+            None,
+            Nesting::current(0),
+            &tasks,
+            tasks.token(),
+        );
 
         let steps = Cell::new(0);
         let work = poll_fn(|_| {

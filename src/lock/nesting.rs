@@ -54,14 +54,20 @@ impl Nesting {
         }
     }
 
-    /// Runs `work` under one more hold.
-    pub(crate) fn within<T>(
-        &self,
-        held: &HeldLock,
-        work: impl Future<Output = T>,
-    ) -> impl Future<Output = T> {
+    /// One hold deeper.
+    pub(super) fn with(&self, held: &HeldLock) -> Self {
         let mut nesting = self.clone();
         nesting.holds.push((self.locks, held.clone()));
-        HELD.scope(nesting, work)
+        nesting
+    }
+
+    /// Runs `work` under these holds.
+    pub(super) fn within<T>(self, work: impl Future<Output = T>) -> impl Future<Output = T> {
+        HELD.scope(self, work)
+    }
+
+    /// Runs one step of a work under these holds.
+    pub(crate) fn within_step<T>(&self, step: impl FnOnce() -> T) -> T {
+        HELD.sync_scope(self.clone(), step)
     }
 }

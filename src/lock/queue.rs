@@ -81,9 +81,14 @@ impl Queue {
     }
 
     fn leave(&self, key: LockKey, ticket: u64) {
-        if let Some(lane) = self.lanes().by_key.get_mut(&key) {
-            lane.remove(&ticket);
-        }
+        let mut lanes = self.lanes();
+        let place = lanes
+            .by_key
+            .get_mut(&key)
+            .and_then(|lane| lane.remove(&ticket));
+        // Dropping a sender wakes its receiver: code that is not ours, and not for under the mutex.
+        drop(lanes);
+        drop(place);
     }
 
     fn lanes(&self) -> MutexGuard<'_, Lanes> {

@@ -56,6 +56,9 @@ impl LockRules {
 
     /// Locks a route although its method is safe: a GET that writes.
     ///
+    /// Every spelling that decodes to the pattern is locked, with or without a slash at its end. GET stands for HEAD too:
+    /// routers answer it by the same handler.
+    ///
     /// # Errors
     ///
     /// [`RealmError::InvalidTemplate`] for a bad pattern.
@@ -78,16 +81,23 @@ impl LockRules {
     pub fn locks(&self, method: &Method, path: &str) -> bool {
         self.routes
             .iter()
-            .filter(|route| route.method == *method)
+            .filter(|route| route.is_for(method))
             .find_map(|route| route.verdict(path))
             .unwrap_or_else(|| !method.is_safe())
     }
 }
 
 impl Route {
+    fn is_for(&self, method: &Method) -> bool {
+        let head_of_locked_get =
+            self.locked && self.method == Method::GET && method == Method::HEAD;
+        self.method == *method || head_of_locked_get
+    }
+
     fn verdict(&self, path: &str) -> Option<bool> {
         let fits = if self.locked {
-            self.pattern.matches_decoded(path)
+            let without_slash = path.strip_suffix('/').unwrap_or(path);
+            self.pattern.matches_decoded(path) || self.pattern.matches_decoded(without_slash)
         } else {
             self.pattern.matches_exactly(path) && decode_path(path).is_ok()
         };
@@ -147,6 +157,10 @@ mod tests {
             .unwrap();
         assert!(rules.locks(&Method::GET, "/a/b/_reindex"));
         assert!(rules.locks(&Method::GET, "/a/b/%5Freindex"));
+        assert!(rules.locks(&Method::GET, "/a/b/_reindex/"));
+        assert!(rules.locks(&Method::HEAD, "/a/b/_reindex"));
+        assert!(!rules.locks(&Method::HEAD, "/a/b/c"));
+        assert!(!rules.locks(&Method::OPTIONS, "/a/b/_reindex"));
         assert!(!rules.locks(&Method::GET, "/a/b/c"));
     }
 

@@ -20,6 +20,10 @@ const PROBE: &str = "SELECT pg_is_in_recovery(); \
      SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted \
      AND (classid::bigint << 32) | objid::bigint = 8390055908405506661";
 
+/// What `DISCARD ALL` does but for prepared statements: the driver still counts on some of its own.
+const RESET: &str = "SET SESSION AUTHORIZATION DEFAULT; RESET ALL; CLOSE ALL; UNLISTEN *; \
+     SELECT pg_advisory_unlock_all(); DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES";
+
 /// How long a ROLLBACK may take before whatever keeps it waiting is cancelled.
 const ROLLBACK_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a CancelRequest is given before it is sent again: it may have overtaken the statement it is meant for.
@@ -178,6 +182,13 @@ impl LockConnection {
                 return;
             }
         }
+    }
+
+    /// Undoes what a handler did to the session, outside of any transaction; gives the connection up where that fails.
+    pub(super) async fn reset(&mut self) {
+        self.in_use = true;
+        let reset = timeout(ROLLBACK_PATIENCE, self.client.batch_execute(RESET)).await;
+        self.in_use = !matches!(reset, Ok(Ok(())));
     }
 
     pub(super) fn canceller(&self) -> &Canceller {

@@ -186,9 +186,7 @@ impl Postgres {
         // The server's clock runs since the grant, and nobody knows when that was: after a long wait a heartbeat tells.
         let late = sent.elapsed() > self.lease / 3;
         if late && !transaction.confirm(wanted.deadline + SERVER_FIRST).await {
-            return Err(LockError::Lost {
-                realm: wanted.realm.clone(),
-            });
+            return Err(wanted.timed_out());
         }
         Ok((transaction, turn))
     }
@@ -224,8 +222,7 @@ async fn refused(
     mut answered: Answered,
     error: tokio_postgres::Error,
 ) -> LockError {
-    let timed_out = [SqlState::LOCK_NOT_AVAILABLE, SqlState::QUERY_CANCELED];
-    let timed_out = error.code().is_some_and(|code| timed_out.contains(code));
+    let timed_out = error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE);
     if !is_disconnect(&error) {
         answered.connection.roll_back().await;
     }

@@ -1,6 +1,7 @@
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 use tokio_postgres::Client;
@@ -16,10 +17,15 @@ use crate::realm::RealmUrl;
 /// `share_transaction(true)` was set. Cheap to clone.
 ///
 /// The handler must leave the transaction itself alone: after a `COMMIT` or `ROLLBACK` of its own there is no lock any
-/// more. That is found out at the end, and answered with 503 `commit-failed`. Savepoints are fine.
+/// more. That is found out at the end, and answered with 503 `commit-failed`; what it has committed itself stands. Savepoints
+/// are fine. Under [`HoldUntil::BodyEnd`](crate::HoldUntil) the transaction commits when the body has ended well, after the head
+/// of the response has left.
 ///
 /// A statement that runs for longer than a third of the lease keeps heartbeats from being answered, and so ends in a lost lock:
 /// set a lease of more than three times the longest one.
+///
+/// What the handler changes of the *session* does not reach the next hold: settings, roles, temporary tables, session-level
+/// advisory locks and LISTEN are reset before the connection is used again, and a connection that cannot be reset is closed.
 ///
 /// Through PgBouncer in transaction mode prefer `query_typed`, which prepares nothing.
 ///
@@ -42,13 +48,14 @@ use crate::realm::RealmUrl;
 #[derive(Clone)]
 pub struct LockTransaction {
     realm: RealmUrl,
-    /// None once the hold has ended.
     client: Arc<RwLock<Option<Arc<Client>>>>,
+    /// Set when the hold ends, even where a client is still in use.
+    ended: Arc<AtomicBool>,
 }
 
 /// The client of an open [`LockTransaction`]: everything that `tokio_postgres` can do but to begin another one.
 ///
-/// Drop it before the handler ends; a hold that ends while one is in use is rolled back.
+/// Drop it before the handler ends. A hold that ends while one is in use is rolled back, and the connection closed under it.
 pub struct TransactionClient(OwnedRwLockReadGuard<Option<Arc<Client>>, Client>);
 
 impl LockTransaction {
@@ -56,6 +63,7 @@ impl LockTransaction {
         Self {
             realm,
             client: Arc::new(RwLock::new(Some(client))),
+            ended: Arc::default(),
         }
     }
 
@@ -71,13 +79,18 @@ impl LockTransaction {
         let guard = Arc::clone(&self.client)
             .try_read_owned()
             .map_err(|_| ended())?;
+        if self.ended.load(Ordering::SeqCst) {
+            return Err(ended());
+        }
         OwnedRwLockReadGuard::try_map(guard, Option::as_deref)
             .map(TransactionClient)
             .map_err(|_| ended())
     }
 
-    /// Takes the client away from the handler; `false` if some of its code still uses it.
+    /// Takes the client away from the handler; `false` if some of its code still uses it. That code keeps the connection to
+    /// its end, so nobody else may have it.
     pub(super) fn close(&self) -> bool {
+        self.ended.store(true, Ordering::SeqCst);
         self.client
             .try_write()
             .map(|mut client| *client = None)

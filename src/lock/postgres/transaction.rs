@@ -122,16 +122,24 @@ impl LockedTransaction {
 
     /// Rolls back, and so gives the lock back, or discards the connection. Never longer than the lease.
     pub(crate) async fn roll_back(mut self) {
-        self.close_shared();
-        if self.lease.is_current() {
+        // A handler's code that goes on with the client would go on in the connection's next transaction, or in none.
+        if self.close_shared() && self.lease.is_current() {
             let rolled_back = timeout_at(self.lease.ends(), self.connection.roll_back()).await;
             if rolled_back.is_ok() {
+                self.reset().await;
                 return;
             }
         }
         if !self.connection.is_closed() {
             // A statement of the handler's may still run there, and hold the lock.
             cancel(self.connection.canceller()).await;
+        }
+    }
+
+    /// Makes the connection of an ended transaction fit for the next hold, where a handler had it.
+    pub(crate) async fn reset(mut self) {
+        if self.shared.is_some() && !self.connection.in_use {
+            self.connection.reset().await;
         }
     }
 

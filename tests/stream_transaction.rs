@@ -1,0 +1,204 @@
+//! A body that writes while it streams, in the locked transaction: it commits when the body has ended well, and the body
+//! makes no step without its lock.
+
+mod support;
+
+use std::convert::Infallible;
+use std::future::ready;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::unfold;
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, StreamBody};
+use support::database::{TestDatabase, database};
+use support::gate::{key, postgres_layer, postgres_layer_with, realms};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_realm_lock::{HeldLock, HoldUntil, LockError, RealmLocks, RealmUrl, RealmWriteLockLayer};
+
+const PATH: &str = "/luke/a/card";
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+async fn set_up() -> (TestDatabase, RealmWriteLockLayer) {
+    let database = database().await;
+    let client = database.connect().await;
+    client
+        .batch_execute("CREATE TABLE writes (n int)")
+        .await
+        .unwrap();
+    let layer = postgres_layer(database.url()).await;
+    let layer = layer.share_transaction(true).hold_until(HoldUntil::BodyEnd);
+    (database, layer)
+}
+
+async fn written(database: &TestDatabase) -> i64 {
+    let client = database.connect().await;
+    let row = client.query_one("SELECT count(*) FROM writes", &[]).await;
+    row.unwrap().get(0)
+}
+
+/// The body of a locked response, which streams what `step` gives for 0, 1, 2 and so on.
+async fn streaming<S, F>(layer: &RealmWriteLockLayer, step: S) -> UnsyncBoxBody<Bytes, BoxError>
+where
+    S: Fn(HeldLock, usize) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Option<Result<Bytes, &'static str>>> + Send + 'static,
+{
+    let service = layer.layer(service_fn(move |request: Request<String>| {
+        let held: HeldLock = request.extensions().get().cloned().unwrap();
+        let step = step.clone();
+        let stream = unfold(0, move |n| {
+            let next = step(held.clone(), n);
+            async move { Some((next.await?.map(Frame::data), n + 1)) }
+        });
+        ready(Ok::<_, Infallible>(Response::new(StreamBody::new(
+            Box::pin(stream),
+        ))))
+    }));
+    let request = Request::patch(PATH).body(String::new()).unwrap();
+    let response = service.oneshot(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    response.into_body().boxed_unsync()
+}
+
+async fn insert(held: &HeldLock) {
+    let client = held.transaction().unwrap().client().unwrap();
+    client
+        .batch_execute("INSERT INTO writes VALUES (1)")
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_body_that_ends_well_commits_and_one_that_breaks_off_does_not() {
+    for (fails, dropped, stands) in [(false, false, 2), (true, false, 0), (false, true, 0)] {
+        let (database, layer) = set_up().await;
+        let mut body = streaming(&layer, move |held, n| async move {
+            match n {
+                1 if fails => Some(Err("the second write failed")),
+                0 | 1 => {
+                    insert(&held).await;
+                    Some(Ok(Bytes::from("x")))
+                }
+                _ => None,
+            }
+        })
+        .await;
+        body.frame().await.unwrap().unwrap();
+        if dropped {
+            drop(body);
+        } else {
+            assert_eq!(body.collect().await.is_err(), fails);
+        }
+        database.wait_for_granted(key(PATH), 0).await;
+        assert_eq!(written(&database).await, stands, "{fails} {dropped}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_may_own_the_client_to_its_end() {
+    let (database, layer) = set_up().await;
+    let client = Arc::new(Mutex::new(None));
+    let body = streaming(&layer, move |held, n| {
+        let client = Arc::clone(&client);
+        async move {
+            insert(&held).await;
+            *client.lock().unwrap() = Some(held.transaction().unwrap().client().unwrap());
+            (n < 2).then_some(Ok(Bytes::from("x")))
+        }
+    })
+    .await;
+    assert_eq!(body.collect().await.unwrap().to_bytes(), "xx");
+    assert_eq!(written(&database).await, 3);
+}
+
+/// A body of one frame that says so, as a body of known length does: a server does not ask it for more.
+struct Whole(Option<Bytes>);
+
+impl Body for Whole {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.take().map(|data| Ok(Frame::data(data))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0.as_ref().map_or(0, |data| data.len() as u64))
+    }
+}
+
+#[tokio::test]
+async fn the_last_frame_of_a_body_waits_for_the_commit() {
+    let (database, layer) = set_up().await;
+    for fails in [false, true] {
+        let service = layer.layer(service_fn(move |request: Request<String>| async move {
+            let held: &HeldLock = request.extensions().get().unwrap();
+            insert(held).await;
+            if fails {
+                let client = held.transaction().unwrap().client().unwrap();
+                client.batch_execute("ROLLBACK").await.unwrap();
+            }
+            Ok::<_, Infallible>(Response::new(Whole(Some(Bytes::from("whole")))))
+        }));
+        let request = Request::patch(PATH).body(String::new()).unwrap();
+        let mut body = service.oneshot(request).await.unwrap().into_body();
+        assert_eq!(body.size_hint().exact(), Some(5));
+        let frame = body.frame().await.unwrap();
+        assert_eq!(frame.is_err(), fails);
+        assert!(body.is_end_stream());
+        assert_eq!(written(&database).await, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_stood_still_makes_no_step_without_its_lock() {
+    let database = database().await;
+    let lease = Duration::from_millis(300);
+    let layer = postgres_layer_with(database.url(), |builder| builder.lease(lease)).await;
+    let layer = layer.hold_until(HoldUntil::BodyEnd);
+    let mut body = streaming(&layer, |held, _| async move {
+        Some(Ok(Bytes::from(format!("{}", held.is_held()))))
+    })
+    .await;
+    body.frame().await.unwrap().unwrap();
+    // The whole process stands still for longer than a lease, as far as this runtime can tell: it has one thread.
+    std::thread::sleep(2 * lease);
+    let end = body.frame().await.expect("an error, not an end");
+    assert!(end.unwrap_err().to_string().contains("lost"));
+}
+
+#[tokio::test]
+async fn a_job_in_a_body_that_holds_the_realm_runs_straight_through() {
+    let locks = RealmLocks::in_process();
+    let layer = RealmWriteLockLayer::new(locks.clone(), realms()).hold_until(HoldUntil::BodyEnd);
+    let realm: RealmUrl = "http://realms.test/luke/a/".parse().unwrap();
+    let body = streaming(&layer, move |_, n| {
+        let (locks, realm) = (locks.clone(), realm.clone());
+        async move {
+            let job = |_| async { Ok::<_, LockError>(Bytes::from("done")) };
+            let impatient = locks.acquire_timeout(Duration::from_millis(100));
+            (n == 0).then_some(())?;
+            Some(
+                impatient
+                    .with_write_lock(&realm, job)
+                    .await
+                    .map_err(|_| "no lock"),
+            )
+        }
+    })
+    .await;
+    assert_eq!(body.collect().await.unwrap().to_bytes(), "done");
+}
