@@ -196,3 +196,56 @@ async fn a_job_is_told_of_its_lost_lock() {
     let lost = job.await.unwrap();
     assert!(matches!(lost, Err(LockError::Lost { .. })), "{lost:?}");
 }
+
+#[tokio::test]
+async fn a_grant_that_may_be_old_is_confirmed_before_the_call_begins() {
+    let database = database().await;
+    let proxy = Proxy::to(database.url()).await;
+    let lease = Duration::from_millis(300);
+    let layer = layer_behind(&proxy, &database, lease).await;
+    let layer = layer.acquire_timeout(Duration::from_secs(2));
+    let foreign = database.hold(key(PATH)).await;
+    let (handler, gate) = gate();
+    let write = patch(&layer, &handler, PATH);
+    database.wait_for_waiting(key(PATH), 1).await;
+    // The grant gets through after more than a third of the lease, and nothing that could confirm it.
+    proxy.freeze_requests();
+    tokio::time::sleep(lease / 2).await;
+    foreign.batch_execute("COMMIT").await.unwrap();
+    let response = write.await.unwrap().unwrap();
+    assert_eq!(
+        (response.status().as_u16(), &*code(&response)),
+        (503, "lock-timeout")
+    );
+    assert!(gate.is_empty());
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_discarded_connection_is_closed_although_an_answer_is_due() {
+    let database = database().await;
+    let proxy = Proxy::to(database.url()).await;
+    let layer = layer_behind(&proxy, &database, Duration::from_millis(300)).await;
+    let (handler, mut gate) = gate();
+    let write = patch(&layer, &handler, PATH);
+    let mut call = gate.entered().await;
+    assert_eq!(connections_to(proxy.port()), 1);
+    proxy.freeze();
+    call.dropped().await;
+    assert_lost(&write.await.unwrap().unwrap());
+    database
+        .wait_until("it is closed", async || connections_to(proxy.port()) == 0)
+        .await;
+}
+
+/// The open connections of this machine to a local port.
+#[cfg(target_os = "linux")]
+fn connections_to(port: u16) -> usize {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let to = format!(":{port:04X}");
+    let open = |line: &&str| {
+        let mut fields = line.split_whitespace().skip(2);
+        fields.next().is_some_and(|remote| remote.ends_with(&to)) && fields.next() == Some("01")
+    };
+    table.lines().filter(open).count()
+}

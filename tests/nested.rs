@@ -120,7 +120,7 @@ async fn two_that_wait_for_each_other_both_end() {
 #[tokio::test]
 async fn other_tasks_and_other_locks_do_not_run_through() {
     let one = RealmLocks::in_process().acquire_timeout(Duration::from_millis(50));
-    let separate = RealmLocks::in_process();
+    let separate = one_that_is_busy().await;
     let (spawning, inside) = (one.clone(), separate.clone());
     one.with_write_lock(&realm("a"), move |_| async move {
         let task = tokio::spawn(async move {
@@ -133,10 +133,32 @@ async fn other_tasks_and_other_locks_do_not_run_through() {
             matches!(refused, Err(LockError::Timeout { .. })),
             "{refused:?}"
         );
-        inside
+        let refused = inside
             .with_write_lock(&realm("a"), |_| async { Ok::<_, LockError>(()) })
-            .await
+            .await;
+        assert!(
+            matches!(refused, Err(LockError::Nested { .. })),
+            "{refused:?}"
+        );
+        Ok::<_, LockError>(())
     })
     .await
     .unwrap();
+}
+
+/// Locks of their own, whose realm `a` is held by another task.
+async fn one_that_is_busy() -> RealmLocks {
+    let locks = RealmLocks::in_process().acquire_timeout(Duration::from_millis(50));
+    let holder = locks.clone();
+    let (inside, is_inside) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        holder
+            .with_write_lock(&realm("a"), |_| async {
+                inside.send(()).unwrap();
+                std::future::pending::<Result<(), LockError>>().await
+            })
+            .await
+    });
+    is_inside.await.unwrap();
+    locks
 }

@@ -63,6 +63,9 @@ impl Queue {
     /// Passes the key's turn to the first waiter that still wants it, or closes the lane.
     fn pass_on(self: &Arc<Self>, key: LockKey) {
         while let Some(waiter) = self.next_waiter(key) {
+            // Here a waiter may leave that is already out of its lane: a point for the model checker.
+            #[cfg(test)]
+            shuttle::thread::yield_now();
             match waiter.send(Turn::new(Arc::clone(self), key)) {
                 Ok(()) => return,
                 // The waiter has left since. Its turn must not pass itself on too: this loop does.

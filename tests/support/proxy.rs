@@ -9,6 +9,14 @@ use tokio::sync::watch;
 use tokio_postgres::Config;
 use tokio_postgres::config::Host;
 
+/// What does not get through.
+#[derive(Clone, Copy, PartialEq)]
+enum Frozen {
+    Nothing,
+    Requests,
+    Everything,
+}
+
 /// A running proxy; it ends with the test's runtime.
 pub struct Proxy {
     port: u16,
@@ -17,7 +25,7 @@ pub struct Proxy {
 
 struct State {
     target: (String, u16),
-    frozen: watch::Sender<bool>,
+    frozen: watch::Sender<Frozen>,
     /// Counts the cuts; a connection ends when it changes.
     cuts: watch::Sender<u32>,
     queries: Mutex<Vec<String>>,
@@ -35,7 +43,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let state = Arc::new(State {
             target: (host, port),
-            frozen: watch::Sender::new(false),
+            frozen: watch::Sender::new(Frozen::Nothing),
             cuts: watch::Sender::new(0),
             queries: Mutex::default(),
         });
@@ -56,12 +64,22 @@ impl Proxy {
 
     /// Lets nothing through any more, in either direction, and resets nothing: a partition.
     pub fn freeze(&self) {
-        self.state.frozen.send_replace(true);
+        self.state.frozen.send_replace(Frozen::Everything);
+    }
+
+    /// Lets the server's answers through, and no more requests.
+    pub fn freeze_requests(&self) {
+        self.state.frozen.send_replace(Frozen::Requests);
+    }
+
+    /// The port that it listens on.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Lets everything through again, what was held back first.
     pub fn thaw(&self) {
-        self.state.frozen.send_replace(false);
+        self.state.frozen.send_replace(Frozen::Nothing);
     }
 
     /// Breaks all connections that are open.
@@ -117,7 +135,13 @@ async fn forward(
         let Ok(length @ 1..) = from.read(&mut buffer).await else {
             return;
         };
-        if frozen.wait_for(|frozen| !frozen).await.is_err() {
+        let is_request = frames.is_some();
+        let passes = |frozen: &Frozen| match frozen {
+            Frozen::Nothing => true,
+            Frozen::Requests => !is_request,
+            Frozen::Everything => false,
+        };
+        if frozen.wait_for(passes).await.is_err() {
             return;
         }
         if let Some(frames) = &mut frames {

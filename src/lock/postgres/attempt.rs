@@ -91,8 +91,8 @@ impl Drop for Attempt {
 
 /// Ends a lock statement that nobody waits for any more, and discards its connection.
 ///
-/// The connection could not be used again: for one CancelRequest the server signals a backend twice, and the second signal may
-/// come so late that it hits a statement of the connection's next user.
+/// The connection is not used again. For one CancelRequest the server signals a backend twice, and behind a pooler nobody can
+/// tell when the last signal has come: it could hit a statement of the connection's next user.
 async fn abandon(mut statement: Statement, canceller: Canceller) {
     for _ in 0..CANCEL_TRIES {
         cancel(&canceller).await;
