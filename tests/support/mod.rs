@@ -11,6 +11,7 @@ pub mod client;
 pub mod cluster;
 pub mod database;
 pub mod gate;
+pub mod history;
 mod installed;
 mod keeper;
 pub mod process;

@@ -1,0 +1,195 @@
+//! Writers on many replicas, while everything breaks that can break: no write that was acknowledged is lost, and no two
+//! holders of a realm meet.
+//!
+//! ```text
+//! cargo test --test faults                             a minute of faults, from a seed that it prints
+//! cargo test --test faults -- --seconds 600 --seed 7   longer, and the faults of a run before
+//! cargo test --test faults -- --without-lock           what is found where there is no lock, and
+//! cargo test --test faults -- --naive                  where a lock does not notice its loss
+//! ```
+//!
+//! Replicas are processes of this program. Their handlers write to a store of files and append what they do to a log that
+//! knows nothing of locks (`store`); clients note what they are told (`load`). A seeded schedule of faults (`schedule`)
+//! ends connections and processes, freezes them, restarts and crashes PostgreSQL, and lets clients leave (`nemesis`).
+//! In the end a checker looks for what must not happen (`support::history::checker`; `tests/history.rs` tests it).
+//!
+//! That the suite can fail is a part of it: it first runs without a lock, and with one that does not notice its loss, and
+//! wants to find overlapping holds and lost writes in both.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod flags;
+mod fleet;
+mod load;
+mod naive;
+mod nemesis;
+mod random;
+mod replica;
+mod report;
+mod run;
+mod schedule;
+mod store;
+
+use std::ops::RangeInclusive;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+
+use flags::Flags;
+use fleet::POOL_SIZES;
+use random::Random;
+use replica::Lock;
+use report::{Recovery, Report};
+use run::{Plan, run};
+use support::cluster::Cluster;
+use support::history::Outcome;
+use support::history::checker::Rule;
+
+/// How long PostgreSQL keeps the lock of a silent replica.
+const LEASE: Duration = Duration::from_millis(1500);
+
+/// How long a request waits for its lock.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What the first write of a realm may take when the lease of a silent holder has ended: a handler, on a busy machine.
+const SLACK: Duration = Duration::from_millis(750);
+
+/// How many acknowledged writes a minute must have.
+const WRITES_PER_MINUTE: u64 = 10_000;
+
+/// How many milliseconds a handler takes between reading and writing: with the layer, and where violations are to be seen.
+const QUICK: RangeInclusive<u64> = 0..=5;
+const SLOW: RangeInclusive<u64> = 0..=40;
+
+/// How long the runs last that must find violations.
+const SHORT: Duration = Duration::from_secs(3);
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    if arguments.nth(1).is_some_and(|first| first == "replica") {
+        let flags = std::env::args_os().skip(1);
+        return replica::run(&replica::Flags::parse_from(flags));
+    }
+    let flags = Flags::parse();
+    if let Some(list) = flags.list() {
+        print!("{list}");
+        return ExitCode::SUCCESS;
+    }
+    if let Some(reason) = flags.left_out() {
+        println!("faults: not run, {reason}");
+        return ExitCode::SUCCESS;
+    }
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let [passed, failed] = runtime.block_on(suite(&flags));
+    println!("faults: {passed} passed, {failed} failed");
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+/// Runs what the flags ask for; how many runs came out well, and how many did not.
+async fn suite(flags: &Flags) -> [usize; 2] {
+    let seed = flags.seed();
+    println!("seed: {seed}");
+    let cluster = Arc::new(Cluster::create().await);
+    let results = if flags.without_lock {
+        vec![long_run(Lock::None, flags.seconds, seed, &cluster).await]
+    } else if flags.naive {
+        vec![long_run(Lock::Naive, flags.seconds, seed, &cluster).await]
+    } else {
+        vec![
+            short_run(Lock::None, seed, &cluster).await,
+            short_run(Lock::Naive, seed, &cluster).await,
+            long_run(Lock::Layer, flags.seconds, seed, &cluster).await,
+        ]
+    };
+    let passed = results.iter().filter(|passed| **passed).count();
+    [passed, results.len() - passed]
+}
+
+/// A run with every kind of fault. Whether it shows no violation, has enough writes, and recovered within a lease.
+async fn long_run(lock: Lock, seconds: u64, seed: u64, cluster: &Arc<Cluster>) -> bool {
+    println!("{lock}, for {seconds} s:");
+    let duration = Duration::from_secs(seconds);
+    let mut random = Random::new(seed);
+    let plan = Plan {
+        lock,
+        faults: schedule::all_kinds(&mut random, POOL_SIZES.len(), duration),
+        duration,
+        delay: match lock {
+            Lock::Layer => QUICK,
+            Lock::Naive | Lock::None => SLOW,
+        },
+        last_fault: Some(random.index(POOL_SIZES.len())),
+    };
+    let report = run(plan, &mut random, cluster).await;
+    println!("{report}");
+    let failures = failures(&report, seconds);
+    for failure in &failures {
+        println!("  FAILED: {failure}");
+    }
+    if !failures.is_empty() {
+        report.explain();
+    }
+    failures.is_empty()
+}
+
+fn failures(report: &Report, seconds: u64) -> Vec<String> {
+    let mut failures = Vec::new();
+    if !report.violations.is_empty() {
+        failures.push("there are violations".to_owned());
+    }
+    let acknowledged = report.count(&Outcome::Acknowledged);
+    let wanted = WRITES_PER_MINUTE * seconds / 60;
+    if u64::try_from(acknowledged).is_ok_and(|acknowledged| acknowledged < wanted) {
+        failures.push(format!(
+            "{acknowledged} acknowledged writes are fewer than {wanted}"
+        ));
+    }
+    let Recovery {
+        when_well,
+        from_last_fault,
+        ..
+    } = report.recovery;
+    if when_well.is_none_or(|time| time > LEASE) {
+        failures.push(format!(
+            "a realm was not written within a lease ({LEASE:?})"
+        ));
+    }
+    if from_last_fault.is_none_or(|time| time > LEASE + SLACK) {
+        failures.push(format!(
+            "a realm was blocked for more than a lease ({LEASE:?}) by a replica that was cut off"
+        ));
+    }
+    failures
+}
+
+/// A run without a right lock. Whether it shows what that leads to.
+async fn short_run(lock: Lock, seed: u64, cluster: &Arc<Cluster>) -> bool {
+    println!("{lock}, for {} s:", SHORT.as_secs());
+    let mut random = Random::new(seed);
+    let faults = match lock {
+        // Nothing needs to break.
+        Lock::None => Vec::new(),
+        Lock::Naive | Lock::Layer => schedule::killed_backends(&mut random, SHORT),
+    };
+    let plan = Plan {
+        lock,
+        faults,
+        duration: SHORT,
+        delay: SLOW,
+        last_fault: None,
+    };
+    let report = run(plan, &mut random, cluster).await;
+    println!("{report}");
+    let found = report.broke(Rule::Overlap) && report.broke(Rule::LostWrite);
+    if !found {
+        println!("  FAILED: overlapping holds and lost writes must be found here");
+    }
+    found
+}

@@ -1,0 +1,158 @@
+//! A replica: a process of this same program, started with `replica` as its first argument.
+
+use std::error::Error;
+use std::fmt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Path, Query, State};
+use axum::middleware::from_fn_with_state;
+use axum::routing::post;
+use axum::{Extension, Router};
+use clap::{Parser, ValueEnum};
+use http::StatusCode;
+use serde::Deserialize;
+use tokio::net::TcpListener;
+use tokio::time::sleep;
+use tower_realm_lock::{HeldLock, RealmLocks, RealmWriteLockLayer};
+
+use crate::naive::{self, Naive};
+use crate::store::{Store, Visit};
+use crate::support::gate::realms;
+use crate::{ACQUIRE_TIMEOUT, LEASE};
+
+/// What is around the handlers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Lock {
+    /// The layer of this crate, with fencing tokens.
+    Layer,
+    /// The lock of [`naive`].
+    Naive,
+    /// Nothing.
+    None,
+}
+
+impl fmt::Display for Lock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Layer => "with the layer",
+            Self::Naive => "with a lock that does not notice its loss",
+            Self::None => "without a lock",
+        })
+    }
+}
+
+/// The flags of a replica.
+#[derive(Debug, Parser)]
+pub struct Flags {
+    #[arg(long)]
+    pub name: String,
+    #[arg(long, value_enum)]
+    pub lock: Lock,
+    #[arg(long)]
+    pub database_url: String,
+    /// Where the store is.
+    #[arg(long)]
+    pub directory: PathBuf,
+    #[arg(long)]
+    pub pool_size: u32,
+}
+
+/// Serves until it is killed.
+pub fn run(flags: &Flags) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    match runtime.block_on(serve(flags)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(flags: &Flags) -> Result<(), Box<dyn Error>> {
+    let store = Arc::new(Store::open(&flags.directory, &flags.name)?);
+    let handlers = Router::new()
+        .route("/{owner}/{realm}/{request}", post(write))
+        .with_state(store);
+    let app = match flags.lock {
+        Lock::None => handlers,
+        Lock::Layer => handlers.layer(layer(flags).await),
+        Lock::Naive => {
+            let naive = Naive {
+                database: flags.database_url.clone(),
+                realms: realms(),
+            };
+            handlers.layer(from_fn_with_state(Arc::new(naive), naive::lock))
+        }
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    println!("listening on {}", listener.local_addr()?);
+    axum::serve(listener, app).await?;
+    Ok(())
+}
+
+/// The layer, as soon as the database can be reached: a replica may be started while it is away.
+async fn layer(flags: &Flags) -> RealmWriteLockLayer {
+    loop {
+        let locks = RealmLocks::postgres_builder(&flags.database_url)
+            .pool_size(flags.pool_size)
+            .lease(LEASE)
+            .connect_timeout(ACQUIRE_TIMEOUT)
+            .fencing(true)
+            .build();
+        match locks.await {
+            Ok(locks) => {
+                let layer = RealmWriteLockLayer::new(locks, realms());
+                return layer.acquire_timeout(ACQUIRE_TIMEOUT);
+            }
+            Err(error) => eprintln!("{error}"),
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[derive(Deserialize)]
+struct Pace {
+    /// Milliseconds between reading and writing.
+    delay: u64,
+}
+
+/// Writes, and answers 200 whatever the store said: that a success is a success is the layer's word alone.
+async fn write(
+    State(store): State<Arc<Store>>,
+    Path((owner, realm, request)): Path<(String, String, String)>,
+    Query(pace): Query<Pace>,
+    held: Option<Extension<HeldLock>>,
+) -> StatusCode {
+    let visit = Visit {
+        store: &store,
+        realm: format!("{owner}/{realm}"),
+        request,
+        token: held.and_then(|Extension(held)| held.fencing_token()),
+    };
+    match visit_all(&visit, Duration::from_millis(pace.delay)).await {
+        Ok(_) => StatusCode::OK,
+        Err(error) => {
+            eprintln!("the store failed: {error}");
+            StatusCode::INTERNAL_SERVER_ERROR
+        }
+    }
+}
+
+async fn visit_all(visit: &Visit<'_>, delay: Duration) -> std::io::Result<Option<()>> {
+    let Some(seen) = visit.enter().await? else {
+        return Ok(None);
+    };
+    sleep(delay).await;
+    if visit.write(seen).await?.is_none() {
+        return Ok(None);
+    }
+    visit.leave().await
+}

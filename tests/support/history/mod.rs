@@ -1,0 +1,46 @@
+//! The history of a realm's writers: what their handlers did, and what their clients were told.
+//!
+//! The handlers of all replicas append to one log that knows nothing of locks. A record is one `write(2)` to a file that is
+//! open for appending, so the log has one order, and a record stands before all that is written after it was made.
+
+pub mod checker;
+pub mod record;
+
+use std::collections::BTreeMap;
+
+use record::Record;
+
+/// One run, as its checker sees it.
+#[derive(Debug, Default)]
+pub struct History {
+    /// What the handlers did, in the order of the log.
+    pub records: Vec<Record>,
+    /// What the clients were told.
+    pub requests: Vec<Request>,
+    /// Which requests each realm holds in the end, each as often as it is there.
+    pub stored: BTreeMap<String, Vec<String>>,
+    /// Whether a hold has a fencing token.
+    pub fenced: bool,
+}
+
+/// A request, as its client saw it.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub id: String,
+    pub realm: String,
+    pub outcome: Outcome,
+}
+
+/// What a client knows of its request in the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// A success: the write is there, and was made under the lock.
+    Acknowledged,
+    /// Another answer, by its code. The codes of [`NOT_WRITTEN`] promise that nothing was done.
+    Refused(String),
+    /// No answer: the connection broke, the answer did not come in time, or the client left.
+    Unknown,
+}
+
+/// The codes of rejections which say that the handler was never called, so that it is safe to try again.
+pub const NOT_WRITTEN: [&str; 3] = ["lock-timeout", "queue-full", "lock-unavailable"];
