@@ -68,6 +68,9 @@
 //! - All replicas compute the same realm URL: give them the same public base URL and the same template.
 //! - One hold takes one connection of `pool_size`, so a process writes at most that many realms at once.
 //! - PgBouncer works in session and in transaction mode.
+//! - Put the layer outside of axum's `nest`: inside it, the path that a request still has is not the one that the template
+//!   describes.
+//! - Connections to PostgreSQL are not encrypted: there is no TLS yet. A URL with `sslmode=require` is refused.
 //! - Every way to write must be inside the layer, or take the same lock: jobs with [`RealmLocks::with_write_lock`].
 //! - What a handler moves to `spawn_blocking` (so all of `tokio::fs`) runs on when the handler is dropped. Where a write
 //!   after a lost lock must not land, let the store compare the [`FencingToken`].

@@ -29,7 +29,9 @@ use crate::realm::{LockRules, RealmPaths};
 /// made of [`Bytes`]. The error type stays the inner service's own. Cheap to clone.
 ///
 /// Put it outside of what reads the request body and inside of what should see rejections, such as tracing. Every route
-/// that writes to a realm must be inside it.
+/// that writes to a realm must be inside it. It goes outside of axum's `nest`, which takes away the beginning of the path.
+///
+/// A call that it runs within another one's lock of the same realm, in the same task, runs straight through.
 #[derive(Clone)]
 pub struct RealmWriteLockLayer {
     pub(super) locks: RealmLocks,
@@ -52,8 +54,9 @@ pub enum HoldUntil {
     Response,
     /// Until the body of a success has ended or is dropped, for handlers that write while they stream.
     ///
-    /// The head of the response leaves before the lock is confirmed; a lock lost later ends the body with an error. A
-    /// client that reads slowly keeps the lock, up to [`max_hold`](RealmWriteLockLayer::max_hold).
+    /// The head of the response leaves before the lock is confirmed; the last frame of the body waits for that, and a lock that
+    /// was lost ends it with an error. A client that reads slowly keeps the lock, up to
+    /// [`max_hold`](RealmWriteLockLayer::max_hold).
     BodyEnd,
 }
 
@@ -62,6 +65,8 @@ pub enum HoldUntil {
 #[non_exhaustive]
 pub enum OnDisconnect {
     /// It runs to its end, and holds the lock until then: a write is not cut in half.
+    ///
+    /// For that it runs on a task of its own, which has the caller's tracing span but not its task-locals.
     #[default]
     Finish,
     /// It is dropped, and the lock is released. Blocking work that it has started runs on without the lock.
@@ -118,7 +123,8 @@ impl RealmWriteLockLayer {
     /// `false`.
     ///
     /// A success then commits before its response leaves, or is answered with 503 `commit-failed`; everything else rolls
-    /// back. See [`LockTransaction`](crate::LockTransaction).
+    /// back. Under [`HoldUntil::BodyEnd`] the body's end commits, and a body that breaks off rolls back. See
+    /// [`LockTransaction`](crate::LockTransaction).
     #[must_use]
     pub fn share_transaction(mut self, share: bool) -> Self {
         self.locks = self.locks.share_transaction(share);

@@ -46,6 +46,10 @@ impl RealmLocks {
 
     /// Locks in the PostgreSQL database at `url`, a URL or a `key=value` string as libpq reads it.
     ///
+    /// Of several hosts the first is used that is a primary. There is no TLS yet: `sslmode=require` is refused, and
+    /// `prefer` connects without. The settings `connect_timeout`, `keepalives…`, `tcp_user_timeout`, `target_session_attrs`
+    /// and `load_balance_hosts` have no effect.
+    ///
     /// All replicas must use one database of one primary: advisory locks do not reach further.
     pub fn postgres_builder(url: &str) -> PostgresBuilder {
         PostgresBuilder::new(url)
@@ -120,9 +124,10 @@ impl RealmLocks {
     /// after PostgreSQL has confirmed that the lock was held to the end. With
     /// [`share_transaction`](Self::share_transaction) an `Ok` commits what the work wrote, and everything else rolls it back.
     ///
-    /// Within work that already holds the realm, in the same task and by the same locks, it runs straight through. Asking for
-    /// another realm there can deadlock with a task that does it the other way round; the acquire timeout ends that, and the
-    /// error names both.
+    /// Within work that already holds the realm, in the same task and by the same locks, it runs straight through: two such
+    /// uses side by side do not exclude each other, and what they wrote in a shared transaction stands or falls with the outer
+    /// work. Asking for another realm there can deadlock with a task that does it the other way round; the acquire timeout ends
+    /// that, and the error names both.
     ///
     /// # Errors
     ///

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use tokio_postgres::Config;
+use tokio_postgres::config::SslMode;
 
 use super::Postgres;
 use crate::lock::{LockError, RealmLocks};
@@ -94,6 +95,13 @@ impl PostgresBuilder {
             .map_err(|error| LockError::InvalidDatabaseUrl {
                 problem: crate::lock::error::chain(&error),
             })?;
+        if config.get_ssl_mode() == SslMode::Require {
+            return Err(LockError::InvalidOption {
+                option: "sslmode",
+                value: "require".into(),
+                remedy: "there is no TLS yet; reach PostgreSQL over a private network or a tunnel",
+            });
+        }
         let postgres = Postgres::connect(
             config,
             self.connect_timeout,
