@@ -107,16 +107,19 @@ impl Connector {
             }
             drop(signal);
         });
-        let answers = client.simple_query(PROBE).await;
-        let answers = answers.map_err(|error| failed(Arc::new(error)))?;
-        self.judge(address, &answers)?;
-        Ok(LockConnection {
+        let mut connection = LockConnection {
             canceller: Canceller::new(client.cancel_token(), peer),
             client: Arc::new(client),
             closed,
-            in_use: false,
+            // Until the server has answered: it may be given up before.
+            in_use: true,
             task: task.abort_handle(),
-        })
+        };
+        let answers = connection.client.simple_query(PROBE).await;
+        let answers = answers.map_err(|error| failed(Arc::new(error)))?;
+        self.judge(address, &answers)?;
+        connection.in_use = false;
+        Ok(connection)
     }
 
     /// Refuses a server by its answers to [`PROBE`].
