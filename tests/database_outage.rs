@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 use support::cluster::Cluster;
-use support::database::database;
+use support::database::{database, database_on};
 use support::gate::{code, gate, key, patch, postgres_layer, send};
-use tower_realm_lock::{LockError, RealmLocks};
+use tower_realm_lock::{LockError, RealmLocks, Rejection};
 
 #[tokio::test]
 async fn writes_are_refused_while_the_database_is_away_and_go_on_when_it_is_back() {
@@ -117,6 +117,33 @@ async fn a_restart_under_a_hold_is_a_lost_lock() {
         assert_eq!(response.status(), 503);
         assert_eq!(code(&response), "lock-lost");
     }
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_more_connections_is_named_and_not_the_pool() {
+    let cluster = Cluster::create().await;
+    let admin = database_on(&cluster).await.connect().await;
+    let limited = "CREATE ROLE limited LOGIN CONNECTION LIMIT 1";
+    admin.batch_execute(limited).await.unwrap();
+    let url = cluster.url().replace("postgres@", "limited@");
+    let layer = postgres_layer(&url).await;
+    let (handler, mut gate) = gate();
+    let one = patch(&layer, &handler, "/luke/a/card");
+    let inside = gate.entered().await;
+    let impatient = layer.clone().acquire_timeout(Duration::from_millis(300));
+    let refused = patch(&impatient, &handler, "/luke/b/card").await;
+    let response = refused.unwrap().unwrap();
+    assert_eq!(code(&response), "lock-unavailable");
+    let rejection = response.extensions().get::<Rejection>().unwrap();
+    let Rejection::Lock(error) = rejection else {
+        panic!("{rejection:?}");
+    };
+    assert!(
+        error.to_string().contains("too many connections"),
+        "{error}"
+    );
+    inside.answer(200);
+    assert_eq!(one.await.unwrap().unwrap().status(), 200);
 }
 
 #[tokio::test]

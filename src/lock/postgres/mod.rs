@@ -9,13 +9,12 @@ mod connection;
 mod shared;
 mod transaction;
 
-use std::future::pending;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bb8::{ErrorSink, Pool, PooledConnection, QueueStrategy};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Config, SimpleQueryMessage};
 use tokio_util::task::TaskTracker;
@@ -129,8 +128,9 @@ impl Postgres {
             let connection = tokio::select! {
                 biased;
                 connection = pool.get_owned() => connection.map_err(|_| exhausted())?,
-                failure = cannot_connect(&pool, &mut failures) => return Err(failure),
-                () = sleep_until(wanted.deadline) => return Err(exhausted()),
+                failure = given_up(&pool, &mut failures, wanted.deadline) => {
+                    return Err(failure.unwrap_or_else(exhausted));
+                }
             };
             // A closed one is discarded by the pool when it is dropped here.
             if !connection.is_closed() {
@@ -202,18 +202,21 @@ impl Postgres {
     }
 }
 
-/// Resolves when connecting failed and there is no other connection to wait for.
-async fn cannot_connect(
+/// Resolves when a connection is not to be had: as soon as connecting fails and there is no other one to wait for, or at the
+/// deadline. With the last failure to connect, if there was one.
+async fn given_up(
     pool: &Pool<Connector>,
     failures: &mut watch::Receiver<Option<LockError>>,
-) -> LockError {
-    while failures.changed().await.is_ok() {
-        let failure = failures.borrow_and_update().clone();
-        if let (Some(failure), 0) = (failure, pool.state().connections) {
-            return failure;
+    deadline: Instant,
+) -> Option<LockError> {
+    let mut last = None;
+    while let Ok(Ok(())) = timeout_at(deadline, failures.changed()).await {
+        last.clone_from(&failures.borrow_and_update());
+        if pool.state().connections == 0 {
+            break;
         }
     }
-    pending().await
+    last
 }
 
 /// What to say of a lock statement that failed; leaves its connection idle or discarded.
