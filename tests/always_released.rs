@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use support::database::database;
 use support::gate::{
-    Call, Failed, Gate, Gated, code, gate, key, patch, postgres_layer, postgres_layer_with, realms,
+    Call, Failed, Gate, Gated, code, gate, key, patch, postgres_layer, postgres_layer_with,
+    postgres_locks_with, realms,
 };
 use tower_realm_lock::{LockError, OnDisconnect, RealmLocks, RealmUrl, RealmWriteLockLayer};
 
@@ -34,11 +35,7 @@ fn endings() -> [(&'static str, End); 6] {
 #[tokio::test]
 async fn every_ending_of_a_handler_releases_and_is_passed_on() {
     let database = database().await;
-    let postgres = RealmLocks::postgres_builder(database.url())
-        .pool_size(1)
-        .build()
-        .await
-        .unwrap();
+    let postgres = postgres_locks_with(database.url(), |builder| builder.pool_size(1)).await;
     for locks in [postgres, RealmLocks::in_process()] {
         for policy in [OnDisconnect::Finish, OnDisconnect::Cancel] {
             let layer = RealmWriteLockLayer::new(locks.clone(), realms()).on_disconnect(policy);
@@ -113,11 +110,7 @@ async fn a_panic_in_the_rejection_closure_leaves_no_lock() {
 #[tokio::test]
 async fn work_outside_of_http_holds_and_releases_alike() {
     let database = database().await;
-    let locks = RealmLocks::postgres_builder(database.url())
-        .pool_size(1)
-        .build()
-        .await
-        .unwrap();
+    let locks = postgres_locks_with(database.url(), |builder| builder.pool_size(1)).await;
     let realm: RealmUrl = "http://realms.test/luke/a/".parse().unwrap();
     let lock = key("/luke/a");
 

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use support::cluster::Cluster;
 use support::database::{TestDatabase, database, database_on};
-use support::gate::{code, gate, key, patch, postgres_layer, postgres_layer_with};
-use tower_realm_lock::{LockError, OnDisconnect, RealmLocks, RealmUrl, RealmWriteLockLayer};
+use support::gate::{
+    code, gate, key, patch, postgres_layer, postgres_layer_with, postgres_locks_with,
+};
+use tower_realm_lock::{LockError, OnDisconnect, RealmUrl, RealmWriteLockLayer};
 
 const PATH: &str = "/luke/a/card";
 
@@ -119,11 +121,7 @@ async fn a_call_can_be_told_to_end_with_its_client() {
 #[tokio::test]
 async fn a_job_that_is_dropped_behaves_like_a_client_that_goes() {
     let database = database().await;
-    let locks = RealmLocks::postgres_builder(database.url())
-        .pool_size(1)
-        .build()
-        .await
-        .unwrap();
+    let locks = postgres_locks_with(database.url(), |builder| builder.pool_size(1)).await;
     let realm: RealmUrl = "http://realms.test/luke/a/".parse().unwrap();
     let holder = database.hold(key(PATH)).await;
     let waiting = tokio::spawn({

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::{Request, Response};
 use support::database::{TestDatabase, database};
-use support::gate::{key, realms};
+use support::gate::{key, postgres_locks_with, realms};
 use tokio::sync::Barrier;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{HeldLock, LockError, RealmLocks, RealmUrl, RealmWriteLockLayer};
@@ -18,11 +18,8 @@ fn realm(name: &str) -> RealmUrl {
 }
 
 async fn locks(database: &TestDatabase) -> RealmLocks {
-    RealmLocks::postgres_builder(database.url())
-        .pool_size(2)
-        .build()
+    postgres_locks_with(database.url(), |builder| builder.pool_size(2))
         .await
-        .unwrap()
         .acquire_timeout(Duration::from_secs(2))
 }
 

@@ -41,8 +41,16 @@ pub async fn postgres_layer_with(
     url: &str,
     options: impl FnOnce(PostgresBuilder) -> PostgresBuilder,
 ) -> RealmWriteLockLayer {
+    RealmWriteLockLayer::new(postgres_locks_with(url, options).await, realms())
+}
+
+/// Such locks without a layer, for jobs.
+pub async fn postgres_locks_with(
+    url: &str,
+    options: impl FnOnce(PostgresBuilder) -> PostgresBuilder,
+) -> RealmLocks {
     let locks = options(RealmLocks::postgres_builder(url)).build().await;
-    RealmWriteLockLayer::new(locks.expect("the database can be used"), realms())
+    locks.expect("the database can be used")
 }
 
 /// A handler whose calls stop at the test's [`Gate`].

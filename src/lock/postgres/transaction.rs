@@ -66,16 +66,18 @@ impl LockedTransaction {
 
     /// Keeps the lease while it is polled; resolves when the lock is lost.
     pub(crate) async fn keep(&self) {
-        // An empty query is the smallest message that the server answers.
-        self.lease
-            .keep(|| self.connection.client.batch_execute(""))
-            .await;
+        self.lease.keep(|| self.heartbeat()).await;
+    }
+
+    /// The smallest message that the server answers: an empty query.
+    async fn heartbeat(&self) -> Result<(), Error> {
+        self.connection.client.batch_execute("").await
     }
 
     /// Sends one heartbeat; whether it was answered before the deadline.
     pub(super) async fn confirm(&self, deadline: Instant) -> bool {
         let sent = Instant::now();
-        let beat = timeout_at(deadline, self.connection.client.batch_execute("")).await;
+        let beat = timeout_at(deadline, self.heartbeat()).await;
         let confirmed = matches!(beat, Ok(Ok(())));
         if confirmed {
             self.lease.confirm(sent);
