@@ -3,9 +3,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
+use super::grant::{Grant, Turn};
 use super::nesting::Nesting;
-use super::postgres::LockedTransaction;
-use super::queue::{Entry, Full, Turn};
+use super::queue::{Entry, Full};
 use super::{HeldLock, Hold, LockError, LockKey, RealmLocks};
 use crate::realm::RealmUrl;
 
@@ -53,7 +53,7 @@ impl RealmLocks {
         let tracked = self.shared.tasks.token();
         let nesting = self.nesting();
         let wanted = Wanted::new(realm, &self.limits);
-        let (transaction, turn) = tokio::select! {
+        let (turn, grant) = tokio::select! {
             biased;
             () = self.shared.closing.cancelled() => Err(LockError::ShuttingDown),
             granted = self.granted(&wanted) => granted,
@@ -63,27 +63,15 @@ impl RealmLocks {
         let held = HeldLock::new(
             realm.clone(),
             turn.key(),
-            transaction.as_ref().and_then(LockedTransaction::token),
-            transaction.as_ref().map(|granted| granted.lease().clone()),
-            transaction
-                .as_ref()
-                .and_then(|granted| granted.shared().cloned()),
+            grant.as_ref().and_then(|grant| grant.token()),
+            grant.as_ref().map(|grant| Arc::clone(grant.lease())),
+            grant.as_ref().and_then(|grant| grant.shared().cloned()),
         );
-        Ok(Hold::new(
-            held,
-            transaction,
-            turn,
-            self.limits.max_hold,
-            nesting,
-            &self.shared.tasks,
-            tracked,
-        ))
+        let max_hold = self.limits.max_hold;
+        Ok(Hold::new(held, turn, grant, max_hold, nesting, tracked))
     }
 
-    async fn granted(
-        &self,
-        wanted: &Wanted<'_>,
-    ) -> Result<(Option<LockedTransaction>, Turn), LockError> {
+    async fn granted(&self, wanted: &Wanted<'_>) -> Result<(Turn, Option<Box<Grant>>), LockError> {
         let Some(postgres) = &self.shared.postgres else {
             if wanted.share {
                 return Err(LockError::InvalidOption {
@@ -92,11 +80,15 @@ impl RealmLocks {
                     remedy: "locks in process have no transaction; use locks in PostgreSQL",
                 });
             }
-            return Ok((None, self.turn(wanted).await?));
+            return Ok((self.turn(wanted).await?, None));
         };
-        let turn = self.turn(wanted).await?;
-        let (transaction, turn) = postgres.acquire(wanted, turn, &self.shared.tasks).await?;
-        Ok((Some(transaction), turn))
+        let mut turn = self.turn(wanted).await?;
+        if !wanted.share && turn.baton().is_some_and(|grant| grant.is_held()) {
+            let handed_on = turn.take_baton();
+            return Ok((turn, handed_on));
+        }
+        let (turn, grant) = postgres.acquire(wanted, turn, &self.shared.tasks).await?;
+        Ok((turn, Some(Box::new(grant))))
     }
 
     async fn turn(&self, wanted: &Wanted<'_>) -> Result<Turn, LockError> {

@@ -28,7 +28,7 @@ pub enum LockError {
         problem: String,
     },
     /// A text is not a [`FencingToken`](crate::FencingToken).
-    #[error("`{token}` is not a fencing token: it has up to 40 hexadecimal digits")]
+    #[error("`{token}` is not a fencing token: it has up to 48 hexadecimal digits")]
     InvalidFencingToken {
         /// The text as given, with control characters escaped.
         token: String,

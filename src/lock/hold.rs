@@ -3,62 +3,49 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep_until};
-use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::grant::{Grant, Turn};
 use super::nesting::Nesting;
-use super::postgres::LockedTransaction;
-use super::queue::Turn;
 use super::{HeldLock, LockError};
 
 /// A granted lock and the duty to release it.
 ///
-/// [`Hold::release`] releases and confirms. Dropping a hold, as a panic or a cancelled call does, hands it to a task that
-/// rolls back; either way the next local waiter gets its turn only after the server has answered.
+/// [`Hold::release`] releases and confirms. Dropping a hold, as a panic or a cancelled call does, releases it too, and hands the
+/// rest to a task. Either way the next local waiter goes on at once.
 #[derive(Debug)]
 pub(crate) struct Hold {
     held: HeldLock,
     /// None once it is released.
-    grant: Option<Grant>,
+    turn: Option<Turn>,
+    /// None in process, and once it is released.
+    grant: Option<Box<Grant>>,
     granted: Instant,
     longest: Option<Duration>,
-    /// What the same task already held.
+    /// The locks that granted it, as [`Nesting`] tells them apart.
     nesting: Nesting,
-    /// Where a dropped hold is released.
-    runtime: Handle,
-    tasks: TaskTracker,
     /// Makes a shutdown wait for it, on whatever task it is.
     _tracked: TaskTrackerToken,
 }
 
-/// What is given back at release, the transaction before the turn.
-#[derive(Debug)]
-struct Grant {
-    transaction: Option<LockedTransaction>,
-    turn: Turn,
-}
-
 impl Hold {
-    /// Must be called within a runtime. `transaction` is `None` for a lock that is held in process alone.
+    /// `grant` is `None` for a lock that is held in process alone.
     pub(crate) fn new(
         held: HeldLock,
-        transaction: Option<LockedTransaction>,
         turn: Turn,
+        grant: Option<Box<Grant>>,
         max_hold: Option<Duration>,
         nesting: Nesting,
-        tasks: &TaskTracker,
         tracked: TaskTrackerToken,
     ) -> Self {
         Self {
             held,
-            grant: Some(Grant { transaction, turn }),
+            turn: Some(turn),
+            grant,
             granted: Instant::now(),
             longest: max_hold,
             nesting,
-            runtime: Handle::current(),
-            tasks: tasks.clone(),
             _tracked: tracked,
         }
     }
@@ -85,10 +72,11 @@ impl Hold {
             if !self.held.is_held() {
                 return Poll::Ready(Err(self.lost()));
             }
-            if let Poll::Ready(error) = end.as_mut().poll(cx) {
-                return Poll::Ready(Err(error));
+            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+                return Poll::Ready(Ok(done));
             }
-            work.as_mut().poll(cx).map(Ok)
+            // Last, so that work which never waits needs no timer.
+            end.as_mut().poll(cx).map(Err)
         })
         .await
     }
@@ -102,8 +90,8 @@ impl Hold {
     }
 
     async fn keep(&self) {
-        match self.transaction() {
-            Some(transaction) => transaction.keep().await,
+        match &self.grant {
+            Some(grant) => grant.keep().await,
             None => pending().await,
         }
     }
@@ -134,20 +122,23 @@ impl Hold {
     ///
     /// If dropped, the lock is released by a task of its own.
     pub(crate) async fn release(mut self) -> Result<(), LockError> {
-        let released = match self.transaction_mut() {
-            Some(transaction) => transaction.commit().await,
-            None => Ok(()),
-        };
-        if released.is_ok() {
-            self.held.mark_released();
-            if let Some(Grant { transaction, turn }) = self.grant.take() {
-                if let Some(transaction) = transaction.filter(|ended| ended.shared().is_some()) {
-                    self.tasks.spawn_on(transaction.reset(), &self.runtime);
-                }
-                drop(turn);
-            }
+        if !self.held.is_held() {
+            return Err(self.lost());
         }
-        released
+        if let Some(grant) = self.grant.as_mut().filter(|grant| grant.shared().is_some()) {
+            grant.commit_shared().await?;
+            return Ok(());
+        }
+        self.held.mark_released();
+        let confirmation = match (self.grant.take(), self.turn.take()) {
+            (Some(grant), Some(turn)) => grant.end_hold(turn),
+            _ => return Ok(()),
+        };
+        if confirmation.await {
+            Ok(())
+        } else {
+            Err(self.lost())
+        }
     }
 
     fn lost(&self) -> LockError {
@@ -155,33 +146,15 @@ impl Hold {
             realm: self.held.realm().clone(),
         }
     }
-
-    fn transaction(&self) -> Option<&LockedTransaction> {
-        self.grant.as_ref()?.transaction.as_ref()
-    }
-
-    fn transaction_mut(&mut self) -> Option<&mut LockedTransaction> {
-        self.grant.as_mut()?.transaction.as_mut()
-    }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
         tracing::debug!(realm = %self.held.realm(), held = ?self.granted.elapsed(), "released");
         self.held.mark_released();
-        let Some(Grant { transaction, turn }) = self.grant.take() else {
-            return;
-        };
-        let Some(transaction) = transaction else {
-            return;
-        };
-        self.tasks.spawn_on(
-            async move {
-                transaction.roll_back().await;
-                drop(turn);
-            },
-            &self.runtime,
-        );
+        if let (Some(grant), Some(turn)) = (self.grant.take(), self.turn.take()) {
+            grant.end_unconfirmed(turn);
+        }
     }
 }
 
@@ -192,6 +165,7 @@ mod tests {
 
     use futures_util::FutureExt;
     use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
 
     use super::*;
     use crate::lock::LockKey;
@@ -222,16 +196,8 @@ mod tests {
         let connection = CancellationToken::new();
         let lease = Lease::new(Duration::from_secs(30), Instant::now(), &connection);
         let handle = HeldLock::new(realm, key, None, Some(Arc::new(lease)), None);
-        let tasks = TaskTracker::new();
-        let hold = Hold::new(
-            handle,
-            None,
-            turn,
-            None,
-            Nesting::current(0),
-            &tasks,
-            tasks.token(),
-        );
+        let tracked = TaskTracker::new().token();
+        let hold = Hold::new(handle, turn, None, None, Nesting::current(0), tracked);
 
         let steps = Cell::new(0);
         let work = poll_fn(|_| {

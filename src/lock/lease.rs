@@ -47,7 +47,12 @@ impl Lease {
     {
         let beats = async {
             loop {
-                sleep_until(self.confirmed() + self.period / 3).await;
+                let due = self.confirmed() + self.period / 3;
+                sleep_until(due).await;
+                if self.confirmed() + self.period / 3 > due {
+                    // Another answer has come in the meantime.
+                    continue;
+                }
                 let sent = Instant::now();
                 match timeout_at(self.ends(), heartbeat()).await {
                     Ok(Ok(())) if self.is_current() => self.confirm(sent),
@@ -62,6 +67,12 @@ impl Lease {
         }
     }
 
+    /// How long an answer is waited for that proves the lock: a server that is silent for longer has lost it.
+    pub(crate) fn patience(&self) -> Duration {
+        self.period * 2 / 3
+    }
+
+    /// Notes that the server has answered what was sent then.
     pub(crate) fn confirm(&self, sent: Instant) {
         let nanos = sent.saturating_duration_since(self.origin).as_nanos();
         // 584 years of nanoseconds fit.
@@ -75,7 +86,7 @@ impl Lease {
 
     /// When the holder calls itself lost, unless a heartbeat is confirmed before.
     pub(crate) fn ends(&self) -> Instant {
-        self.confirmed() + self.period * 2 / 3
+        self.confirmed() + self.patience()
     }
 }
 

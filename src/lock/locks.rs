@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use super::acquire::Limits;
+use super::grant::Grant;
 use super::postgres::Postgres;
 use super::queue::Queue;
 use super::{HeldLock, LockError, PostgresBuilder};
@@ -26,7 +27,7 @@ pub struct RealmLocks {
 
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) queue: Arc<Queue>,
+    pub(super) queue: Arc<Queue<Box<Grant>>>,
     /// None for locks in process alone.
     pub(super) postgres: Option<Postgres>,
     /// Holds, and the tasks that run, release and cancel them.

@@ -4,7 +4,9 @@
 //! locks' own pool, and keeps both until it releases. Nothing here knows of HTTP.
 
 mod acquire;
+mod background;
 pub(crate) mod error;
+mod grant;
 mod held;
 mod hold;
 mod key;

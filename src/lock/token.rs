@@ -8,11 +8,11 @@ use super::LockError;
 /// A store that keeps the greatest token it has seen beside each document, and refuses a smaller one, is safe from a writer
 /// that was frozen, lost its lock and goes on.
 ///
-/// Compare with `<`; print it to keep it, and parse it back. It prints as 40 hexadecimal digits, so its texts are in the same
+/// Compare with `<`; print it to keep it, and parse it back. It prints as 48 hexadecimal digits, so its texts are in the same
 /// order as the tokens.
 ///
-/// It is made of the server's timeline, the place of its last checkpoint, and the hold's transaction id
-/// (`pg_current_xact_id`). The id alone would not do: after a crash PostgreSQL gives ids again that no flushed WAL knew of. It
+/// It is made of the server's timeline, the place of its last checkpoint, the transaction id (`pg_current_xact_id`) under which
+/// the lock was taken, and the number of hand-offs since. The id alone would not do: after a crash PostgreSQL gives ids again that no flushed WAL knew of. It
 /// grows within one PostgreSQL cluster and through its crashes and promotions; a cluster restored from a dump starts again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FencingToken {
@@ -20,6 +20,7 @@ pub struct FencingToken {
     timeline: u32,
     checkpoint: u64,
     transaction: u64,
+    hand_offs: u32,
 }
 
 /// Asks for a token in a transaction that holds its lock.
@@ -35,7 +36,7 @@ pub(super) const ASK: &str = "; SELECT concat_ws(' ', \
 pub(super) const COLUMN: &str = "fencing_token";
 
 /// The most digits that a token has.
-const DIGITS: usize = 40;
+const DIGITS: usize = 48;
 
 impl FencingToken {
     /// Reads the answer to [`ASK`].
@@ -45,8 +46,17 @@ impl FencingToken {
             timeline: u32::from_str_radix(parts.next()?, 16).ok()?,
             checkpoint: parts.next()?.parse().ok()?,
             transaction: parts.next()?.parse().ok()?,
+            hand_offs: 0,
         };
         parts.next().is_none().then_some(token)
+    }
+
+    /// The token of the hold that the lock is handed on to.
+    pub(super) fn next(self) -> Self {
+        Self {
+            hand_offs: self.hand_offs + 1,
+            ..self
+        }
     }
 }
 
@@ -56,8 +66,12 @@ impl fmt::Display for FencingToken {
             timeline,
             checkpoint,
             transaction,
+            hand_offs,
         } = self;
-        write!(f, "{timeline:08x}{checkpoint:016x}{transaction:016x}")
+        write!(
+            f,
+            "{timeline:08x}{checkpoint:016x}{transaction:016x}{hand_offs:08x}"
+        )
     }
 }
 
@@ -78,7 +92,8 @@ impl FromStr for FencingToken {
         Ok(Self {
             timeline: number(0, 8)?.try_into().map_err(|_| invalid())?,
             checkpoint: number(8, 24)?,
-            transaction: number(24, DIGITS)?,
+            transaction: number(24, 40)?,
+            hand_offs: number(40, DIGITS)?.try_into().map_err(|_| invalid())?,
         })
     }
 }
@@ -102,28 +117,40 @@ mod tests {
             "00000002 22021912 700",
             "0000000A 1 1",
         ]
-        .map(token);
+        .map(token)
+        .map(|token| [token, token.next(), token.next().next()])
+        .concat();
         assert!(in_order.is_sorted_by(|one, next| one < next));
         assert!(
             in_order
-                .map(|token| token.to_string())
+                .iter()
+                .map(FencingToken::to_string)
                 .is_sorted_by(|one, next| one < next)
         );
     }
 
     #[test]
     fn a_token_survives_printing() {
-        let token = token("00000001 22021912 18446744073709551615");
+        let token = token("00000001 22021912 18446744073709551615").next();
         assert_eq!(token.to_string().parse::<FencingToken>().unwrap(), token);
         assert_eq!(
             "0".parse::<FencingToken>().unwrap().to_string(),
-            "0".repeat(40)
+            "0".repeat(DIGITS)
         );
     }
 
     #[test]
     fn what_is_no_token_is_refused_by_name() {
-        for text in ["", "x", "+1", "-1", "1 ", "1\n", &"1".repeat(41), "٣"] {
+        for text in [
+            "",
+            "x",
+            "+1",
+            "-1",
+            "1 ",
+            "1\n",
+            &"1".repeat(DIGITS + 1),
+            "٣",
+        ] {
             let error = text.parse::<FencingToken>().unwrap_err().to_string();
             assert!(error.contains(&*text.escape_debug().to_string()), "{error}");
         }

@@ -3,14 +3,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bb8::PooledConnection;
-use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::{Error, SimpleQueryMessage};
-use tokio_util::task::TaskTracker;
 
 use super::address::Canceller;
 use super::connection::{CANCEL_PATIENCE, CANCEL_TRIES, Connector, cancel};
-use crate::lock::queue::Turn;
+use crate::lock::background::Background;
+use crate::lock::grant::Turn;
 
 /// One lock statement on its way.
 ///
@@ -23,8 +22,7 @@ pub(super) struct Attempt {
     /// None once it is answered.
     statement: Option<Statement>,
     canceller: Canceller,
-    tasks: TaskTracker,
-    runtime: Handle,
+    background: Background,
 }
 
 type Statement = Pin<Box<dyn Future<Output = (Answered, Answer)> + Send>>;
@@ -44,7 +42,7 @@ impl Attempt {
         mut connection: PooledConnection<'static, Connector>,
         turn: Turn,
         statement: String,
-        tasks: &TaskTracker,
+        background: Background,
     ) -> Self {
         connection.in_use = true;
         Self {
@@ -59,8 +57,7 @@ impl Attempt {
                 };
                 (answered, answer)
             })),
-            tasks: tasks.clone(),
-            runtime: Handle::current(),
+            background,
         }
     }
 }
@@ -83,8 +80,7 @@ impl Drop for Attempt {
     fn drop(&mut self) {
         if let Some(statement) = self.statement.take() {
             let canceller = self.canceller.clone();
-            self.tasks
-                .spawn_on(abandon(statement, canceller), &self.runtime);
+            self.background.spawn(abandon(statement, canceller));
         }
     }
 }

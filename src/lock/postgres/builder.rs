@@ -4,6 +4,7 @@ use tokio_postgres::Config;
 use tokio_postgres::config::SslMode;
 
 use super::Postgres;
+use crate::lock::grant::HandOff;
 use crate::lock::{LockError, RealmLocks};
 
 /// PostgreSQL keeps a time-out as 31 bits of milliseconds.
@@ -32,6 +33,7 @@ pub struct PostgresBuilder {
     lease: Duration,
     connect_timeout: Duration,
     fencing: bool,
+    hand_off: HandOff,
 }
 
 impl PostgresBuilder {
@@ -42,6 +44,10 @@ impl PostgresBuilder {
             lease: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(5),
             fencing: false,
+            hand_off: HandOff {
+                max: 1024,
+                max_time: Duration::from_millis(100),
+            },
         }
     }
 
@@ -68,6 +74,25 @@ impl PostgresBuilder {
     /// Default `false`: a token has a transaction id in it, and an open transaction that has one holds back VACUUM.
     pub fn fencing(mut self, fencing: bool) -> Self {
         self.fencing = fencing;
+        self
+    }
+
+    /// How often a lock that PostgreSQL has granted is handed on to the next waiter of this process, before it is given back and
+    /// other replicas have their turn.
+    ///
+    /// Default 1024; 0 gives it back after every hold. A hand-off takes no round trip. See also
+    /// [`max_hand_off_time`](Self::max_hand_off_time).
+    pub fn max_hand_offs(mut self, hand_offs: u32) -> Self {
+        self.hand_off.max = hand_offs;
+        self
+    }
+
+    /// How long after its grant a lock may still be handed on to the next waiter of this process.
+    ///
+    /// Default 100 milliseconds. A caller on another replica waits at most for this and the call that then runs; where two
+    /// replicas already compete for the realm each takes half of it, so a third waits no longer.
+    pub fn max_hand_off_time(mut self, time: Duration) -> Self {
+        self.hand_off.max_time = time;
         self
     }
 
@@ -108,6 +133,7 @@ impl PostgresBuilder {
             self.pool_size,
             self.lease,
             self.fencing,
+            self.hand_off,
         )
         .await?;
         Ok(RealmLocks::new(Some(postgres)))
@@ -155,6 +181,7 @@ impl std::fmt::Debug for PostgresBuilder {
             .field("lease", &self.lease)
             .field("connect_timeout", &self.connect_timeout)
             .field("fencing", &self.fencing)
+            .field("hand_off", &self.hand_off)
             .finish_non_exhaustive()
     }
 }

@@ -5,6 +5,7 @@
 mod address;
 mod attempt;
 mod builder;
+mod confirmation;
 mod connection;
 mod shared;
 mod transaction;
@@ -21,13 +22,18 @@ use tokio_util::task::TaskTracker;
 
 use self::attempt::{Answered, Attempt};
 pub use self::builder::PostgresBuilder;
+pub(crate) use self::confirmation::{Answer, Commit};
 use self::connection::{Connector, is_disconnect};
 pub use self::shared::{LockTransaction, TransactionClient};
 pub(crate) use self::transaction::LockedTransaction;
 use self::transaction::SHARE;
+use super::background::Background;
+use super::grant::{Grant, HandOff, Turn};
 use super::lease::Lease;
-use super::queue::Turn;
 use super::{FencingToken, LockError, Wanted, token};
+
+/// The column that says `t` where nobody else had the lock, or waited for it.
+const FREE: &str = "lock_was_free";
 
 /// How much later than the server this side gives up a wait: the server's own time-out needs no CancelRequest.
 const SERVER_FIRST: Duration = Duration::from_millis(250);
@@ -42,6 +48,7 @@ pub(crate) struct Postgres {
     failures: watch::Sender<Option<LockError>>,
     lease: Duration,
     fencing: bool,
+    hand_off: HandOff,
 }
 
 impl Postgres {
@@ -52,6 +59,7 @@ impl Postgres {
         pool_size: u32,
         lease: Duration,
         fencing: bool,
+        hand_off: HandOff,
     ) -> Result<Self, LockError> {
         let failures = watch::Sender::new(None);
         let pool = Pool::builder()
@@ -75,6 +83,7 @@ impl Postgres {
             failures,
             lease,
             fencing,
+            hand_off,
         })
     }
 
@@ -88,17 +97,21 @@ impl Postgres {
         wanted: &Wanted<'_>,
         mut turn: Turn,
         tasks: &TaskTracker,
-    ) -> Result<(LockedTransaction, Turn), LockError> {
+    ) -> Result<(Turn, Grant), LockError> {
+        let background = Background::new(tasks);
         let mut retried = false;
         loop {
-            let connection = self.checkout(wanted).await?;
+            let connection = match self.handed_on(&mut turn) {
+                Some(connection) => connection,
+                None => self.checkout(wanted).await?,
+            };
             let statement = self.statement(wanted, &turn);
-            let attempt = Attempt::start(connection, turn, statement, tasks);
+            let attempt = Attempt::start(connection, turn, statement, background.clone());
             let (answered, answer) = timeout_at(wanted.deadline + SERVER_FIRST, attempt)
                 .await
                 .map_err(|_| wanted.timed_out())?;
             let error = match answer {
-                Ok(rows) => return self.granted(wanted, answered, &rows).await,
+                Ok(rows) => return self.granted(wanted, answered, &rows, background).await,
                 Err(error) => error,
             };
             if is_disconnect(&error) && !retried {
@@ -109,6 +122,20 @@ impl Postgres {
             }
             return Err(refused(wanted, answered, error).await);
         }
+    }
+
+    /// The connection of the owner before, whose last COMMIT is on its way: the next transaction can follow it at once. Where
+    /// other realms may wait for a connection, it goes back to the pool instead.
+    fn handed_on(&self, turn: &mut Turn) -> Option<PooledConnection<'static, Connector>> {
+        let grant = turn
+            .take_baton()
+            .filter(|grant| grant.lease().is_current())?;
+        let state = self.pool().as_ref()?.state();
+        let has_room = state.idle_connections > 0 || state.connections < self.pool_size;
+        has_room
+            .then(|| grant.into_transaction().into_connection())
+            .flatten()
+            .filter(|connection| !connection.is_closed())
     }
 
     /// A live connection of the pool, or a new one.
@@ -141,6 +168,8 @@ impl Postgres {
 
     /// The one message that begins, sets the limits for this transaction alone, and locks.
     ///
+    /// It tries first, to know whether others want the lock too. A try does not overtake those who wait.
+    ///
     /// Read committed, whatever the server's default: under a stricter level the snapshot of the transaction would be
     /// older than the lock. `set_config` with `true` ends with the transaction, so nothing leaks through a pooler.
     fn statement(&self, wanted: &Wanted<'_>, turn: &Turn) -> String {
@@ -152,7 +181,8 @@ impl Postgres {
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
              SELECT set_config('lock_timeout', '{lock_timeout}', true), \
              set_config('idle_in_transaction_session_timeout', '{lease}', true), \
-             pg_advisory_xact_lock({key})"
+             CASE WHEN pg_try_advisory_xact_lock({key}) THEN 't' \
+             ELSE pg_advisory_xact_lock({key})::text END AS {FREE}"
         );
         if self.fencing {
             // After the lock, so that the holder before has its token already.
@@ -169,7 +199,8 @@ impl Postgres {
         wanted: &Wanted<'_>,
         answered: Answered,
         rows: &[SimpleQueryMessage],
-    ) -> Result<(LockedTransaction, Turn), LockError> {
+        background: Background,
+    ) -> Result<(Turn, Grant), LockError> {
         let Answered {
             connection,
             turn,
@@ -182,13 +213,15 @@ impl Postgres {
         };
         let lease = Lease::new(self.lease, sent, &connection.closed);
         let realm = wanted.realm.clone();
-        let transaction = LockedTransaction::new(realm, connection, lease, token, wanted.share);
+        let transaction =
+            LockedTransaction::new(realm, connection, lease, token, wanted.share, background);
         // The server's clock runs since the grant, and nobody knows when that was: after a long wait a heartbeat tells.
         let late = sent.elapsed() > self.lease / 3;
         if late && !transaction.confirm(wanted.deadline + SERVER_FIRST).await {
             return Err(wanted.timed_out());
         }
-        Ok((transaction, turn))
+        let contended = value(rows, FREE) != Some("t");
+        Ok((turn, Grant::new(transaction, self.hand_off, contended)))
     }
 
     /// Gives up the pool: idle connections close now, others when their hold ends.
@@ -238,13 +271,17 @@ async fn refused(
     }
 }
 
+/// What the answer to a statement says in one column.
+fn value<'a>(rows: &'a [SimpleQueryMessage], column: &str) -> Option<&'a str> {
+    rows.iter().find_map(|row| match row {
+        SimpleQueryMessage::Row(row) => row.try_get(column).ok()?,
+        _ => None,
+    })
+}
+
 /// The token of a granted statement that asked for one.
 fn fencing_token(rows: &[SimpleQueryMessage]) -> Result<FencingToken, LockError> {
-    let answer = rows.iter().find_map(|row| match row {
-        SimpleQueryMessage::Row(row) => row.try_get(token::COLUMN).ok()?,
-        _ => None,
-    });
-    let answer = answer.unwrap_or_default();
+    let answer = value(rows, token::COLUMN).unwrap_or_default();
     FencingToken::from_answer(answer).ok_or_else(|| LockError::InvalidFencingToken {
         token: answer.escape_debug().to_string(),
     })

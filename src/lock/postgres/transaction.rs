@@ -1,12 +1,16 @@
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 
 use bb8::PooledConnection;
+use futures_util::FutureExt;
 use tokio::time::{Instant, timeout_at};
-use tokio_postgres::Error;
+use tokio_postgres::{Client, Error};
 
+use super::confirmation::{Answer, Commit, Pings};
 use super::connection::{Connector, cancel, is_disconnect};
 use super::shared::LockTransaction;
+use crate::lock::background::Background;
 use crate::lock::lease::Lease;
 use crate::lock::{FencingToken, LockError};
 use crate::realm::RealmUrl;
@@ -22,15 +26,21 @@ pub(super) const SHARE: &str = "; SET LOCAL lock_timeout TO DEFAULT; \
 const COMMIT_SHARED: &str = "SELECT 1 / (current_setting('tower_realm_lock.shared', true) \
      IS NOT DISTINCT FROM 'yes')::int; COMMIT";
 
-/// A transaction that holds an advisory lock, on its pooled connection.
+/// A transaction that holds an advisory lock, on its pooled connection. It can serve several holds, one after the other.
 ///
-/// Dropped before it is ended, it discards its connection: the server then rolls back.
+/// Dropped before it has ended, it leaves the rollback to a task.
 pub(crate) struct LockedTransaction {
     realm: RealmUrl,
-    connection: PooledConnection<'static, Connector>,
+    client: Arc<Client>,
+    /// None once it is on its way back to the pool, or to the next transaction.
+    connection: Option<PooledConnection<'static, Connector>>,
     lease: Arc<Lease>,
+    pings: Pings,
     token: Option<FencingToken>,
     shared: Option<LockTransaction>,
+    /// Whether its COMMIT was sent.
+    ended: bool,
+    background: Background,
 }
 
 impl LockedTransaction {
@@ -40,15 +50,20 @@ impl LockedTransaction {
         lease: Lease,
         token: Option<FencingToken>,
         share: bool,
+        background: Background,
     ) -> Self {
-        let shared =
-            share.then(|| LockTransaction::new(realm.clone(), Arc::clone(&connection.client)));
+        let client = Arc::clone(&connection.client);
+        let lease = Arc::new(lease);
         Self {
+            shared: share.then(|| LockTransaction::new(realm.clone(), Arc::clone(&client))),
             realm,
-            connection,
-            lease: Arc::new(lease),
+            pings: Pings::new(Arc::clone(&client), Arc::clone(&lease)),
+            client,
+            connection: Some(connection),
+            lease,
             token,
-            shared,
+            ended: false,
+            background,
         }
     }
 
@@ -64,6 +79,11 @@ impl LockedTransaction {
         self.shared.as_ref()
     }
 
+    /// Whether it still holds the lock, as far as this process can know without asking.
+    pub(crate) fn is_held(&self) -> bool {
+        !self.ended && self.lease.is_current()
+    }
+
     /// Keeps the lease while it is polled; resolves when the lock is lost.
     pub(crate) async fn keep(&self) {
         self.lease.keep(|| self.heartbeat()).await;
@@ -71,7 +91,7 @@ impl LockedTransaction {
 
     /// The smallest message that the server answers: an empty query.
     async fn heartbeat(&self) -> Result<(), Error> {
-        self.connection.client.batch_execute("").await
+        self.client.batch_execute("").await
     }
 
     /// Sends one heartbeat; whether it was answered before the deadline.
@@ -85,63 +105,68 @@ impl LockedTransaction {
         confirmed
     }
 
-    /// Commits, and so gives the lock back. An `Ok` is the server's word that the lock was held until now. Never longer than
-    /// the lease.
+    /// Gives the next hold a token of its own.
+    pub(crate) fn begin_next_hold(&mut self) {
+        self.token = self.token.map(FencingToken::next);
+    }
+
+    /// Asks for the server's word that the lock was held until now; others may use the lock meanwhile.
+    pub(crate) fn ping(&mut self) -> Answer {
+        self.pings.join()
+    }
+
+    /// Gives the lock back. The COMMIT is sent when it is polled or dropped.
+    pub(crate) fn commit(mut self) -> Commit {
+        Commit::new(&self.pings, self.connection.take(), self.background.clone())
+    }
+
+    /// Sends the COMMIT and waits for nothing: the server begins what follows on the connection after it.
+    pub(crate) fn send_commit(&mut self) {
+        self.ended = true;
+        let _runtime = self.background.enter();
+        self.pings.send();
+        // One step sends it.
+        let _ = pin!(self.client.batch_execute("COMMIT")).now_or_never();
+    }
+
+    /// The connection, for the next transaction.
+    pub(super) fn into_connection(mut self) -> Option<PooledConnection<'static, Connector>> {
+        if !self.ended {
+            self.send_commit();
+        }
+        self.connection.take()
+    }
+
+    /// Commits what a handler wrote in a shared transaction, and so gives the lock back. An `Ok` is the server's word that the
+    /// lock was held until now. Never longer than the lease.
     ///
     /// # Errors
     ///
-    /// [`LockError::Lost`] if that word does not come, [`LockError::CommitFailed`] if a shared transaction cannot commit.
+    /// [`LockError::Lost`] if that word does not come, [`LockError::CommitFailed`] if it cannot commit.
     ///
     /// # Cancel safety
     ///
-    /// If dropped, roll back or drop the transaction.
-    pub(crate) async fn commit(&mut self) -> Result<(), LockError> {
+    /// If dropped, drop the transaction: it then rolls back.
+    pub(crate) async fn commit_shared(&mut self) -> Result<(), LockError> {
         if !self.close_shared() {
             return Err(self.commit_failed("the handler still uses it"));
         }
-        let commit = if self.shared.is_some() {
-            COMMIT_SHARED
-        } else {
-            "COMMIT"
-        };
         let answer = tokio::select! {
             // First: an answer is the proof, even where the connection ends right after it.
             biased;
-            answer = self.connection.client.batch_execute(commit) => answer,
+            answer = self.client.batch_execute(COMMIT_SHARED) => answer,
             () = self.keep() => return Err(self.lost()),
         };
         match answer {
             Ok(()) => {
-                self.connection.in_use = false;
+                if let Some(mut connection) = self.connection.take() {
+                    self.background
+                        .spawn(async move { connection.reset().await });
+                }
                 Ok(())
             }
-            Err(error) if self.shared.is_some() && !is_disconnect(&error) => {
-                Err(self.commit_failed(reason(&error)))
-            }
+            Err(error) if !is_disconnect(&error) => Err(self.commit_failed(reason(&error))),
             Err(_) => Err(self.lost()),
-        }
-    }
-
-    /// Rolls back, and so gives the lock back, or discards the connection. Never longer than the lease.
-    pub(crate) async fn roll_back(mut self) {
-        // A handler's code that goes on with the client would go on in the connection's next transaction, or in none.
-        if self.close_shared() && self.lease.is_current() {
-            let rolled_back = timeout_at(self.lease.ends(), self.connection.roll_back()).await;
-            if rolled_back.is_ok() {
-                self.reset().await;
-                return;
-            }
-        }
-        if !self.connection.is_closed() {
-            // A statement of the handler's may still run there, and hold the lock.
-            cancel(self.connection.canceller()).await;
-        }
-    }
-
-    /// Makes the connection of an ended transaction fit for the next hold, where a handler had it.
-    pub(crate) async fn reset(mut self) {
-        if self.shared.is_some() && !self.connection.in_use {
-            self.connection.reset().await;
         }
     }
 
@@ -149,7 +174,7 @@ impl LockedTransaction {
         self.shared.as_ref().is_none_or(LockTransaction::close)
     }
 
-    fn lost(&self) -> LockError {
+    pub(crate) fn lost(&self) -> LockError {
         LockError::Lost {
             realm: self.realm.clone(),
         }
@@ -160,6 +185,43 @@ impl LockedTransaction {
             realm: self.realm.clone(),
             problem: problem.into(),
         }
+    }
+}
+
+impl Drop for LockedTransaction {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            // A handler's code that goes on with the client would go on in the connection's next transaction, or in none.
+            let closed = self.close_shared();
+            let lease = Arc::clone(&self.lease);
+            let last = if self.ended { "" } else { "ROLLBACK" };
+            let reset = self.shared.is_some();
+            self.background.spawn(async move {
+                if closed && lease.is_current() {
+                    give_back(connection, last, reset, lease.ends()).await;
+                } else if !connection.is_closed() {
+                    // A statement of the handler's may still run there, and hold the lock.
+                    cancel(connection.canceller()).await;
+                }
+            });
+        }
+    }
+}
+
+/// Ends the transaction with a last statement and gives the connection back, or discards it.
+async fn give_back(
+    mut connection: PooledConnection<'static, Connector>,
+    last: &str,
+    reset: bool,
+    deadline: Instant,
+) {
+    if timeout_at(deadline, connection.end_with(last))
+        .await
+        .is_err()
+    {
+        cancel(connection.canceller()).await;
+    } else if reset && !connection.in_use {
+        connection.reset().await;
     }
 }
 

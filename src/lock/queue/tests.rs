@@ -13,6 +13,31 @@ fn key(name: &str) -> LockKey {
     LockKey::of(&format!("http://h/{name}/").parse().unwrap())
 }
 
+/// A lock that is handed on, as a server that has only one of it sees it.
+#[derive(Debug)]
+struct Baton(Arc<AtomicUsize>);
+
+type Queue = super::Queue<Baton>;
+type Turn = super::Turn<Baton>;
+type Entry = super::Entry<Baton>;
+type Waiting = super::Waiting<Baton>;
+
+impl Baton {
+    /// Takes the lock once the last one has given it back.
+    fn take(open: &Arc<AtomicUsize>) -> Self {
+        while open.swap(1, Ordering::SeqCst) == 1 {
+            thread::yield_now();
+        }
+        Self(Arc::clone(open))
+    }
+}
+
+impl Drop for Baton {
+    fn drop(&mut self) {
+        assert_eq!(self.0.swap(0, Ordering::SeqCst), 1);
+    }
+}
+
 fn turn(entry: Result<Entry, Full>) -> Turn {
     match entry.unwrap() {
         Entry::Turn(turn) => turn,
@@ -24,6 +49,16 @@ fn waiting(entry: Result<Entry, Full>) -> Waiting {
     match entry.unwrap() {
         Entry::Wait(waiting) => waiting,
         Entry::Turn(_) => panic!("the lane was free"),
+    }
+}
+
+/// What becomes of a turn at the end of a hold: its lock is handed on or given back.
+fn end(turn: Turn, baton: Baton) {
+    if thread_rng().gen_bool(0.5) {
+        turn.hand_on(baton);
+    } else {
+        drop(turn);
+        drop(baton);
     }
 }
 
@@ -121,13 +156,16 @@ fn wait_or_leave(mut place: Waiting) -> Option<Turn> {
     None
 }
 
-/// Four threads enter the lanes of two keys, and wait or leave. Never two have one key's turn, and nobody is forgotten.
+/// Four threads enter the lanes of two keys, and wait or leave. Never two have one key's turn or its lock, nobody is forgotten,
+/// and no lock is left behind, whether it is handed on or given back.
 fn enter_and_leave() {
     let queue = Arc::new(Queue::default());
     let inside = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+    let servers: [Arc<AtomicUsize>; 2] = Default::default();
     let threads: Vec<_> = (0..4)
         .map(|_| {
             let (queue, inside) = (Arc::clone(&queue), Arc::clone(&inside));
+            let servers = servers.clone();
             thread::spawn(move || {
                 for _ in 0..2 {
                     let lane = thread_rng().gen_range(0..2);
@@ -136,11 +174,13 @@ fn enter_and_leave() {
                         Ok(Entry::Wait(place)) => wait_or_leave(place),
                         Err(Full) => None,
                     };
-                    if let Some(turn) = turn {
+                    if let Some(mut turn) = turn {
+                        let baton = turn.take_baton();
+                        let baton = baton.unwrap_or_else(|| Baton::take(&servers[lane]));
                         assert_eq!(inside[lane].fetch_add(1, Ordering::SeqCst), 0);
                         thread::yield_now();
                         assert_eq!(inside[lane].fetch_sub(1, Ordering::SeqCst), 1);
-                        drop(turn);
+                        end(turn, baton);
                     }
                 }
             })
@@ -150,6 +190,7 @@ fn enter_and_leave() {
         thread.join().unwrap();
     }
     assert!(queue.lanes().by_key.is_empty());
+    assert!(servers.iter().all(|open| open.load(Ordering::SeqCst) == 0));
 }
 
 /// Waiters that stand in one lane in a known order get their turns in that order, whoever leaves.
@@ -176,21 +217,24 @@ fn keep_the_order() {
     assert!(queue.lanes().by_key.is_empty());
 }
 
-/// The smallest case in which a turn and its waiter can miss each other, in every schedule there is.
+/// The smallest case in which a turn, its lock and its waiter can miss each other, in every schedule there is.
 fn pass_on_while_leaving() {
     let queue = Arc::new(Queue::default());
+    let server = Arc::default();
+    let baton = Baton::take(&server);
     let first = turn(queue.enter(key("a"), 9));
     let leaving = waiting(queue.enter(key("a"), 9));
     let staying = waiting(queue.enter(key("a"), 9));
     let threads = [
-        thread::spawn(move || drop(first)),
+        thread::spawn(move || first.hand_on(baton)),
         thread::spawn(move || drop(leaving)),
-        thread::spawn(move || drop(block_on(staying))),
+        thread::spawn(move || assert!(block_on(staying).baton().is_some())),
     ];
     for thread in threads {
         thread.join().unwrap();
     }
     assert!(queue.lanes().by_key.is_empty());
+    assert_eq!(server.load(Ordering::SeqCst), 0);
 }
 
 #[test]
