@@ -2,10 +2,15 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use http::Request;
 use support::database::database;
-use support::gate::{code, gate, key, patch, postgres_layer_with, realms};
+use support::gate::{at_once, code, gate, key, patch, postgres_layer_with, realms};
+use tokio::time::timeout;
+use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{RealmLocks, RealmWriteLockLayer};
 
 #[tokio::test]
@@ -44,6 +49,46 @@ async fn a_thousand_writers_of_one_realm_do_not_hold_up_another() {
         }
     }
     assert!(database.backends().await <= 4);
+}
+
+#[tokio::test]
+async fn a_busy_realm_passes_the_only_connection_on_after_one_bound() {
+    let database = database().await;
+    let layer = postgres_layer_with(database.url(), |builder| {
+        let builder = builder.pool_size(1);
+        builder.max_hand_off_time(Duration::from_millis(20))
+    })
+    .await;
+    let busy = Arc::new(AtomicBool::new(true));
+    let writers: Vec<_> = (0..8)
+        .map(|_| {
+            let (layer, busy) = (layer.clone(), Arc::clone(&busy));
+            tokio::spawn(async move {
+                let mut writes = 0_u32;
+                while busy.load(Ordering::Relaxed) {
+                    assert_eq!(write(&layer, "/noisy/a/card").await, 200);
+                    writes += 1;
+                }
+                writes
+            })
+        })
+        .collect();
+    for _ in 0..5 {
+        let lone = timeout(Duration::from_secs(3), write(&layer, "/lone/b/card")).await;
+        assert_eq!(lone.expect("one bound is over"), 200);
+    }
+    busy.store(false, Ordering::Relaxed);
+    for writer in writers {
+        assert!(writer.await.unwrap() > 0);
+    }
+    assert_eq!(database.backends().await, 1);
+}
+
+/// A write with an empty handler, and its status.
+async fn write(layer: &RealmWriteLockLayer, path: &str) -> u16 {
+    let request = Request::patch(path).body(String::new()).unwrap();
+    let response = layer.layer(service_fn(at_once)).oneshot(request).await;
+    response.unwrap().status().as_u16()
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use pin_project::pin_project;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::lock::{HeldLock, Hold, LockError, Nesting, RealmLocks};
+use crate::lock::{HeldLock, Hold, LockError, RealmLocks, within_step};
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -41,7 +41,6 @@ enum Kind<B: Body> {
 /// A hold that lasts as long as a body, on a task of its own: heartbeats go on when the client reads slowly.
 struct StreamHold {
     held: HeldLock,
-    nesting: Nesting,
     /// Sends when the body has ended well; dropped where it has not, and the hold is rolled back.
     open: Option<oneshot::Sender<()>>,
     outcome: JoinHandle<Result<(), LockError>>,
@@ -72,7 +71,6 @@ impl StreamHold {
         let (open, ended) = oneshot::channel();
         Self {
             held: hold.held().clone(),
-            nesting: hold.nesting(),
             open: Some(open),
             outcome: locks.spawn(async move {
                 match hold.guard(ended).await? {
@@ -87,7 +85,7 @@ impl StreamHold {
 
     /// Polls the body as a part of the call that holds the lock.
     fn poll_body<B: Body>(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Step<B>> {
-        self.nesting.within_step(|| body.poll_frame(cx))
+        within_step(&self.held, || body.poll_frame(cx))
     }
 
     /// Resolves when the hold has ended: after the body, or before it by a loss.

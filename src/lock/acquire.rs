@@ -53,12 +53,17 @@ impl RealmLocks {
         let tracked = self.shared.tasks.token();
         let nesting = self.nesting();
         let wanted = Wanted::new(realm, &self.limits);
-        let (turn, grant) = tokio::select! {
+        let closing = &self.shared.closing;
+        let granted = tokio::select! {
             biased;
-            () = self.shared.closing.cancelled() => Err(LockError::ShuttingDown),
-            granted = self.granted(&wanted) => granted,
+            // First: who gets the lock at once need not be woken by a shutdown.
+            granted = self.granted(&wanted), if !closing.is_cancelled() => granted,
+            () = closing.cancelled() => Err(LockError::ShuttingDown),
+        };
+        let (turn, grant) = granted.map_err(|error| nesting.explain(error))?;
+        if closing.is_cancelled() {
+            return Err(LockError::ShuttingDown);
         }
-        .map_err(|error| nesting.explain(error))?;
         tracing::debug!(%realm, waited = ?wanted.started.elapsed(), "locked");
         let held = HeldLock::new(
             realm.clone(),
@@ -66,9 +71,10 @@ impl RealmLocks {
             grant.as_ref().and_then(|grant| grant.token()),
             grant.as_ref().map(|grant| Arc::clone(grant.lease())),
             grant.as_ref().and_then(|grant| grant.shared().cloned()),
+            nesting,
         );
         let max_hold = self.limits.max_hold;
-        Ok(Hold::new(held, turn, grant, max_hold, nesting, tracked))
+        Ok(Hold::new(held, turn, grant, max_hold, tracked))
     }
 
     async fn granted(&self, wanted: &Wanted<'_>) -> Result<(Turn, Option<Box<Grant>>), LockError> {
@@ -83,9 +89,12 @@ impl RealmLocks {
             return Ok((self.turn(wanted).await?, None));
         };
         let mut turn = self.turn(wanted).await?;
-        if !wanted.share && turn.baton().is_some_and(|grant| grant.is_held()) {
-            let handed_on = turn.take_baton();
-            return Ok((turn, handed_on));
+        match turn.take_baton() {
+            Some(handed_on) if handed_on.is_held() && !wanted.share => {
+                return Ok((turn, Some(handed_on)));
+            }
+            // It is of no use here, and gives its lock back.
+            unfit => drop(unfit),
         }
         let (turn, grant) = postgres.acquire(wanted, turn, &self.shared.tasks).await?;
         Ok((turn, Some(Box::new(grant))))

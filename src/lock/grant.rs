@@ -1,13 +1,10 @@
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::lease::Lease;
-use super::postgres::{Answer, Commit, LockedTransaction};
+use super::postgres::{Answer, LockedTransaction};
 use super::{FencingToken, LockError, LockTransaction, queue};
 
 /// The right to ask for a key, with the lock itself where the owner before has handed it on.
@@ -21,6 +18,7 @@ pub(crate) type Turn = queue::Turn<Box<Grant>>;
 pub(crate) struct Grant {
     transaction: LockedTransaction,
     hand_offs_left: u32,
+    was_handed_on: bool,
     hand_off_until: Option<Instant>,
 }
 
@@ -53,6 +51,7 @@ impl Grant {
         Self {
             transaction,
             hand_offs_left: bounds.max,
+            was_handed_on: false,
             // A bound too far away to be a point in time is none.
             hand_off_until: Instant::now().checked_add(bounds.max_time),
         }
@@ -75,11 +74,6 @@ impl Grant {
         self.transaction.is_held()
     }
 
-    /// The transaction, where it is its connection that is wanted.
-    pub(crate) fn into_transaction(self) -> LockedTransaction {
-        self.transaction
-    }
-
     /// Keeps the lease while it is polled; resolves when the lock is lost.
     pub(crate) async fn keep(&self) {
         self.transaction.keep().await;
@@ -94,58 +88,52 @@ impl Grant {
         self.transaction.commit_shared().await
     }
 
-    /// Ends a hold: hands the lock on to the next local waiter, or gives it back.
+    /// Ends a hold: hands the lock on to the next local waiter, or gives it back. Must be called within a runtime.
     ///
-    /// The server's word that the lock was held until now comes later, while the next hold has begun.
-    pub(crate) fn end_hold(mut self: Box<Self>, turn: Turn) -> Confirmation {
-        if !turn.is_awaited() {
-            return Confirmation::Commit(self.transaction.commit());
+    /// The answer is the server's word that the lock was held until now. It comes while the next hold has begun.
+    pub(crate) fn end_hold(mut self: Box<Self>, turn: Turn) -> Answer {
+        if !self.may_be_handed_on() {
+            return self.transaction.commit();
         }
-        let answer = self.transaction.ping();
-        self.hand_on(turn);
-        Confirmation::Ping(answer)
+        if turn.is_awaited() {
+            let answer = self.transaction.ping();
+            self.hand_on(turn);
+            return answer;
+        }
+        if !self.was_handed_on {
+            return self.transaction.commit();
+        }
+        // A busy realm: its writers may all be waiting for this very answer, and come again with it.
+        let answer = self.transaction.ping_now();
+        let answered = answer.clone();
+        let background = self.transaction.background().clone();
+        background.spawn(async move {
+            answered.await;
+            self.end_unconfirmed(turn);
+        });
+        answer
     }
 
     /// As [`Grant::end_hold`], where nobody asks for a confirmation.
     pub(crate) fn end_unconfirmed(self: Box<Self>, turn: Turn) {
-        // A handler may have left anything in a shared transaction.
-        if self.shared().is_none() && self.is_held() && turn.is_awaited() {
+        if self.may_be_handed_on() && turn.is_awaited() {
             self.hand_on(turn);
         }
         // Else both end by being dropped.
     }
 
-    /// Within its bounds the lock goes to the next waiter. Beyond them it is given back, and the waiter gets the connection, to
-    /// ask for the lock behind those who wait on other replicas.
-    fn hand_on(mut self: Box<Self>, turn: Turn) {
-        let in_time = self.hand_off_until.is_none_or(|end| Instant::now() < end);
-        if self.hand_offs_left > 0 && in_time {
-            self.hand_offs_left -= 1;
-            self.transaction.begin_next_hold();
-        } else {
-            self.transaction.send_commit();
-        }
-        turn.hand_on(self);
+    /// Whether the lock is there and within its bounds. A handler may have left anything in a shared transaction.
+    fn may_be_handed_on(&self) -> bool {
+        self.hand_offs_left > 0
+            && self.shared().is_none()
+            && self.is_held()
+            && self.hand_off_until.is_none_or(|end| Instant::now() < end)
     }
-}
 
-/// The server's word that a lock was held to the end of a hold; false if it does not come.
-///
-/// # Cancel safety
-///
-/// Dropping it leaves a COMMIT to a task.
-pub(crate) enum Confirmation {
-    Ping(Answer),
-    Commit(Commit),
-}
-
-impl Future for Confirmation {
-    type Output = bool;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<bool> {
-        match self.get_mut() {
-            Self::Ping(answer) => Pin::new(answer).poll(cx),
-            Self::Commit(commit) => Pin::new(commit).poll(cx),
-        }
+    fn hand_on(mut self: Box<Self>, turn: Turn) {
+        self.hand_offs_left -= 1;
+        self.was_handed_on = true;
+        self.transaction.begin_next_hold();
+        turn.hand_on(self);
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::lease::Lease;
+use super::nesting::Nesting;
 use super::{FencingToken, LockKey, LockTransaction};
 use crate::realm::RealmUrl;
 
@@ -21,6 +22,7 @@ struct Held {
     /// None in process, where nothing can take the lock away.
     lease: Option<Arc<Lease>>,
     transaction: Option<LockTransaction>,
+    nesting: Nesting,
     released: AtomicBool,
 }
 
@@ -31,6 +33,7 @@ impl HeldLock {
         token: Option<FencingToken>,
         lease: Option<Arc<Lease>>,
         transaction: Option<LockTransaction>,
+        nesting: Nesting,
     ) -> Self {
         Self(Arc::new(Held {
             realm,
@@ -38,6 +41,7 @@ impl HeldLock {
             token,
             lease,
             transaction,
+            nesting,
             released: AtomicBool::new(false),
         }))
     }
@@ -88,6 +92,11 @@ impl HeldLock {
             Some(lease) => lease.lost().await,
             None => pending().await,
         }
+    }
+
+    /// Under which locks, and in which other hold, it was taken.
+    pub(super) fn nesting(&self) -> &Nesting {
+        &self.0.nesting
     }
 
     pub(crate) fn mark_released(&self) {

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::grant::{Grant, Turn};
-use super::nesting::Nesting;
+use super::nesting::within;
 use super::{HeldLock, LockError};
 
 /// A granted lock and the duty to release it.
@@ -23,8 +23,6 @@ pub(crate) struct Hold {
     grant: Option<Box<Grant>>,
     granted: Instant,
     longest: Option<Duration>,
-    /// The locks that granted it, as [`Nesting`] tells them apart.
-    nesting: Nesting,
     /// Makes a shutdown wait for it, on whatever task it is.
     _tracked: TaskTrackerToken,
 }
@@ -36,7 +34,6 @@ impl Hold {
         turn: Turn,
         grant: Option<Box<Grant>>,
         max_hold: Option<Duration>,
-        nesting: Nesting,
         tracked: TaskTrackerToken,
     ) -> Self {
         Self {
@@ -45,7 +42,6 @@ impl Hold {
             grant,
             granted: Instant::now(),
             longest: max_hold,
-            nesting,
             _tracked: tracked,
         }
     }
@@ -54,18 +50,13 @@ impl Hold {
         &self.held
     }
 
-    /// What work under this hold already holds.
-    pub(crate) fn nesting(&self) -> Nesting {
-        self.nesting.with(&self.held)
-    }
-
     /// Runs `work` until it ends, the lock is lost, or the longest hold has passed; then `work` is dropped.
     ///
     /// # Errors
     ///
     /// [`LockError::Lost`] and [`LockError::Expired`].
     pub(crate) async fn guard<T>(&self, work: impl Future<Output = T>) -> Result<T, LockError> {
-        let mut work = pin!(self.nesting().within(work));
+        let mut work = pin!(within(self.held.clone(), work));
         let mut end = pin!(self.end());
         poll_fn(|cx| {
             // A process that was frozen must see the time before its work goes on, and timers may fire late.
@@ -170,6 +161,7 @@ mod tests {
     use super::*;
     use crate::lock::LockKey;
     use crate::lock::lease::Lease;
+    use crate::lock::nesting::Nesting;
     use crate::lock::queue::{Entry, Queue};
     use crate::realm::RealmUrl;
 
@@ -195,9 +187,10 @@ mod tests {
         };
         let connection = CancellationToken::new();
         let lease = Lease::new(Duration::from_secs(30), Instant::now(), &connection);
-        let handle = HeldLock::new(realm, key, None, Some(Arc::new(lease)), None);
+        let nesting = Nesting::current(0);
+        let handle = HeldLock::new(realm, key, None, Some(Arc::new(lease)), None, nesting);
         let tracked = TaskTracker::new().token();
-        let hold = Hold::new(handle, turn, None, None, Nesting::current(0), tracked);
+        let hold = Hold::new(handle, turn, None, None, tracked);
 
         let steps = Cell::new(0);
         let work = poll_fn(|_| {

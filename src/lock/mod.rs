@@ -23,6 +23,6 @@ pub use self::held::HeldLock;
 pub(crate) use self::hold::Hold;
 pub use self::key::LockKey;
 pub use self::locks::RealmLocks;
-pub(crate) use self::nesting::Nesting;
+pub(crate) use self::nesting::within_step;
 pub use self::postgres::{LockTransaction, PostgresBuilder, TransactionClient};
 pub use self::token::FencingToken;

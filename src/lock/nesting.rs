@@ -1,27 +1,29 @@
 use std::future::Future;
+use std::iter::successors;
 
 use super::{HeldLock, LockError};
 use crate::realm::RealmUrl;
 
 tokio::task_local! {
-    static HELD: Nesting;
+    /// The hold that the current task works under, the innermost. A task that it spawns does not work under it.
+    static INNERMOST: HeldLock;
 }
 
-/// The holds that the current task works under, the innermost last. A task that it spawns does not work under them.
-#[derive(Debug, Clone, Default)]
+/// Which locks were asked, and the hold that the asking task worked under.
+#[derive(Debug, Clone)]
 pub(crate) struct Nesting {
-    /// With the locks that granted each, told apart by address: two that were made separately know nothing of each other.
-    holds: Vec<(usize, HeldLock)>,
-    /// The locks for which this was looked up.
+    /// The locks, by address: two that were made separately know nothing of each other.
     locks: usize,
+    innermost: Option<HeldLock>,
 }
 
 impl Nesting {
     /// Of the current task, seen from the locks at this address.
     pub(crate) fn current(locks: usize) -> Self {
-        let mut nesting = HELD.try_with(Self::clone).unwrap_or_default();
-        nesting.locks = locks;
-        nesting
+        Self {
+            locks,
+            innermost: INNERMOST.try_with(HeldLock::clone).ok(),
+        }
     }
 
     /// The task's own hold of a realm, so that nested use runs straight through.
@@ -30,13 +32,14 @@ impl Nesting {
     ///
     /// [`LockError::Lost`] if it is one that was lost: waiting for it would be waiting for oneself.
     pub(crate) fn hold_of(&self, realm: &RealmUrl) -> Result<Option<HeldLock>, LockError> {
-        let own = self
-            .holds
-            .iter()
-            .find(|(locks, held)| *locks == self.locks && held.realm() == realm);
-        match own {
+        let holds = successors(self.innermost.as_ref(), |held| {
+            held.nesting().innermost.as_ref()
+        });
+        let mut own =
+            holds.filter(|held| held.nesting().locks == self.locks && held.realm() == realm);
+        match own.next() {
             None => Ok(None),
-            Some((_, held)) if held.is_held() => Ok(Some(held.clone())),
+            Some(held) if held.is_held() => Ok(Some(held.clone())),
             Some(_) => Err(LockError::Lost {
                 realm: realm.clone(),
             }),
@@ -45,29 +48,22 @@ impl Nesting {
 
     /// Names the realm that the task holds in the error of a nested request for another.
     pub(crate) fn explain(&self, error: LockError) -> LockError {
-        match self.holds.last() {
+        match &self.innermost {
             None => error,
-            Some((_, held)) => LockError::Nested {
+            Some(held) => LockError::Nested {
                 held: held.realm().clone(),
                 source: Box::new(error),
             },
         }
     }
+}
 
-    /// One hold deeper.
-    pub(super) fn with(&self, held: &HeldLock) -> Self {
-        let mut nesting = self.clone();
-        nesting.holds.push((self.locks, held.clone()));
-        nesting
-    }
+/// Runs `work` under a hold.
+pub(super) fn within<T>(held: HeldLock, work: impl Future<Output = T>) -> impl Future<Output = T> {
+    INNERMOST.scope(held, work)
+}
 
-    /// Runs `work` under these holds.
-    pub(super) fn within<T>(self, work: impl Future<Output = T>) -> impl Future<Output = T> {
-        HELD.scope(self, work)
-    }
-
-    /// Runs one step of a work under these holds.
-    pub(crate) fn within_step<T>(&self, step: impl FnOnce() -> T) -> T {
-        HELD.sync_scope(self.clone(), step)
-    }
+/// Runs one step of a work under a hold.
+pub(crate) fn within_step<T>(held: &HeldLock, step: impl FnOnce() -> T) -> T {
+    INNERMOST.sync_scope(held.clone(), step)
 }

@@ -144,10 +144,6 @@ impl<B> Turn<B> {
     }
 
     /// What the owner before has handed on.
-    pub(crate) fn baton(&self) -> Option<&B> {
-        self.baton.as_ref()
-    }
-
     pub(crate) fn take_baton(&mut self) -> Option<B> {
         self.baton.take()
     }

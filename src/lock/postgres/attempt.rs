@@ -2,12 +2,12 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bb8::PooledConnection;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::{Error, SimpleQueryMessage};
 
 use super::address::Canceller;
-use super::connection::{CANCEL_PATIENCE, CANCEL_TRIES, Connector, cancel};
+use super::connection::{CANCEL_PATIENCE, CANCEL_TRIES, cancel};
+use super::pool::Pooled;
 use crate::lock::background::Background;
 use crate::lock::grant::Turn;
 
@@ -29,7 +29,7 @@ type Statement = Pin<Box<dyn Future<Output = (Answered, Answer)> + Send>>;
 
 /// All that went into an [`Attempt`], back again with its answer.
 pub(super) struct Answered {
-    pub(super) connection: PooledConnection<'static, Connector>,
+    pub(super) connection: Pooled,
     pub(super) turn: Turn,
     /// When the statement was sent.
     pub(super) sent: Instant,
@@ -39,7 +39,7 @@ pub(super) type Answer = Result<Vec<SimpleQueryMessage>, Error>;
 
 impl Attempt {
     pub(super) fn start(
-        mut connection: PooledConnection<'static, Connector>,
+        mut connection: Pooled,
         turn: Turn,
         statement: String,
         background: Background,

@@ -44,7 +44,7 @@ pub(crate) struct LockConnection {
     pub(crate) client: Arc<Client>,
     /// Cancelled when the connection's task ends, for whatever reason.
     pub(crate) closed: CancellationToken,
-    /// Whether a transaction may be open on it. Only a connection that is proven idle may be pooled.
+    /// Whether a transaction may be open on it that nobody has told to end. Such a connection is not pooled.
     pub(crate) in_use: bool,
     canceller: Canceller,
     task: AbortHandle,
@@ -169,24 +169,19 @@ impl LockConnection {
         self.closed.is_cancelled() || self.client.is_closed()
     }
 
-    /// Ends the transaction, whatever state it is in.
-    pub(super) async fn roll_back(&mut self) {
-        self.end_with("ROLLBACK").await;
-    }
-
-    /// Sends the last statement of a transaction; only once that is answered may the connection be used again.
+    /// Ends the transaction, whatever state it is in; only then may the connection be used again.
     ///
     /// A statement that a handler left running is cancelled. The connection is then given up: a cancellation that comes late
     /// would hit a statement of its next user.
-    pub(super) async fn end_with(&mut self, last: &str) {
-        let mut ended = pin!(self.client.batch_execute(last));
-        if let Ok(ended) = timeout(ROLLBACK_PATIENCE, &mut ended).await {
+    pub(super) async fn roll_back(&mut self) {
+        let mut rolled_back = pin!(self.client.batch_execute("ROLLBACK"));
+        if let Ok(ended) = timeout(ROLLBACK_PATIENCE, &mut rolled_back).await {
             self.in_use = ended.is_err();
             return;
         }
         for _ in 0..CANCEL_TRIES {
             cancel(&self.canceller).await;
-            if timeout(CANCEL_PATIENCE, &mut ended).await.is_ok() {
+            if timeout(CANCEL_PATIENCE, &mut rolled_back).await.is_ok() {
                 return;
             }
         }

@@ -7,14 +7,12 @@ mod attempt;
 mod builder;
 mod confirmation;
 mod connection;
+mod pool;
 mod shared;
 mod transaction;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bb8::{ErrorSink, Pool, PooledConnection, QueueStrategy};
-use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Config, SimpleQueryMessage};
@@ -22,8 +20,9 @@ use tokio_util::task::TaskTracker;
 
 use self::attempt::{Answered, Attempt};
 pub use self::builder::PostgresBuilder;
-pub(crate) use self::confirmation::{Answer, Commit};
+pub(crate) use self::confirmation::Answer;
 use self::connection::{Connector, is_disconnect};
+use self::pool::LockPool;
 pub use self::shared::{LockTransaction, TransactionClient};
 pub(crate) use self::transaction::LockedTransaction;
 use self::transaction::SHARE;
@@ -41,11 +40,7 @@ const SERVER_FIRST: Duration = Duration::from_millis(250);
 /// The lock connections to one PostgreSQL, and how holds on it are made.
 #[derive(Debug)]
 pub(crate) struct Postgres {
-    /// None once it is closed.
-    pool: Mutex<Option<Pool<Connector>>>,
-    pool_size: u32,
-    /// The last failure to connect; bb8 itself would let a waiting caller wait.
-    failures: watch::Sender<Option<LockError>>,
+    pool: LockPool,
     lease: Duration,
     fencing: bool,
     hand_off: HandOff,
@@ -61,26 +56,9 @@ impl Postgres {
         fencing: bool,
         hand_off: HandOff,
     ) -> Result<Self, LockError> {
-        let failures = watch::Sender::new(None);
-        let pool = Pool::builder()
-            .max_size(pool_size)
-            // A round trip for each lock; `checkout` looks at the closed signal instead.
-            .test_on_check_out(false)
-            // Callers see a failure at once, and have time-outs of their own.
-            .retry_connection(false)
-            .connection_timeout(Duration::MAX)
-            .error_sink(Box::new(Failures(failures.clone())))
-            // The busiest connections stay warm, and the others reach their idle time-out.
-            .queue_strategy(QueueStrategy::Lifo)
-            .build(Connector::new(config, connect_timeout))
-            .await?;
-        let first = pool.dedicated_connection().await?;
-        // Nobody else has the pool yet, so there is room for it.
-        drop(pool.add(first));
+        let connector = Connector::new(config, connect_timeout);
         Ok(Self {
-            pool: Mutex::new(Some(pool)),
-            pool_size,
-            failures,
+            pool: LockPool::open(connector, pool_size).await?,
             lease,
             fencing,
             hand_off,
@@ -101,10 +79,7 @@ impl Postgres {
         let background = Background::new(tasks);
         let mut retried = false;
         loop {
-            let connection = match self.handed_on(&mut turn) {
-                Some(connection) => connection,
-                None => self.checkout(wanted).await?,
-            };
+            let connection = self.pool.checkout(wanted).await?;
             let statement = self.statement(wanted, &turn);
             let attempt = Attempt::start(connection, turn, statement, background.clone());
             let (answered, answer) = timeout_at(wanted.deadline + SERVER_FIRST, attempt)
@@ -121,48 +96,6 @@ impl Postgres {
                 continue;
             }
             return Err(refused(wanted, answered, error).await);
-        }
-    }
-
-    /// The connection of the owner before, whose last COMMIT is on its way: the next transaction can follow it at once. Where
-    /// other realms may wait for a connection, it goes back to the pool instead.
-    fn handed_on(&self, turn: &mut Turn) -> Option<PooledConnection<'static, Connector>> {
-        let grant = turn
-            .take_baton()
-            .filter(|grant| grant.lease().is_current())?;
-        let state = self.pool().as_ref()?.state();
-        let has_room = state.idle_connections > 0 || state.connections < self.pool_size;
-        has_room
-            .then(|| grant.into_transaction().into_connection())
-            .flatten()
-            .filter(|connection| !connection.is_closed())
-    }
-
-    /// A live connection of the pool, or a new one.
-    async fn checkout(
-        &self,
-        wanted: &Wanted<'_>,
-    ) -> Result<PooledConnection<'static, Connector>, LockError> {
-        let Some(pool) = self.pool().clone() else {
-            return Err(LockError::ShuttingDown);
-        };
-        let exhausted = || LockError::PoolExhausted {
-            pool_size: self.pool_size,
-            after: wanted.timeout,
-        };
-        let mut failures = self.failures.subscribe();
-        loop {
-            let connection = tokio::select! {
-                biased;
-                connection = pool.get_owned() => connection.map_err(|_| exhausted())?,
-                failure = given_up(&pool, &mut failures, wanted.deadline) => {
-                    return Err(failure.unwrap_or_else(exhausted));
-                }
-            };
-            // A closed one is discarded by the pool when it is dropped here.
-            if !connection.is_closed() {
-                return Ok(connection);
-            }
         }
     }
 
@@ -226,30 +159,8 @@ impl Postgres {
 
     /// Gives up the pool: idle connections close now, others when their hold ends.
     pub(crate) fn close(&self) {
-        self.pool().take();
+        self.pool.close();
     }
-
-    fn pool(&self) -> MutexGuard<'_, Option<Pool<Connector>>> {
-        // An `Option` that is cloned or taken is never half changed.
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Resolves when a connection is not to be had: as soon as connecting fails and there is no other one to wait for, or at the
-/// deadline. With the last failure to connect, if there was one.
-async fn given_up(
-    pool: &Pool<Connector>,
-    failures: &mut watch::Receiver<Option<LockError>>,
-    deadline: Instant,
-) -> Option<LockError> {
-    let mut last = None;
-    while let Ok(Ok(())) = timeout_at(deadline, failures.changed()).await {
-        last.clone_from(&failures.borrow_and_update());
-        if pool.state().connections == 0 {
-            break;
-        }
-    }
-    last
 }
 
 /// What to say of a lock statement that failed; leaves its connection idle or discarded.
@@ -292,19 +203,4 @@ fn milliseconds(duration: Duration) -> i32 {
     i32::try_from(duration.as_millis())
         .unwrap_or(i32::MAX)
         .max(1)
-}
-
-/// Where bb8 reports connection attempts that failed.
-#[derive(Debug, Clone)]
-struct Failures(watch::Sender<Option<LockError>>);
-
-impl ErrorSink<LockError> for Failures {
-    fn sink(&self, error: LockError) {
-        tracing::warn!(%error, "a lock connection could not be made");
-        self.0.send_replace(Some(error));
-    }
-
-    fn boxed_clone(&self) -> Box<dyn ErrorSink<LockError>> {
-        Box::new(self.clone())
-    }
 }

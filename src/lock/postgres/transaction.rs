@@ -2,13 +2,13 @@ use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;
 
-use bb8::PooledConnection;
 use futures_util::FutureExt;
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::{Client, Error};
 
-use super::confirmation::{Answer, Commit, Pings};
-use super::connection::{Connector, cancel, is_disconnect};
+use super::confirmation::{Answer, Pings, last};
+use super::connection::{cancel, is_disconnect};
+use super::pool::Pooled;
 use super::shared::LockTransaction;
 use crate::lock::background::Background;
 use crate::lock::lease::Lease;
@@ -28,25 +28,23 @@ const COMMIT_SHARED: &str = "SELECT 1 / (current_setting('tower_realm_lock.share
 
 /// A transaction that holds an advisory lock, on its pooled connection. It can serve several holds, one after the other.
 ///
-/// Dropped before it has ended, it leaves the rollback to a task.
+/// Dropped before it has ended, it rolls back.
 pub(crate) struct LockedTransaction {
     realm: RealmUrl,
     client: Arc<Client>,
-    /// None once it is on its way back to the pool, or to the next transaction.
-    connection: Option<PooledConnection<'static, Connector>>,
+    /// None once it is back in the pool.
+    connection: Option<Pooled>,
     lease: Arc<Lease>,
     pings: Pings,
     token: Option<FencingToken>,
     shared: Option<LockTransaction>,
-    /// Whether its COMMIT was sent.
-    ended: bool,
     background: Background,
 }
 
 impl LockedTransaction {
     pub(super) fn new(
         realm: RealmUrl,
-        connection: PooledConnection<'static, Connector>,
+        connection: Pooled,
         lease: Lease,
         token: Option<FencingToken>,
         share: bool,
@@ -62,7 +60,6 @@ impl LockedTransaction {
             connection: Some(connection),
             lease,
             token,
-            ended: false,
             background,
         }
     }
@@ -81,7 +78,7 @@ impl LockedTransaction {
 
     /// Whether it still holds the lock, as far as this process can know without asking.
     pub(crate) fn is_held(&self) -> bool {
-        !self.ended && self.lease.is_current()
+        self.lease.is_current()
     }
 
     /// Keeps the lease while it is polled; resolves when the lock is lost.
@@ -115,26 +112,31 @@ impl LockedTransaction {
         self.pings.join()
     }
 
-    /// Gives the lock back. The COMMIT is sent when it is polled or dropped.
-    pub(crate) fn commit(mut self) -> Commit {
-        Commit::new(&self.pings, self.connection.take(), self.background.clone())
-    }
-
-    /// Sends the COMMIT and waits for nothing: the server begins what follows on the connection after it.
-    pub(crate) fn send_commit(&mut self) {
-        self.ended = true;
-        let _runtime = self.background.enter();
+    /// As [`LockedTransaction::ping`], without waiting for others to share it.
+    pub(crate) fn ping_now(&mut self) -> Answer {
+        let answer = self.pings.join();
         self.pings.send();
-        // One step sends it.
-        let _ = pin!(self.client.batch_execute("COMMIT")).now_or_never();
+        answer
     }
 
-    /// The connection, for the next transaction.
-    pub(super) fn into_connection(mut self) -> Option<PooledConnection<'static, Connector>> {
-        if !self.ended {
-            self.send_commit();
+    /// Where the rest of its work goes on.
+    pub(crate) fn background(&self) -> &Background {
+        &self.background
+    }
+
+    /// Gives the lock back; the answer is the server's word that it was held until now. Must be called within a runtime.
+    pub(crate) fn commit(mut self) -> Answer {
+        self.pings.send();
+        let answer = last(&self.client, "COMMIT", self.lease.patience());
+        self.pool();
+        answer
+    }
+
+    /// Gives the connection back at once, though the server has not answered: what is sent on it next comes after that.
+    fn pool(&mut self) {
+        if let Some(mut connection) = self.connection.take() {
+            connection.in_use = false;
         }
-        self.connection.take()
     }
 
     /// Commits what a handler wrote in a shared transaction, and so gives the lock back. An `Ok` is the server's word that the
@@ -190,38 +192,33 @@ impl LockedTransaction {
 
 impl Drop for LockedTransaction {
     fn drop(&mut self) {
-        if let Some(connection) = self.connection.take() {
+        if self.connection.is_none() {
+            return;
+        }
+        // A connection that the pool refuses is replaced there, by a task.
+        let background = self.background.clone();
+        let _runtime = background.enter();
+        if self.shared.is_none() && self.is_held() {
+            // One step sends it, and nobody waits for the answer.
+            let _ = pin!(self.client.batch_execute("ROLLBACK")).now_or_never();
+            self.pool();
+        } else if let Some(connection) = self.connection.take() {
             // A handler's code that goes on with the client would go on in the connection's next transaction, or in none.
-            let closed = self.close_shared();
-            let lease = Arc::clone(&self.lease);
-            let last = if self.ended { "" } else { "ROLLBACK" };
-            let reset = self.shared.is_some();
-            self.background.spawn(async move {
-                if closed && lease.is_current() {
-                    give_back(connection, last, reset, lease.ends()).await;
-                } else if !connection.is_closed() {
-                    // A statement of the handler's may still run there, and hold the lock.
-                    cancel(connection.canceller()).await;
-                }
-            });
+            let whole = self.close_shared() && self.is_held();
+            background.spawn(roll_back(connection, whole, self.lease.ends()));
         }
     }
 }
 
-/// Ends the transaction with a last statement and gives the connection back, or discards it.
-async fn give_back(
-    mut connection: PooledConnection<'static, Connector>,
-    last: &str,
-    reset: bool,
-    deadline: Instant,
-) {
-    if timeout_at(deadline, connection.end_with(last))
-        .await
-        .is_err()
-    {
+/// Rolls a shared transaction back and makes its connection fit for the next hold, or discards it.
+async fn roll_back(mut connection: Pooled, whole: bool, deadline: Instant) {
+    if whole && timeout_at(deadline, connection.roll_back()).await.is_ok() {
+        if !connection.in_use {
+            connection.reset().await;
+        }
+    } else if !connection.is_closed() {
+        // A statement of the handler's may still run there, and hold the lock.
         cancel(connection.canceller()).await;
-    } else if reset && !connection.in_use {
-        connection.reset().await;
     }
 }
 

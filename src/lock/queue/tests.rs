@@ -228,7 +228,7 @@ fn pass_on_while_leaving() {
     let threads = [
         thread::spawn(move || first.hand_on(baton)),
         thread::spawn(move || drop(leaving)),
-        thread::spawn(move || assert!(block_on(staying).baton().is_some())),
+        thread::spawn(move || assert!(block_on(staying).take_baton().is_some())),
     ];
     for thread in threads {
         thread.join().unwrap();

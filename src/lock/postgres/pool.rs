@@ -1,0 +1,156 @@
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bb8::{ErrorSink, Pool, PooledConnection, QueueStrategy};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
+
+use super::connection::{Connector, LockConnection};
+use crate::lock::{LockError, Wanted};
+
+/// The lock connections to one PostgreSQL.
+#[derive(Debug)]
+pub(super) struct LockPool {
+    /// None once it is closed.
+    connections: Mutex<Option<Pool<Connector>>>,
+    /// As many as connections. Who waits for one stands here, in order of arrival: in bb8 a realm that gives a connection back and
+    /// takes it again at once would leave the others waiting.
+    places: Arc<Semaphore>,
+    size: u32,
+    /// The last failure to connect; bb8 itself would let a waiting caller wait.
+    failures: watch::Sender<Option<LockError>>,
+}
+
+/// A connection out of the pool. It goes back when it is dropped, or is closed if a transaction may be open on it.
+pub(super) struct Pooled {
+    // The connection is dropped first, so that it is there for the next owner of the place.
+    connection: PooledConnection<'static, Connector>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl LockPool {
+    /// Opens a pool of at most `size` connections, and the first one.
+    pub(super) async fn open(connector: Connector, size: u32) -> Result<Self, LockError> {
+        let failures = watch::Sender::new(None);
+        let pool = Pool::builder()
+            .max_size(size)
+            // A round trip for each lock; `checkout` looks at the closed signal instead.
+            .test_on_check_out(false)
+            // Callers see a failure at once, and have time-outs of their own.
+            .retry_connection(false)
+            .connection_timeout(Duration::MAX)
+            .error_sink(Box::new(Failures(failures.clone())))
+            // The busiest connections stay warm, and the others reach their idle time-out.
+            .queue_strategy(QueueStrategy::Lifo)
+            .build(connector)
+            .await?;
+        let first = pool.dedicated_connection().await?;
+        // Nobody else has the pool yet, so there is room for it.
+        drop(pool.add(first));
+        Ok(Self {
+            connections: Mutex::new(Some(pool)),
+            places: Arc::new(Semaphore::new(size as usize)),
+            size,
+            failures,
+        })
+    }
+
+    /// A live connection of the pool, or a new one.
+    pub(super) async fn checkout(&self, wanted: &Wanted<'_>) -> Result<Pooled, LockError> {
+        let Some(pool) = self.connections().clone() else {
+            return Err(LockError::ShuttingDown);
+        };
+        let mut failures = self.failures.subscribe();
+        tokio::select! {
+            biased;
+            connection = self.live(&pool) => connection,
+            failure = given_up(&pool, &mut failures, wanted.deadline) => {
+                Err(failure.unwrap_or_else(|| self.exhausted(wanted)))
+            }
+        }
+    }
+
+    async fn live(&self, pool: &Pool<Connector>) -> Result<Pooled, LockError> {
+        let place = Arc::clone(&self.places).acquire_owned().await;
+        let place = place.map_err(|_| LockError::ShuttingDown)?;
+        loop {
+            // Without a time-out of its own it does not fail.
+            let connection = pool.get_owned().await;
+            let connection = connection.map_err(|_| LockError::ShuttingDown)?;
+            // A closed one is discarded by the pool when it is dropped here.
+            if !connection.is_closed() {
+                return Ok(Pooled {
+                    connection,
+                    _place: place,
+                });
+            }
+        }
+    }
+
+    fn exhausted(&self, wanted: &Wanted<'_>) -> LockError {
+        LockError::PoolExhausted {
+            pool_size: self.size,
+            after: wanted.timeout,
+        }
+    }
+
+    /// Gives the connections up: idle ones close now, others when their hold ends.
+    pub(super) fn close(&self) {
+        self.connections().take();
+        self.places.close();
+    }
+
+    fn connections(&self) -> MutexGuard<'_, Option<Pool<Connector>>> {
+        // An `Option` that is cloned or taken is never half changed.
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Deref for Pooled {
+    type Target = LockConnection;
+
+    fn deref(&self) -> &LockConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Pooled {
+    fn deref_mut(&mut self) -> &mut LockConnection {
+        &mut self.connection
+    }
+}
+
+/// Resolves when a connection is not to be had: as soon as connecting fails and there is no other one to wait for, or at the
+/// deadline. With the last failure to connect, if there was one.
+async fn given_up(
+    pool: &Pool<Connector>,
+    failures: &mut watch::Receiver<Option<LockError>>,
+    deadline: Instant,
+) -> Option<LockError> {
+    let mut last = None;
+    while let Ok(Ok(())) = timeout_at(deadline, failures.changed()).await {
+        last.clone_from(&failures.borrow_and_update());
+        if pool.state().connections == 0 {
+            break;
+        }
+    }
+    last
+}
+
+/// Where bb8 reports connection attempts that failed.
+#[derive(Debug, Clone)]
+struct Failures(watch::Sender<Option<LockError>>);
+
+impl ErrorSink<LockError> for Failures {
+    fn sink(&self, error: LockError) {
+        tracing::warn!(%error, "a lock connection could not be made");
+        self.0.send_replace(Some(error));
+    }
+
+    fn boxed_clone(&self) -> Box<dyn ErrorSink<LockError>> {
+        Box::new(self.clone())
+    }
+}
