@@ -67,6 +67,22 @@ pub enum LockError {
         /// Host, port and database.
         server: Arc<str>,
     },
+    /// Sessions were asked for, and a pooler answers: it announces another process than the one that works for it.
+    #[error(
+        "sessions need PostgreSQL itself: at {server} a pooler answers, which may spread one session over several; connect directly, or leave sessions off"
+    )]
+    Pooler {
+        /// Host, port and database.
+        server: Arc<str>,
+    },
+    /// Sessions were asked for, and the server cannot end one that has gone silent: it is older than PostgreSQL 14.
+    #[error(
+        "sessions need PostgreSQL 14 or later, for its idle_session_timeout: the server at {server} has none; upgrade it, or leave sessions off"
+    )]
+    NoSessionTimeout {
+        /// Host, port and database.
+        server: Arc<str>,
+    },
     /// All lock connections of this process were busy with other realms.
     #[error(
         "all {pool_size} lock connections were busy for {after:?}; raise pool_size above the number of realms that one process writes at once"

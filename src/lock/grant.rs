@@ -1,10 +1,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::time::Instant;
 
+use super::background::Background;
 use super::lease::Lease;
-use super::postgres::{Answer, LockedTransaction};
+use super::postgres::{Answer, LockedTransaction, SessionLock, Urgency};
 use super::{FencingToken, LockError, LockTransaction, queue};
 
 /// The right to ask for a key, with the lock itself where the owner before has handed it on.
@@ -16,10 +18,22 @@ pub(crate) type Turn = queue::Turn<Box<Grant>>;
 /// Other replicas wait meanwhile, so that is bounded.
 #[derive(Debug)]
 pub(crate) struct Grant {
-    transaction: LockedTransaction,
+    lock: Lock,
     hand_offs_left: u32,
-    was_handed_on: bool,
     hand_off_until: Option<Instant>,
+    was_handed_on: bool,
+    background: Background,
+}
+
+/// Where PostgreSQL holds it.
+#[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a grant is boxed as a whole, and sessions are the rarer kind"
+)]
+enum Lock {
+    Transaction(LockedTransaction),
+    Session(SessionLock),
 }
 
 /// How often and how long a granted lock may be handed on.
@@ -33,7 +47,7 @@ impl HandOff {
     /// What is left where the lock was waited for: other replicas want it, and a third may stand behind them.
     ///
     /// Two busy replicas that take half each let it in after one whole bound.
-    fn contended(self) -> Self {
+    pub(crate) fn contended(self) -> Self {
         Self {
             max: self.max / 2,
             max_time: self.max_time / 2,
@@ -42,41 +56,62 @@ impl HandOff {
 }
 
 impl Grant {
-    pub(crate) fn new(transaction: LockedTransaction, hand_off: HandOff, contended: bool) -> Self {
-        let bounds = if contended {
-            hand_off.contended()
-        } else {
-            hand_off
-        };
+    pub(crate) fn transaction(
+        transaction: LockedTransaction,
+        hand_off: HandOff,
+        background: Background,
+    ) -> Self {
+        Self::new(Lock::Transaction(transaction), hand_off, background)
+    }
+
+    pub(crate) fn session(lock: SessionLock, hand_off: HandOff, background: Background) -> Self {
+        Self::new(Lock::Session(lock), hand_off, background)
+    }
+
+    fn new(lock: Lock, hand_off: HandOff, background: Background) -> Self {
         Self {
-            transaction,
-            hand_offs_left: bounds.max,
-            was_handed_on: false,
+            lock,
+            hand_offs_left: hand_off.max,
             // A bound too far away to be a point in time is none.
-            hand_off_until: Instant::now().checked_add(bounds.max_time),
+            hand_off_until: Instant::now().checked_add(hand_off.max_time),
+            was_handed_on: false,
+            background,
         }
     }
 
     pub(crate) fn lease(&self) -> &Arc<Lease> {
-        self.transaction.lease()
+        match &self.lock {
+            Lock::Transaction(transaction) => transaction.lease(),
+            Lock::Session(lock) => lock.lease(),
+        }
     }
 
     pub(crate) fn token(&self) -> Option<FencingToken> {
-        self.transaction.token()
+        match &self.lock {
+            Lock::Transaction(transaction) => transaction.token(),
+            Lock::Session(lock) => lock.token(),
+        }
     }
 
     pub(crate) fn shared(&self) -> Option<&LockTransaction> {
-        self.transaction.shared()
+        match &self.lock {
+            Lock::Transaction(transaction) => transaction.shared(),
+            Lock::Session(_) => None,
+        }
     }
 
-    /// Whether a next hold can use it as it is.
+    /// Whether it still holds the lock, as far as this process can know without asking.
     pub(crate) fn is_held(&self) -> bool {
-        self.transaction.is_held()
+        self.lease().is_current()
     }
 
     /// Keeps the lease while it is polled; resolves when the lock is lost.
     pub(crate) async fn keep(&self) {
-        self.transaction.keep().await;
+        match &self.lock {
+            Lock::Transaction(transaction) => transaction.keep().await,
+            // Its own task keeps it, for all of its locks.
+            Lock::Session(lock) => lock.lease().lost().await,
+        }
     }
 
     /// Commits what a handler wrote in a shared transaction, and so gives the lock back.
@@ -85,7 +120,10 @@ impl Grant {
     ///
     /// As [`LockedTransaction::commit_shared`].
     pub(crate) async fn commit_shared(&mut self) -> Result<(), LockError> {
-        self.transaction.commit_shared().await
+        match &mut self.lock {
+            Lock::Transaction(transaction) => transaction.commit_shared().await,
+            Lock::Session(_) => Ok(()),
+        }
     }
 
     /// Ends a hold: hands the lock on to the next local waiter, or gives it back. Must be called within a runtime.
@@ -93,20 +131,20 @@ impl Grant {
     /// The answer is the server's word that the lock was held until now. It comes while the next hold has begun.
     pub(crate) fn end_hold(mut self: Box<Self>, turn: Turn) -> Answer {
         if !self.may_be_handed_on() {
-            return self.transaction.commit();
+            return self.give_back();
         }
         if turn.is_awaited() {
-            let answer = self.transaction.ping();
+            let answer = self.confirmation(Urgency::WithTheNext);
             self.hand_on(turn);
             return answer;
         }
         if !self.was_handed_on {
-            return self.transaction.commit();
+            return self.give_back();
         }
         // A busy realm: its writers may all be waiting for this very answer, and come again with it.
-        let answer = self.transaction.ping_now();
+        let answer = self.confirmation(Urgency::Now);
         let answered = answer.clone();
-        let background = self.transaction.background().clone();
+        let background = self.background.clone();
         background.spawn(async move {
             answered.await;
             self.end_unconfirmed(turn);
@@ -119,7 +157,7 @@ impl Grant {
         if self.may_be_handed_on() && turn.is_awaited() {
             self.hand_on(turn);
         }
-        // Else both end by being dropped.
+        // Else both end by being dropped, the lock first.
     }
 
     /// Whether the lock is there and within its bounds. A handler may have left anything in a shared transaction.
@@ -133,7 +171,26 @@ impl Grant {
     fn hand_on(mut self: Box<Self>, turn: Turn) {
         self.hand_offs_left -= 1;
         self.was_handed_on = true;
-        self.transaction.begin_next_hold();
+        match &mut self.lock {
+            Lock::Transaction(transaction) => transaction.begin_next_hold(),
+            Lock::Session(lock) => lock.begin_next_hold(),
+        }
         turn.hand_on(self);
+    }
+
+    /// The server's word that the lock was held until now; others may use it meanwhile.
+    fn confirmation(&mut self, urgency: Urgency) -> Answer {
+        match &mut self.lock {
+            Lock::Transaction(transaction) => transaction.ping(urgency),
+            Lock::Session(lock) => lock.confirmation().boxed().shared(),
+        }
+    }
+
+    /// Gives the lock back, with the server's word that it was held until now.
+    fn give_back(self) -> Answer {
+        match self.lock {
+            Lock::Transaction(transaction) => transaction.commit(),
+            Lock::Session(lock) => lock.unlock().boxed().shared(),
+        }
     }
 }

@@ -1,5 +1,5 @@
 use std::fmt;
-use std::io;
+use std::io::{self, Cursor};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -95,6 +95,17 @@ impl Canceller {
         let (stream, _) = self.address.connect().await?;
         let stream = UntilClosed(stream);
         Ok(self.token.cancel_query_raw(stream, NoTls).await?)
+    }
+
+    /// The process id that the server announced for this connection.
+    ///
+    /// The driver keeps it to itself, but writes it into each CancelRequest: length, code, process id and secret, four bytes each.
+    pub(super) async fn process_id(&self) -> Option<i32> {
+        let mut request = Cursor::new(Vec::new());
+        let written = self.token.cancel_query_raw(&mut request, NoTls).await;
+        written.ok()?;
+        let id = request.get_ref().get(8..12)?;
+        Some(i32::from_be_bytes(id.try_into().ok()?))
     }
 }
 

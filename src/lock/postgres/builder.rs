@@ -10,6 +10,9 @@ use crate::lock::{LockError, RealmLocks};
 /// PostgreSQL keeps a time-out as 31 bits of milliseconds.
 const MAX_LEASE: Duration = Duration::from_secs(24 * 24 * 3600);
 
+/// Far more than are of use, and few enough to have a place for each.
+const MAX_SESSIONS: u32 = 1000;
+
 /// Options for locks in PostgreSQL. Made by [`RealmLocks::postgres_builder`].
 ///
 /// ```no_run
@@ -29,11 +32,12 @@ const MAX_LEASE: Duration = Duration::from_secs(24 * 24 * 3600);
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct PostgresBuilder {
     url: String,
-    pool_size: u32,
-    lease: Duration,
-    connect_timeout: Duration,
-    fencing: bool,
-    hand_off: HandOff,
+    pub(super) pool_size: u32,
+    pub(super) lease: Duration,
+    pub(super) connect_timeout: Duration,
+    pub(super) fencing: bool,
+    pub(super) hand_off: HandOff,
+    pub(super) sessions: u32,
 }
 
 impl PostgresBuilder {
@@ -48,6 +52,7 @@ impl PostgresBuilder {
                 max: 1024,
                 max_time: Duration::from_millis(100),
             },
+            sessions: 0,
         }
     }
 
@@ -96,6 +101,27 @@ impl PostgresBuilder {
         self
     }
 
+    /// On how many sessions the locks of many realms are held together.
+    ///
+    /// Default 0, at most 1,000. Without sessions each hold is a transaction on a connection of its own, and
+    /// [`pool_size`](Self::pool_size) is the number of realms that can be written at the same time. Turn sessions on where one
+    /// process writes hundreds or thousands of realms at once: two to eight hold all these locks, and ask for many of them in
+    /// one message. They are connections beside the pool's, and open when they are needed. The pool still serves a realm that
+    /// another process holds, and every hold with a shared transaction. Replicas may differ in this option: sessions and
+    /// transactions exclude each other.
+    ///
+    /// What they cost:
+    /// - A session that dies loses all of its holds, not one; the other sessions' holds go on. So take more than one.
+    /// - At the URL's address PostgreSQL itself must answer, 14 or later. A pooler is refused, one in session mode too: nothing
+    ///   tells it from one that hands its connections from transaction to transaction.
+    /// - PostgreSQL has room for about `max_locks_per_transaction * max_connections` locks of all its clients together, 6,400 by
+    ///   default. Past that locks are refused, to every client: set the first high enough.
+    /// - A lone write waits a little longer than with a transaction, as its commands pass through the session's task.
+    pub fn sessions(mut self, sessions: u32) -> Self {
+        self.sessions = sessions;
+        self
+    }
+
     /// How long one attempt to connect may take at each address, the server's first answers included. It stands in the place of
     /// the URL's own `connect_timeout`.
     ///
@@ -111,7 +137,8 @@ impl PostgresBuilder {
     ///
     /// [`LockError::InvalidOption`] and [`LockError::InvalidDatabaseUrl`] for bad values; [`LockError::Connect`],
     /// [`LockError::ConnectTimeout`], [`LockError::Standby`] and [`LockError::NoAdvisoryLocks`] for a server that cannot
-    /// be used.
+    /// be used; [`LockError::Pooler`] and [`LockError::NoSessionTimeout`] for one that cannot be used with
+    /// [`sessions`](Self::sessions).
     pub async fn build(self) -> Result<RealmLocks, LockError> {
         self.check()?;
         let config: Config = self
@@ -127,15 +154,7 @@ impl PostgresBuilder {
                 remedy: "there is no TLS yet; reach PostgreSQL over a private network or a tunnel",
             });
         }
-        let postgres = Postgres::connect(
-            config,
-            self.connect_timeout,
-            self.pool_size,
-            self.lease,
-            self.fencing,
-            self.hand_off,
-        )
-        .await?;
+        let postgres = Postgres::connect(config, &self).await?;
         Ok(RealmLocks::new(Some(postgres)))
     }
 
@@ -162,6 +181,10 @@ impl PostgresBuilder {
             let value = format!("{:?}", self.lease);
             return refuse("lease", value, "PostgreSQL's time-outs end at 24 days");
         }
+        if self.sessions > MAX_SESSIONS {
+            let value = self.sessions.to_string();
+            return refuse("sessions", value, "a few hold thousands of locks");
+        }
         if self.connect_timeout.is_zero() {
             return refuse(
                 "connect_timeout",
@@ -182,6 +205,7 @@ impl std::fmt::Debug for PostgresBuilder {
             .field("connect_timeout", &self.connect_timeout)
             .field("fencing", &self.fencing)
             .field("hand_off", &self.hand_off)
+            .field("sessions", &self.sessions)
             .finish_non_exhaustive()
     }
 }

@@ -33,6 +33,14 @@ struct Ping {
     sending: Arc<Sending>,
 }
 
+/// When a ping is sent.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Urgency {
+    Now,
+    /// At once, or together with that of a hold that ends soon after.
+    WithTheNext,
+}
+
 /// True if the server has answered. What is asked is sent even if nobody waits for that.
 pub(crate) type Answer = Shared<BoxFuture<'static, bool>>;
 
@@ -52,8 +60,8 @@ impl Pings {
         }
     }
 
-    /// The answer to a ping that is sent from now on: at once, or with that of a hold that ends soon after.
-    pub(super) fn join(&mut self) -> Answer {
+    /// The answer to a ping that is sent from now on.
+    pub(super) fn join(&mut self, urgency: Urgency) -> Answer {
         let now = Instant::now();
         let ping = match self.latest.take() {
             // Not sent yet, so that its answer speaks for this moment too.
@@ -61,7 +69,7 @@ impl Pings {
             _ => self.ping(),
         };
         let due = |sent| now.saturating_duration_since(sent) >= SPACING;
-        if self.latest_sent.is_none_or(due) {
+        if urgency == Urgency::Now || self.latest_sent.is_none_or(due) {
             ping.send();
             self.latest_sent = Some(now);
         }

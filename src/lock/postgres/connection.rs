@@ -32,7 +32,7 @@ pub(super) const CANCEL_PATIENCE: Duration = Duration::from_millis(200);
 pub(super) const CANCEL_TRIES: u32 = 10;
 
 /// Makes the lock connections of a pool and says which may go back into it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Connector {
     config: Config,
     addresses: Vec<Address>,
@@ -46,6 +46,8 @@ pub(crate) struct LockConnection {
     pub(crate) closed: CancellationToken,
     /// Whether a transaction may be open on it that nobody has told to end. Such a connection is not pooled.
     pub(crate) in_use: bool,
+    /// Host, port and database.
+    pub(super) server: Arc<str>,
     canceller: Canceller,
     task: AbortHandle,
 }
@@ -64,7 +66,7 @@ impl Connector {
     }
 
     /// Connects to the first address whose server can be used: several are a primary and its standbys.
-    async fn open(&self) -> Result<LockConnection, LockError> {
+    pub(super) async fn open(&self) -> Result<LockConnection, LockError> {
         let mut failure = LockError::InvalidDatabaseUrl {
             problem: "it names no host".into(),
         };
@@ -99,22 +101,8 @@ impl Connector {
             .connect_raw(stream, NoTls)
             .await
             .map_err(|error| failed(Arc::new(error)))?;
-        let closed = CancellationToken::new();
-        let signal = closed.clone().drop_guard();
-        let task = tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a lock connection ended");
-            }
-            drop(signal);
-        });
-        let mut connection = LockConnection {
-            canceller: Canceller::new(client.cancel_token(), peer),
-            client: Arc::new(client),
-            closed,
-            // Until the server has answered: it may be given up before.
-            in_use: true,
-            task: task.abort_handle(),
-        };
+        let server = self.describe(address);
+        let mut connection = LockConnection::start(client, connection, peer, server);
         let answers = connection.client.simple_query(PROBE).await;
         let answers = answers.map_err(|error| failed(Arc::new(error)))?;
         self.judge(address, &answers)?;
@@ -137,6 +125,10 @@ impl Connector {
             (Some(&"f"), Some(&"t")) => Ok(()),
             _ => Err(LockError::NoAdvisoryLocks { server: server() }),
         }
+    }
+
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// Where a server is, without user and password.
@@ -165,6 +157,35 @@ impl ManageConnection for Connector {
 }
 
 impl LockConnection {
+    /// Drives a new connection on a task of its own.
+    pub(super) fn start<E>(
+        client: Client,
+        connection: impl Future<Output = Result<(), E>> + Send + 'static,
+        peer: Address,
+        server: Arc<str>,
+    ) -> Self
+    where
+        E: std::error::Error + Send,
+    {
+        let closed = CancellationToken::new();
+        let signal = closed.clone().drop_guard();
+        let task = tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a lock connection ended");
+            }
+            drop(signal);
+        });
+        Self {
+            canceller: Canceller::new(client.cancel_token(), peer),
+            client: Arc::new(client),
+            closed,
+            // Until the server has answered: it may be given up before.
+            in_use: true,
+            server,
+            task: task.abort_handle(),
+        }
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.is_cancelled() || self.client.is_closed()
     }

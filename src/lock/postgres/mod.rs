@@ -1,4 +1,4 @@
-//! PostgreSQL's advisory locks, one transaction for each hold.
+//! PostgreSQL's advisory locks: each granted lock is a transaction, or one of many on a session.
 //!
 //! Source: PostgreSQL manual, 13.3.5 *Advisory Locks*, and 20.11 for the timeouts that a hold sets for itself.
 
@@ -8,6 +8,7 @@ mod builder;
 mod confirmation;
 mod connection;
 mod pool;
+mod session;
 mod shared;
 mod transaction;
 
@@ -20,9 +21,11 @@ use tokio_util::task::TaskTracker;
 
 use self::attempt::{Answered, Attempt};
 pub use self::builder::PostgresBuilder;
-pub(crate) use self::confirmation::Answer;
+pub(crate) use self::confirmation::{Answer, Urgency};
 use self::connection::{Connector, is_disconnect};
 use self::pool::LockPool;
+pub(crate) use self::session::SessionLock;
+use self::session::Sessions;
 pub use self::shared::{LockTransaction, TransactionClient};
 pub(crate) use self::transaction::LockedTransaction;
 use self::transaction::SHARE;
@@ -41,27 +44,29 @@ const SERVER_FIRST: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(crate) struct Postgres {
     pool: LockPool,
+    /// None unless the user asked for them.
+    sessions: Option<Sessions>,
     lease: Duration,
     fencing: bool,
     hand_off: HandOff,
 }
 
 impl Postgres {
-    /// Opens a pool and its first connection.
-    async fn connect(
-        config: Config,
-        connect_timeout: Duration,
-        pool_size: u32,
-        lease: Duration,
-        fencing: bool,
-        hand_off: HandOff,
-    ) -> Result<Self, LockError> {
-        let connector = Connector::new(config, connect_timeout);
+    /// Opens a pool and its first connection, and the first session where sessions are wanted.
+    async fn connect(config: Config, options: &PostgresBuilder) -> Result<Self, LockError> {
+        let connector = Connector::new(config, options.connect_timeout);
+        let (lease, fencing) = (options.lease, options.fencing);
+        let pool = LockPool::open(connector.clone(), options.pool_size).await?;
+        let sessions = match options.sessions {
+            0 => None,
+            count => Some(Sessions::connect(connector, count, lease, fencing).await?),
+        };
         Ok(Self {
-            pool: LockPool::open(connector, pool_size).await?,
+            pool,
+            sessions,
             lease,
             fencing,
-            hand_off,
+            hand_off: options.hand_off,
         })
     }
 
@@ -73,10 +78,26 @@ impl Postgres {
     pub(crate) async fn acquire(
         &self,
         wanted: &Wanted<'_>,
-        mut turn: Turn,
+        turn: Turn,
         tasks: &TaskTracker,
     ) -> Result<(Turn, Grant), LockError> {
         let background = Background::new(tasks);
+        // A session is no place for a handler's own transaction.
+        if let Some(sessions) = self.sessions.as_ref().filter(|_| !wanted.share)
+            && let Some(lock) = sessions.try_lock(turn.key(), wanted.deadline).await
+        {
+            return Ok((turn, Grant::session(lock, self.hand_off, background)));
+        }
+        self.transaction(wanted, turn, background).await
+    }
+
+    /// Takes the lock in a transaction of its own, and waits for it in PostgreSQL's queue if somebody has it.
+    async fn transaction(
+        &self,
+        wanted: &Wanted<'_>,
+        mut turn: Turn,
+        background: Background,
+    ) -> Result<(Turn, Grant), LockError> {
         let mut retried = false;
         loop {
             let connection = self.pool.checkout(wanted).await?;
@@ -146,20 +167,34 @@ impl Postgres {
         };
         let lease = Lease::new(self.lease, sent, &connection.closed);
         let realm = wanted.realm.clone();
-        let transaction =
-            LockedTransaction::new(realm, connection, lease, token, wanted.share, background);
+        let transaction = LockedTransaction::new(
+            realm,
+            connection,
+            lease,
+            token,
+            wanted.share,
+            background.clone(),
+        );
         // The server's clock runs since the grant, and nobody knows when that was: after a long wait a heartbeat tells.
         let late = sent.elapsed() > self.lease / 3;
         if late && !transaction.confirm(wanted.deadline + SERVER_FIRST).await {
             return Err(wanted.timed_out());
         }
         let contended = value(rows, FREE) != Some("t");
-        Ok((turn, Grant::new(transaction, self.hand_off, contended)))
+        let hand_off = if contended {
+            self.hand_off.contended()
+        } else {
+            self.hand_off
+        };
+        Ok((turn, Grant::transaction(transaction, hand_off, background)))
     }
 
-    /// Gives up the pool: idle connections close now, others when their hold ends.
+    /// Gives up the connections: idle ones close now, others when their hold ends.
     pub(crate) fn close(&self) {
         self.pool.close();
+        if let Some(sessions) = &self.sessions {
+            sessions.close();
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::{Client, Error};
 
-use super::confirmation::{Answer, Pings, last};
+use super::confirmation::{Answer, Pings, Urgency, last};
 use super::connection::{cancel, is_disconnect};
 use super::pool::Pooled;
 use super::shared::LockTransaction;
@@ -108,20 +108,8 @@ impl LockedTransaction {
     }
 
     /// Asks for the server's word that the lock was held until now; others may use the lock meanwhile.
-    pub(crate) fn ping(&mut self) -> Answer {
-        self.pings.join()
-    }
-
-    /// As [`LockedTransaction::ping`], without waiting for others to share it.
-    pub(crate) fn ping_now(&mut self) -> Answer {
-        let answer = self.pings.join();
-        self.pings.send();
-        answer
-    }
-
-    /// Where the rest of its work goes on.
-    pub(crate) fn background(&self) -> &Background {
-        &self.background
+    pub(crate) fn ping(&mut self, urgency: Urgency) -> Answer {
+        self.pings.join(urgency)
     }
 
     /// Gives the lock back; the answer is the server's word that it was held until now. Must be called within a runtime.

@@ -1,0 +1,72 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Error, SimpleQueryMessage};
+
+use crate::lock::LockError;
+use crate::lock::lease::Lease;
+use crate::lock::postgres::connection::{Connector, LockConnection};
+use crate::lock::postgres::milliseconds;
+
+/// Opens a connection whose session can hold locks, and refuses a server that cannot keep them as promised.
+pub(super) async fn connect(
+    connector: &Connector,
+    lease: Duration,
+) -> Result<(LockConnection, Lease), LockError> {
+    let mut connection = connector.open().await?;
+    // Until the server has answered.
+    connection.in_use = true;
+    let server = Arc::clone(&connection.server);
+    let after = connector.timeout();
+    match timeout(after, prepare(&connection, lease)).await {
+        Ok(Ok(lease)) => {
+            connection.in_use = false;
+            Ok((connection, lease))
+        }
+        Ok(Err(error)) => Err(error),
+        Err(_) => Err(LockError::ConnectTimeout { server, after }),
+    }
+}
+
+async fn prepare(connection: &LockConnection, period: Duration) -> Result<Lease, LockError> {
+    let server = || Arc::clone(&connection.server);
+    let failed = |source: Error| LockError::Connect {
+        server: server(),
+        source: Arc::new(source),
+    };
+    // Before anything is changed in a session that may be somebody else's as well.
+    let backend = connection
+        .client
+        .simple_query("SELECT pg_backend_pid()")
+        .await
+        .map_err(failed)?;
+    let announced = connection.canceller().process_id().await;
+    if announced.is_none() || process_id(&backend) != announced {
+        return Err(LockError::Pooler { server: server() });
+    }
+    let sent = Instant::now();
+    let milliseconds = milliseconds(period);
+    let limited = connection
+        .client
+        .batch_execute(&format!(
+            "SELECT set_config('idle_session_timeout', '{milliseconds}', false)"
+        ))
+        .await;
+    match limited {
+        Ok(()) => Ok(Lease::new(period, sent, &connection.closed)),
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => {
+            Err(LockError::NoSessionTimeout { server: server() })
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// The process that answers. A pooler announces a number of its own to its clients.
+fn process_id(answer: &[SimpleQueryMessage]) -> Option<i32> {
+    answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
+        _ => None,
+    })
+}

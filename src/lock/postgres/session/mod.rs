@@ -1,0 +1,16 @@
+//! PostgreSQL's session-level advisory locks: many realms on one connection.
+//!
+//! A session's task sends what its callers ask in batches, without waiting for the answers to earlier ones. Nothing that it
+//! sends ever waits in PostgreSQL, so one busy realm cannot hold up the others; a key that somebody else holds is not waited
+//! for here.
+
+mod connect;
+mod lock;
+mod sessions;
+mod statements;
+mod task;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use self::lock::SessionLock;
+pub(crate) use self::sessions::Sessions;

@@ -1,0 +1,300 @@
+use std::collections::HashSet;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::stream::FuturesOrdered;
+use futures_util::{StreamExt, TryStreamExt};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_postgres::{Error, SimpleQueryMessage};
+
+use super::lock::SessionLock;
+use super::statements::{answers, try_lock, unlock};
+use crate::lock::error::chain;
+use crate::lock::lease::Lease;
+use crate::lock::postgres::connection::{LockConnection, is_disconnect};
+use crate::lock::postgres::fencing_token;
+use crate::lock::{FencingToken, LockKey, token};
+
+/// How many commands one batch takes.
+const BATCH: usize = 500;
+/// How many messages may wait for their answers. Enough that on a long way a command does not wait for most of a round trip
+/// before it leaves; few enough that under load batches grow.
+const IN_FLIGHT: usize = 4;
+
+/// What callers ask of a session's task.
+pub(super) enum Command {
+    Lock(Asked),
+    Unlock(Release),
+    /// Answered when anything that was sent later is.
+    Confirm(oneshot::Sender<bool>),
+}
+
+/// A key that is asked for.
+pub(super) struct Asked {
+    /// Not granted yet.
+    pub(super) lock: SessionLock,
+    /// A granted lock whose caller has left is dropped in the channel, and so unlocked.
+    pub(super) reply: oneshot::Sender<Option<SessionLock>>,
+}
+
+/// A key to unlock.
+pub(super) struct Release {
+    pub(super) key: LockKey,
+    /// None where nobody waits for the answer.
+    pub(super) reply: Option<oneshot::Sender<bool>>,
+}
+
+/// Serves one session: turns commands into batches, and the server's answers into replies.
+pub(super) struct SessionTask {
+    connection: LockConnection,
+    lease: Arc<Lease>,
+    fencing: bool,
+    commands: mpsc::UnboundedReceiver<Command>,
+    /// The keys that are asked for or granted. Locks of one session do not exclude each other, so it must not ask twice:
+    /// a caller may have left, and its turn gone on, while its grant is still on the way.
+    keys: HashSet<LockKey>,
+    in_flight: FuturesOrdered<Answered>,
+}
+
+/// A message that waits for its answer.
+struct Sent {
+    message: Message,
+    at: Instant,
+    confirms: Vec<oneshot::Sender<bool>>,
+}
+
+enum Message {
+    Lock(Vec<Asked>),
+    Unlock(Vec<Release>),
+    /// The smallest message that the server answers: an empty query.
+    Empty,
+}
+
+type Answered = Pin<Box<dyn Future<Output = (Sent, Answer)> + Send>>;
+
+type Answer = Result<Vec<SimpleQueryMessage>, Error>;
+
+/// The session is lost, and all its locks.
+struct Lost;
+
+impl SessionTask {
+    pub(super) fn new(
+        connection: LockConnection,
+        lease: Arc<Lease>,
+        fencing: bool,
+        commands: mpsc::UnboundedReceiver<Command>,
+    ) -> Self {
+        Self {
+            connection,
+            lease,
+            fencing,
+            commands,
+            keys: HashSet::new(),
+            in_flight: FuturesOrdered::new(),
+        }
+    }
+
+    /// Keeps the lease, and serves until the session is lost or nobody has a handle of it any more.
+    pub(super) async fn run(mut self) {
+        // Until the end in order: a session that may hold locks must not outlive this task.
+        self.connection.in_use = true;
+        let lease = Arc::clone(&self.lease);
+        let client = Arc::clone(&self.connection.client);
+        let served = tokio::select! {
+            // First: after a freeze the lease is looked at before any answer.
+            biased;
+            () = lease.keep(|| client.batch_execute("")) => Err(Lost),
+            served = self.serve() => served,
+        };
+        // Tells the holders now; the connection itself ends when its task comes to it.
+        self.connection.closed.cancel();
+        if served.is_ok() {
+            self.connection.in_use = false;
+        } else {
+            tracing::warn!(keys = self.keys.len(), "a session and its locks are lost");
+        }
+    }
+
+    async fn serve(&mut self) -> Result<(), Lost> {
+        let mut batch = Vec::new();
+        loop {
+            tokio::select! {
+                biased;
+                Some((sent, answer)) = self.in_flight.next() => self.settle(sent, answer).await?,
+                count = self.commands.recv_many(&mut batch, BATCH), if self.in_flight.len() < IN_FLIGHT => {
+                    if count == 0 {
+                        return self.finish().await;
+                    }
+                    self.send_batch(batch.drain(..)).await?;
+                }
+            }
+        }
+    }
+
+    /// Waits for the last answers, once there can be no more commands.
+    async fn finish(&mut self) -> Result<(), Lost> {
+        while let Some((sent, answer)) = self.in_flight.next().await {
+            self.settle(sent, answer).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends the unlocks, then the locks: a key may be in both, and session locks are re-entrant, so that in the other order
+    /// whoever waits for it elsewhere would be passed over.
+    async fn send_batch(&mut self, batch: impl Iterator<Item = Command>) -> Result<(), Lost> {
+        let mut releases = Vec::new();
+        let mut asked = Vec::new();
+        let mut confirms = Vec::new();
+        for command in batch {
+            match command {
+                Command::Unlock(release) => {
+                    self.keys.remove(&release.key);
+                    releases.push(release);
+                }
+                Command::Confirm(reply) => confirms.push(reply),
+                Command::Lock(Asked { reply, .. }) if reply.is_closed() => {}
+                Command::Lock(ask) if self.keys.insert(ask.lock.key()) => asked.push(ask),
+                Command::Lock(Asked { reply, .. }) => refuse(reply),
+            }
+        }
+        if !releases.is_empty() {
+            let confirms = std::mem::take(&mut confirms);
+            self.send(Message::Unlock(releases), confirms).await?;
+        }
+        if !asked.is_empty() {
+            let confirms = std::mem::take(&mut confirms);
+            self.send(Message::Lock(asked), confirms).await?;
+        }
+        if !confirms.is_empty() {
+            self.send(Message::Empty, confirms).await?;
+        }
+        Ok(())
+    }
+
+    /// Queues a message behind those already sent; waits for nothing.
+    async fn send(
+        &mut self,
+        message: Message,
+        confirms: Vec<oneshot::Sender<bool>>,
+    ) -> Result<(), Lost> {
+        let statement = message.statement(self.fencing);
+        let at = Instant::now();
+        let answer = self.connection.client.simple_query_raw(&statement).await;
+        let answer = answer.map_err(|_| Lost)?;
+        let sent = Sent {
+            message,
+            at,
+            confirms,
+        };
+        self.in_flight
+            .push_back(Box::pin(async { (sent, answer.try_collect().await) }));
+        Ok(())
+    }
+
+    async fn settle(&mut self, sent: Sent, answer: Answer) -> Result<(), Lost> {
+        if let Err(error) = &answer
+            && is_disconnect(error)
+        {
+            return Err(Lost);
+        }
+        // An error is an answer too.
+        self.lease.confirm(sent.at);
+        if !self.lease.is_current() {
+            return Err(Lost);
+        }
+        for confirm in sent.confirms {
+            let _ = confirm.send(true);
+        }
+        match sent.message {
+            Message::Lock(asked) => self.settle_locks(asked, answer).await,
+            Message::Unlock(releases) => settle_unlocks(releases, answer),
+            Message::Empty => Ok(()),
+        }
+    }
+
+    async fn settle_locks(&mut self, asked: Vec<Asked>, answer: Answer) -> Result<(), Lost> {
+        match self.grants(answer, asked.len()) {
+            Ok((grants, token)) => {
+                for (Asked { lock, reply }, granted) in asked.into_iter().zip(grants) {
+                    if granted {
+                        let _ = reply.send(Some(lock.grant(token)));
+                    } else {
+                        self.keys.remove(&lock.key());
+                        refuse(reply);
+                    }
+                }
+                Ok(())
+            }
+            Err(reason) => {
+                tracing::warn!(reason, keys = asked.len(), "a session's locks failed");
+                self.take_back(asked).await
+            }
+        }
+    }
+
+    fn grants(
+        &self,
+        answer: Answer,
+        count: usize,
+    ) -> Result<(Vec<bool>, Option<FencingToken>), String> {
+        let rows = answer.map_err(|error| chain(&error))?;
+        let grants = answers(&rows, count).ok_or("not an answer for each key")?;
+        let token = if self.fencing {
+            Some(fencing_token(&rows).map_err(|error| error.to_string())?)
+        } else {
+            None
+        };
+        Ok((grants, token))
+    }
+
+    /// Unlocks all keys of a message that failed: some may have been granted before, and an error does not undo that.
+    async fn take_back(&mut self, asked: Vec<Asked>) -> Result<(), Lost> {
+        let release = |ask: &Asked| Release {
+            key: ask.lock.key(),
+            reply: None,
+        };
+        let releases: Vec<Release> = asked.iter().map(release).collect();
+        for release in &releases {
+            self.keys.remove(&release.key);
+        }
+        self.send(Message::Unlock(releases), Vec::new()).await?;
+        // Only now, so that whoever asks this session next comes behind the unlock.
+        for Asked { reply, .. } in asked {
+            refuse(reply);
+        }
+        Ok(())
+    }
+}
+
+fn settle_unlocks(releases: Vec<Release>, answer: Answer) -> Result<(), Lost> {
+    let rows = answer.map_err(|_| Lost)?;
+    let unlocked = answers(&rows, releases.len()).ok_or(Lost)?;
+    for (Release { reply, .. }, unlocked) in releases.into_iter().zip(unlocked) {
+        if let Some(reply) = reply {
+            let _ = reply.send(unlocked);
+        }
+    }
+    Ok(())
+}
+
+fn refuse(reply: oneshot::Sender<Option<SessionLock>>) {
+    let _ = reply.send(None);
+}
+
+impl Message {
+    fn statement(&self, fencing: bool) -> String {
+        match self {
+            Self::Lock(asked) => {
+                let mut statement = try_lock(asked.iter().map(|ask| ask.lock.key()));
+                if fencing {
+                    // After the locks, so that the holders before have their tokens already.
+                    statement += token::ASK;
+                }
+                statement
+            }
+            Self::Unlock(releases) => unlock(releases.iter().map(|release| release.key)),
+            Self::Empty => String::new(),
+        }
+    }
+}
