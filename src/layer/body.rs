@@ -74,7 +74,7 @@ impl StreamHold {
             open: Some(open),
             outcome: locks.spawn(async move {
                 match hold.guard(ended).await? {
-                    Ok(()) => hold.release().await,
+                    Ok(()) => hold.release().await?.confirmed().await,
                     // The body was dropped, or failed: so does what it wrote.
                     Err(_) => Ok(()),
                 }

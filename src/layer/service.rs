@@ -12,7 +12,7 @@ use tracing::Instrument;
 
 use super::future::Outcome;
 use super::{HoldUntil, LockBody, OnDisconnect, RealmWriteLockLayer, Rejection, ResponseFuture};
-use crate::lock::{HeldLock, Hold};
+use crate::lock::{HeldLock, Hold, Released};
 use crate::realm::RealmUrl;
 
 /// A service whose mutating calls hold their realm's lock. Made by [`RealmWriteLockLayer`].
@@ -97,41 +97,50 @@ where
     };
     insert(&mut request, hold.held());
     let call = inner.oneshot(request);
-    let rejecting = Arc::clone(&layer);
-    let outcome = match layer.on_disconnect {
-        OnDisconnect::Finish => {
-            let locks = layer.locks.clone();
-            locks.run_to_completion(held_call(layer, hold, call)).await
-        }
-        OnDisconnect::Cancel => Ok(held_call(layer, hold, call).await),
+    let work = held_call(Arc::clone(&layer), hold, call);
+    let ended = match layer.on_disconnect {
+        OnDisconnect::Finish => layer.locks.run_to_completion(work).await,
+        OnDisconnect::Cancel => Ok(work.await),
     };
-    outcome.unwrap_or_else(|error| Ok(rejecting.reject(&error.into())))
+    let (outcome, released) = match ended {
+        Ok(ended) => ended,
+        Err(error) => return Ok(layer.reject(&error.into())),
+    };
+    if let Some(released) = released
+        && let Err(error) = released.confirmed().await
+    {
+        return Ok(layer.reject(&error.into()));
+    }
+    outcome
 }
 
-/// The inner call under its hold, and the release.
+/// The inner call under its hold, and the release of a success that is to be confirmed.
 ///
-/// However it ends, by an error, a panic or by being dropped, the hold is released: where that is not awaited here, by the
-/// hold's own drop.
+/// However else it ends, by an error, a panic or by being dropped, the hold is released by its own drop.
 async fn held_call<B: Body, E>(
     layer: Arc<RealmWriteLockLayer>,
     hold: Hold,
     call: impl Future<Output = Result<Response<B>, E>>,
-) -> Outcome<B, E> {
+) -> (Outcome<B, E>, Option<Released>) {
     let response = match hold.guard(call).await {
-        Ok(response) => response?,
-        Err(error) => return Ok(layer.reject(&error.into())),
+        Ok(Ok(response)) => response,
+        Ok(Err(error)) => return (Err(error), None),
+        Err(error) => return (Ok(layer.reject(&error.into())), None),
     };
-    if is_success(response.status()) {
-        if layer.hold_until == HoldUntil::BodyEnd && !response.body().is_end_stream() {
-            return Ok(response.map(|body| LockBody::holding(body, hold, &layer.locks)));
-        }
-        if (layer.confirm || layer.locks.shares_transaction())
-            && let Err(error) = hold.release().await
-        {
-            return Ok(layer.reject(&error.into()));
-        }
+    if !is_success(response.status()) {
+        return (Ok(response.map(LockBody::passed)), None);
     }
-    Ok(response.map(LockBody::passed))
+    if layer.hold_until == HoldUntil::BodyEnd && !response.body().is_end_stream() {
+        let holding = response.map(|body| LockBody::holding(body, hold, &layer.locks));
+        return (Ok(holding), None);
+    }
+    if !layer.confirm && !layer.locks.shares_transaction() {
+        return (Ok(response.map(LockBody::passed)), None);
+    }
+    match hold.release().await {
+        Ok(released) => (Ok(response.map(LockBody::passed)), Some(released)),
+        Err(error) => (Ok(layer.reject(&error.into())), None),
+    }
 }
 
 /// Gives the handler what it may ask of the hold.

@@ -8,11 +8,13 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::grant::{Grant, Turn};
 use super::nesting::within;
+use super::postgres::Answer;
 use super::{HeldLock, LockError};
+use crate::realm::RealmUrl;
 
 /// A granted lock and the duty to release it.
 ///
-/// [`Hold::release`] releases and confirms. Dropping a hold, as a panic or a cancelled call does, releases it too, and hands the
+/// [`Hold::release`] releases and asks for a confirmation. Dropping a hold, as a panic or a cancelled call does, releases it too, and hands the
 /// rest to a task. Either way the next local waiter goes on at once.
 #[derive(Debug)]
 pub(crate) struct Hold {
@@ -102,39 +104,70 @@ impl Hold {
         }
     }
 
-    /// Releases the lock and waits for the server's word that it was held until now; commits what a handler wrote in a shared
-    /// transaction.
+    /// Releases the lock; commits what a handler wrote in a shared transaction. Must be called within a runtime.
     ///
     /// # Errors
     ///
-    /// [`LockError::Lost`] if that word does not come, [`LockError::CommitFailed`].
+    /// [`LockError::Lost`] if it is known to be lost, [`LockError::CommitFailed`].
     ///
     /// # Cancel safety
     ///
-    /// If dropped, the lock is released by a task of its own.
-    pub(crate) async fn release(mut self) -> Result<(), LockError> {
+    /// If dropped, the lock is released all the same; a shared transaction may then be rolled back.
+    pub(crate) async fn release(mut self) -> Result<Released, LockError> {
         if !self.held.is_held() {
             return Err(self.lost());
         }
-        if let Some(grant) = self.grant.as_mut().filter(|grant| grant.shared().is_some()) {
+        let realm = self.held.realm().clone();
+        if let Some(grant) = &mut self.grant
+            && grant.shared().is_some()
+        {
             grant.commit_shared().await?;
-            return Ok(());
+            return Ok(Released {
+                realm,
+                answer: None,
+            });
         }
         self.held.mark_released();
-        let confirmation = match (self.grant.take(), self.turn.take()) {
-            (Some(grant), Some(turn)) => grant.end_hold(turn),
-            _ => return Ok(()),
-        };
-        if confirmation.await {
-            Ok(())
-        } else {
-            Err(self.lost())
-        }
+        let grant = self.grant.take().zip(self.turn.take());
+        let answer = grant.map(|(grant, turn)| grant.end_hold(turn));
+        Ok(Released { realm, answer })
     }
 
     fn lost(&self) -> LockError {
         LockError::Lost {
             realm: self.held.realm().clone(),
+        }
+    }
+}
+
+/// A hold that has ended, as far as this process can know.
+#[derive(Debug)]
+#[must_use = "the lock may have been lost unnoticed"]
+pub(crate) struct Released {
+    realm: RealmUrl,
+    /// None where nothing is left to be asked.
+    answer: Option<Answer>,
+}
+
+impl Released {
+    /// Waits for the server's word that the lock was held to the end. The next hold has begun meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`] if that word does not come.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing depends on it but the answer.
+    pub(crate) async fn confirmed(self) -> Result<(), LockError> {
+        let confirmed = match self.answer {
+            Some(answer) => answer.await,
+            None => true,
+        };
+        if confirmed {
+            Ok(())
+        } else {
+            Err(LockError::Lost { realm: self.realm })
         }
     }
 }
@@ -163,7 +196,6 @@ mod tests {
     use crate::lock::lease::Lease;
     use crate::lock::nesting::Nesting;
     use crate::lock::queue::{Entry, Queue};
-    use crate::realm::RealmUrl;
 
     #[test]
     fn work_that_was_frozen_with_its_process_does_not_go_on() {

@@ -50,7 +50,7 @@ impl Lease {
                 let due = self.confirmed() + self.period / 3;
                 sleep_until(due).await;
                 if self.confirmed() + self.period / 3 > due {
-                    // Another answer has come in the meantime.
+                    // Something else was answered meanwhile.
                     continue;
                 }
                 let sent = Instant::now();
@@ -115,6 +115,25 @@ mod tests {
         assert!(lease.is_current());
         // Ten leases; a timer may be late by its grain of a millisecond.
         assert!((28..=30).contains(&beats.get()), "{}", beats.get());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_answer_saves_a_heartbeat() {
+        let lease = lease();
+        let start = Instant::now();
+        let answers = async {
+            for _ in 0..10 {
+                tokio::time::advance(PERIOD / 6).await;
+                lease.confirm(Instant::now());
+            }
+        };
+        let first_beat = async {
+            lease.keep(|| async { Err(()) }).await;
+            start.elapsed()
+        };
+        let (elapsed, ()) = tokio::join!(first_beat, answers);
+        // The last answer was after ten sixths, and the heartbeat is due a third later.
+        assert_eq!(elapsed, PERIOD * 2);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,5 +1,6 @@
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -170,13 +171,14 @@ impl RealmLocks {
             return work(held).await;
         }
         let hold = self.acquire(realm).await?;
-        self.run_to_completion(async move {
+        let ended = self.run_to_completion(async move {
             let work = work(hold.held().clone());
             let done = hold.guard(work).await??;
-            hold.release().await?;
-            Ok(done)
-        })
-        .await?
+            Ok::<_, E>((done, hold.release().await?))
+        });
+        let (done, released) = ended.await??;
+        released.confirmed().await?;
+        Ok(done)
     }
 
     /// Stops granting, waits up to `grace` for the holds and their releases, and closes the pool.
@@ -205,13 +207,20 @@ impl RealmLocks {
         })
     }
 
-    /// Runs granted work on a task of its own, so that a caller who goes away does not cut it in half.
+    /// Runs granted work on a task of its own, so that a caller who goes away does not cut it in half. Its first step is made
+    /// here: work that never waits needs no task.
     ///
     /// A panic goes on in the caller.
     pub(crate) async fn run_to_completion<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, LockError> {
+        // Boxed here: unboxed, this future and the task would have room for it, and it would be moved into each.
+        let mut work = Box::pin(work);
+        let first = poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await;
+        if let Poll::Ready(done) = first {
+            return Ok(done);
+        }
         match self.spawn(work).await {
             Ok(done) => Ok(done),
             Err(ended) => match ended.try_into_panic() {

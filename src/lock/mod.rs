@@ -20,7 +20,7 @@ mod token;
 pub(crate) use self::acquire::Wanted;
 pub use self::error::LockError;
 pub use self::held::HeldLock;
-pub(crate) use self::hold::Hold;
+pub(crate) use self::hold::{Hold, Released};
 pub use self::key::LockKey;
 pub use self::locks::RealmLocks;
 pub(crate) use self::nesting::within_step;

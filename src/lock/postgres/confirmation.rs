@@ -10,9 +10,9 @@ use tokio_postgres::Client;
 
 use crate::lock::lease::Lease;
 
-/// How far apart pings are sent: holds that end in between share one. Many times what a ping costs the server, and too short for
+/// How far apart pings are sent: holds that end in between share one. A few times what a ping costs the server, and too short for
 /// a client to notice.
-const SPACING: Duration = Duration::from_micros(100);
+const SPACING: Duration = Duration::from_micros(60);
 
 /// When a ping is sent at the latest, where no other hold's end comes to send it.
 const LATEST: Duration = Duration::from_millis(1);

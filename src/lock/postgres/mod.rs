@@ -122,7 +122,8 @@ impl Postgres {
 
     /// The one message that begins, sets the limits for this transaction alone, and locks.
     ///
-    /// It tries first, to know whether others want the lock too. A try does not overtake those who wait.
+    /// It tries first, to know whether others want the lock too, and limits its wait only if it has to. A try does not overtake
+    /// those who wait.
     ///
     /// Read committed, whatever the server's default: under a stricter level the snapshot of the transaction would be
     /// older than the lock. `set_config` with `true` ends with the transaction, so nothing leaks through a pooler.
@@ -133,10 +134,10 @@ impl Postgres {
         let key = turn.key();
         let mut statement = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
-             SELECT set_config('lock_timeout', '{lock_timeout}', true), \
-             set_config('idle_in_transaction_session_timeout', '{lease}', true), \
-             CASE WHEN pg_try_advisory_xact_lock({key}) THEN 't' \
-             ELSE pg_advisory_xact_lock({key})::text END AS {FREE}"
+             SELECT set_config('idle_in_transaction_session_timeout', '{lease}', true), \
+             CASE WHEN pg_try_advisory_xact_lock({key}) THEN 't' ELSE \
+             set_config('lock_timeout', '{lock_timeout}', true) || pg_advisory_xact_lock({key})::text \
+             END AS {FREE}"
         );
         if self.fencing {
             // After the lock, so that the holder before has its token already.
