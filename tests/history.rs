@@ -8,8 +8,8 @@ use support::history::{History, Outcome, Request};
 
 const REALM: &str = "luke/a";
 
-/// A history of one realm, of lines `enter a 1`: event, request, token. Each request is at a replica of its own. What was
-/// written is stored, in its order.
+/// A history of one realm, of lines `enter a 1`: event, request, token. The token `1+2` is that of a lock which was handed on
+/// twice. Each lock is granted to a replica of its own. What was written is stored, in its order.
 fn history(lines: &[&str]) -> History {
     let records: Vec<Record> = lines
         .iter()
@@ -18,7 +18,12 @@ fn history(lines: &[&str]) -> History {
             let [event, request, token] = words[..] else {
                 panic!("'{line}' is not `event request token`");
             };
-            format!("{event} {REALM} {request} replica-of-{request} {token}")
+            let (lock, hand_offs) = token.split_once('+').unwrap_or((token, "0"));
+            let digits = match lock {
+                "-" => "-".to_owned(),
+                lock => format!("{lock}{hand_offs:0>8}"),
+            };
+            format!("{event} {REALM} {request} replica-of-{lock} {digits}")
                 .parse()
                 .unwrap()
         })
@@ -231,6 +236,38 @@ fn tokens_only_grow() {
     let broken = history(&["enter a 5", "enter b 3", "enter c 4"]).broken();
     let rules: Vec<Rule> = broken.iter().map(|(rule, _)| *rule).collect();
     assert_eq!(rules, [Rule::TokenOrder, Rule::TokenOrder]);
+}
+
+#[test]
+fn tokens_grow_from_hand_off_to_hand_off() {
+    let holds = |tokens: [&str; 4]| {
+        let [a, b, c, d] = tokens;
+        history(&[
+            &*format!("enter a {a}"),
+            &format!("leave a {a}"),
+            &format!("enter b {b}"),
+            &format!("leave b {b}"),
+            &format!("enter c {c}"),
+            &format!("leave c {c}"),
+            &format!("enter d {d}"),
+        ])
+    };
+    holds(["1", "1+1", "1+2", "2"]).is_fine();
+    // One that it was handed on to has left before its handler began.
+    holds(["1", "1+2", "1+a", "1+b"]).is_fine();
+    holds(["1", "1+1", "1+1", "2"]).breaks(Rule::TokenOrder, "c");
+    holds(["1", "1+2", "1+1", "2"]).breaks(Rule::TokenOrder, "c");
+    holds(["1", "1+1", "2", "1+2"]).breaks(Rule::TokenOrder, "d");
+}
+
+#[test]
+fn a_lock_is_handed_on_within_its_process_alone() {
+    let mut history = history(&["enter a 1", "leave a 1", "enter b 1+1", "leave b 1+1"]);
+    history.is_fine();
+    for record in &mut history.records[2..] {
+        record.replica = "another".into();
+    }
+    history.breaks(Rule::HandOff, "b");
 }
 
 #[test]

@@ -13,14 +13,29 @@ use crate::support::process::Process;
 use crate::support::proxy::Proxy;
 use crate::support::wait::wait_for;
 
-/// How many lock connections each replica may open: fewer than there are realms, and one replica a single one.
-pub const POOL_SIZES: [u32; 4] = [4, 4, 3, 1];
+/// How each replica locks: half of them on sessions, so that both strategies meet in every realm. A pool has fewer connections
+/// than there are realms, and one replica has a single one.
+pub const REPLICAS: [Options; 4] = [
+    Options::new(4, 0),
+    Options::new(4, 2),
+    Options::new(3, 0),
+    Options::new(1, 2),
+];
 
 /// How the names of the replicas' lock connections begin, as the server shows them.
 pub const APPLICATION: &str = "faults";
 
 /// How long a replica may take to listen; the database may be away meanwhile.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How a replica locks.
+#[derive(Clone, Copy)]
+pub struct Options {
+    /// How many lock connections it may open beside its sessions.
+    pool_size: u32,
+    /// 0 for transactions alone.
+    sessions: u32,
+}
 
 pub struct Fleet {
     pub replicas: Vec<Replica>,
@@ -29,6 +44,7 @@ pub struct Fleet {
 /// A place for a process that may be killed and started again.
 pub struct Replica {
     number: usize,
+    options: Options,
     lock: Lock,
     directory: PathBuf,
     database: String,
@@ -41,13 +57,23 @@ pub struct Replica {
     pub leave: watch::Sender<u32>,
 }
 
+impl Options {
+    const fn new(pool_size: u32, sessions: u32) -> Self {
+        Self {
+            pool_size,
+            sessions,
+        }
+    }
+}
+
 impl Fleet {
     /// Starts all replicas on a store in `directory`.
     pub async fn start(lock: Lock, directory: &Path, database: &str) -> Self {
         let mut replicas = Vec::new();
-        for number in 0..POOL_SIZES.len() {
+        for (number, options) in REPLICAS.into_iter().enumerate() {
             let replica = Replica {
                 number,
+                options,
                 lock,
                 directory: directory.to_owned(),
                 database: database.to_owned(),
@@ -85,7 +111,8 @@ impl Replica {
                 .args(["--name", &format!("r{}.{start}", self.number)])
                 .args(["--lock", &format!("{:?}", self.lock).to_lowercase()])
                 .args(["--database-url", &self.url()])
-                .args(["--pool-size", &POOL_SIZES[self.number].to_string()])
+                .args(["--pool-size", &self.options.pool_size.to_string()])
+                .args(["--sessions", &self.options.sessions.to_string()])
                 .arg("--directory")
                 .arg(&self.directory),
         );

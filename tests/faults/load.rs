@@ -14,8 +14,12 @@ use crate::support::history::{Outcome, Request};
 /// The realms that are written.
 pub const REALMS: [&str; 6] = ["luke/a", "luke/b", "leia/a", "leia/b", "han/a", "chewie/a"];
 
+/// Every other request is for one of the first few realms, so that locks are handed on there. In the others a lock is often
+/// free, so that sessions get theirs.
+const BUSY: usize = 2;
+
 /// How many clients each replica has.
-const CLIENTS: usize = 6;
+const CLIENTS: usize = 8;
 
 /// How long a client waits for an answer, and how soon one leaves that leaves early.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -110,7 +114,12 @@ impl Client {
     }
 
     async fn write(&mut self, replica: &Replica, id: String) -> Sent {
-        let realm = REALMS[self.random.index(REALMS.len())];
+        let realms = if self.random.once_in(2) {
+            &REALMS[..BUSY]
+        } else {
+            &REALMS[..]
+        };
+        let realm = realms[self.random.index(realms.len())];
         let delay = if self.random.once_in(SLOW_ONCE_IN) {
             &SLOW
         } else {

@@ -30,6 +30,7 @@ mod report;
 mod run;
 mod schedule;
 mod store;
+mod strategies;
 
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
@@ -39,7 +40,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use flags::Flags;
-use fleet::POOL_SIZES;
+use fleet::REPLICAS;
 use random::Random;
 use replica::Lock;
 use report::{Recovery, Report};
@@ -59,6 +60,11 @@ const SLACK: Duration = Duration::from_millis(750);
 
 /// How many acknowledged writes a minute must have.
 const WRITES_PER_MINUTE: u64 = 10_000;
+
+/// How many holds a minute must have a lock that was handed on to them, and how many locks of each strategy must be seen: a
+/// fraction of what there is on a busy machine.
+const HAND_OFFS_PER_MINUTE: u64 = 1_000;
+const SEEN_PER_MINUTE: u64 = 100;
 
 /// How many milliseconds a handler takes between reading and writing: with the layer, and where violations are to be seen.
 const QUICK: RangeInclusive<u64> = 0..=5;
@@ -119,17 +125,20 @@ async fn long_run(lock: Lock, seconds: u64, seed: u64, cluster: &Arc<Cluster>) -
     let mut random = Random::new(seed);
     let plan = Plan {
         lock,
-        faults: schedule::all_kinds(&mut random, POOL_SIZES.len(), duration),
+        faults: schedule::all_kinds(&mut random, REPLICAS.len(), duration),
         duration,
         delay: match lock {
             Lock::Layer => QUICK,
             Lock::Naive | Lock::None => SLOW,
         },
-        last_fault: Some(random.index(POOL_SIZES.len())),
+        last_fault: Some(random.index(REPLICAS.len())),
     };
     let report = run(plan, &mut random, cluster).await;
     println!("{report}");
-    let failures = failures(&report, seconds);
+    let mut failures = failures(&report, seconds);
+    if lock == Lock::Layer {
+        failures.extend(not_covered(&report, seconds));
+    }
     for failure in &failures {
         println!("  FAILED: {failure}");
     }
@@ -137,6 +146,30 @@ async fn long_run(lock: Lock, seconds: u64, seed: u64, cluster: &Arc<Cluster>) -
         report.explain();
     }
     failures.is_empty()
+}
+
+/// What the layer can do, and has not been seen to do.
+fn not_covered(report: &Report, seconds: u64) -> impl Iterator<Item = String> {
+    let seen = &report.seen;
+    [
+        (
+            report.handed_on(),
+            HAND_OFFS_PER_MINUTE,
+            "holds by a hand-off",
+        ),
+        (seen.by_sessions(), SEEN_PER_MINUTE, "locks of sessions"),
+        (
+            seen.by_transactions(),
+            SEEN_PER_MINUTE,
+            "locks of transactions",
+        ),
+    ]
+    .into_iter()
+    .filter_map(move |(count, per_minute, what)| {
+        let wanted = per_minute * seconds / 60;
+        let few = u64::try_from(count).is_ok_and(|count| count < wanted);
+        few.then(|| format!("{count} {what} are fewer than {wanted}: the run says little of them"))
+    })
 }
 
 fn failures(report: &Report, seconds: u64) -> Vec<String> {

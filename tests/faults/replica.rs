@@ -58,6 +58,8 @@ pub struct Flags {
     pub directory: PathBuf,
     #[arg(long)]
     pub pool_size: u32,
+    #[arg(long)]
+    pub sessions: u32,
 }
 
 /// Serves until it is killed.
@@ -103,6 +105,7 @@ async fn layer(flags: &Flags) -> RealmWriteLockLayer {
     loop {
         let locks = RealmLocks::postgres_builder(&flags.database_url)
             .pool_size(flags.pool_size)
+            .sessions(flags.sessions)
             .lease(LEASE)
             .connect_timeout(ACQUIRE_TIMEOUT)
             .fencing(true)

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -10,15 +11,17 @@ use tempfile::TempDir;
 use crate::load::{REALMS, Sent};
 use crate::nemesis::Counts;
 use crate::store;
+use crate::strategies::Seen;
 use crate::support::history::checker::{Rule, Violation};
 use crate::support::history::record::Event;
-use crate::support::history::{History, Outcome};
+use crate::support::history::{History, Outcome, hand_offs};
 
 pub struct Report {
     pub history: History,
     pub violations: Vec<Violation>,
     pub faults: Counts,
     pub recovery: Recovery,
+    pub seen: Arc<Seen>,
     pub directory: TempDir,
 }
 
@@ -96,6 +99,15 @@ impl Report {
         codes
     }
 
+    /// How many holds that entered got a lock that was handed on to them.
+    pub fn handed_on(&self) -> usize {
+        let entered = self.history.records.iter();
+        entered
+            .filter(|it| it.event == Event::Enter)
+            .filter(|it| it.token.is_some_and(|token| hand_offs(token) > 0))
+            .count()
+    }
+
     fn events(&self, event: Event) -> usize {
         let records = self.history.records.iter();
         records.filter(|it| it.event == event).count()
@@ -150,9 +162,16 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "  holds: {} entered, {} refused by the store afterwards",
+            "  holds: {} entered, {} of them with a lock that was handed on; {} refused by the store afterwards",
             self.events(Event::Enter),
+            self.handed_on(),
             self.events(Event::Refused)
+        )?;
+        writeln!(
+            f,
+            "  locks seen held: {} by sessions, {} by transactions",
+            self.seen.by_sessions(),
+            self.seen.by_transactions()
         )?;
         let Recovery {
             when_well,

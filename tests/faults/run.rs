@@ -16,6 +16,7 @@ use crate::replica::Lock;
 use crate::report::{Recovery, Report};
 use crate::schedule::Schedule;
 use crate::store;
+use crate::strategies::Watch;
 use crate::support::cluster::Cluster;
 use crate::support::history::History;
 use crate::support::history::checker::check;
@@ -41,6 +42,7 @@ pub async fn run(plan: Plan, random: &mut Random, cluster: &Arc<Cluster>) -> Rep
     let log = store::history(directory.path());
     let history = Log::append_to(&log).expect("the history can be written");
 
+    let watch = Watch::start(&cluster.url());
     let load = Load::start(&fleet, random, &plan.delay);
     let nemesis = Nemesis::new(&fleet, cluster, history);
     let begun = nemesis.begun;
@@ -55,6 +57,7 @@ pub async fn run(plan: Plan, random: &mut Random, cluster: &Arc<Cluster>) -> Rep
         sleep(LEASE * 2).await;
     }
     let sent = load.stop().await;
+    let seen = watch.stop();
     fleet.end().await;
 
     let recovery = Recovery::of(&sent, begun, well, last_fault);
@@ -64,6 +67,7 @@ pub async fn run(plan: Plan, random: &mut Random, cluster: &Arc<Cluster>) -> Rep
         history,
         faults: nemesis.counts(),
         recovery,
+        seen,
         directory,
     }
 }

@@ -20,7 +20,7 @@ use std::fmt;
 use tower_realm_lock::FencingToken;
 
 use super::record::{Event, Record};
-use super::{History, NOT_WRITTEN, Outcome};
+use super::{History, NOT_WRITTEN, Outcome, lock_of};
 
 /// What must not happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,6 +31,8 @@ pub enum Rule {
     LostWrite,
     /// A token is not greater than those of all holds of its realm before.
     TokenOrder,
+    /// A lock was handed on to another process than the one that it was granted to.
+    HandOff,
     /// A success of a request that did not hold the lock for its whole call.
     SuccessWithoutLock,
     /// A rejection said that nothing was done, and it was not so.
@@ -92,6 +94,8 @@ struct Realm<'a> {
     /// The request that entered last, until it leaves.
     inside: Option<&'a str>,
     greatest: Option<FencingToken>,
+    /// The replica of the hold that had the greatest token.
+    replica: &'a str,
 }
 
 impl<'a> Realm<'a> {
@@ -103,6 +107,14 @@ impl<'a> Realm<'a> {
                 (
                     Rule::TokenOrder,
                     format!("entered with token {token} after {before}"),
+                )
+            }
+            Event::Enter if self.replica != record.replica && self.has_lock_of(record) => {
+                let token = show(record.token);
+                let replica = self.replica;
+                (
+                    Rule::HandOff,
+                    format!("entered with {token}, whose lock was granted to {replica}"),
                 )
             }
             Event::Write | Event::Leave if self.inside != Some(&record.request) => {
@@ -122,11 +134,20 @@ impl<'a> Realm<'a> {
         })
     }
 
+    /// Whether the hold with the greatest token had the very lock that a record tells of.
+    fn has_lock_of(&self, record: &Record) -> bool {
+        let locks = [self.greatest, record.token].map(|token| token.map(lock_of));
+        locks[0].is_some() && locks[0] == locks[1]
+    }
+
     fn take(&mut self, record: &'a Record) {
         match record.event {
             Event::Enter => {
                 self.inside = Some(&record.request);
-                self.greatest = self.greatest.max(record.token);
+                if record.token > self.greatest {
+                    self.greatest = record.token;
+                    self.replica = &record.replica;
+                }
             }
             Event::Leave if self.inside == Some(&record.request) => self.inside = None,
             Event::Leave | Event::Write | Event::Refused => {}

@@ -8,6 +8,8 @@ pub mod record;
 
 use std::collections::BTreeMap;
 
+use tower_realm_lock::FencingToken;
+
 use record::Record;
 
 /// One run, as its checker sees it.
@@ -44,3 +46,18 @@ pub enum Outcome {
 
 /// The codes of rejections which say that the handler was never called, so that it is safe to try again.
 pub const NOT_WRITTEN: [&str; 3] = ["lock-timeout", "queue-full", "lock-unavailable"];
+
+/// How many of a token's digits name the lock that PostgreSQL granted; the others count how often it was handed on since.
+const LOCK_DIGITS: usize = 40;
+
+/// Which granted lock a hold had: all that it was handed on to share it.
+fn lock_of(token: FencingToken) -> String {
+    let mut digits = token.to_string();
+    digits.truncate(LOCK_DIGITS);
+    digits
+}
+
+/// How often the lock of a hold had been handed on before.
+pub fn hand_offs(token: FencingToken) -> u32 {
+    u32::from_str_radix(&token.to_string()[LOCK_DIGITS..], 16).expect("eight digits")
+}
