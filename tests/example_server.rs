@@ -20,6 +20,11 @@ async fn bad_flags_are_refused_with_the_value_and_the_remedy() {
         (&["--lock", "mysql"], "mysql"),
         (&["--lock", "postgres"], "--database-url"),
         (&["--pool-size", "0"], "0"),
+        (&["--sessions", "-1"], "-1"),
+        (
+            &["--database-url", "postgres://h/d", "--sessions", "1001"],
+            "sessions cannot be 1001",
+        ),
         (&["--acquire-timeout", "soon"], "soon"),
         (&["--acquire-timeout", "-1"], "-1"),
         (&["--lease", "NaN"], "NaN"),

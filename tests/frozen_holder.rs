@@ -1,5 +1,5 @@
 //! A replica that is frozen while it holds a realm: another one gets the realm within a lease, the frozen one is told when
-//! it goes on, and with fencing what it had begun does no harm any more.
+//! it goes on, and with fencing what it had begun does no harm any more. A session keeps these promises as a transaction does.
 
 // Looks at the threads of a replica, in `/proc`.
 #![cfg(target_os = "linux")]
@@ -13,7 +13,7 @@ use http::StatusCode;
 use serde_json::{Value, json};
 use support::client::{CardClient, card};
 use support::database::{TestDatabase, database};
-use support::gate::ORIGIN;
+use support::gate::{ORIGIN, key};
 use support::replica::Replica;
 use support::wait::wait_until;
 use tempfile::TempDir;
@@ -29,9 +29,10 @@ struct Scene {
     /// It takes two leases between reading a card and writing it, on a thread that nothing stops.
     slow: Replica,
     other: Replica,
+    has_sessions: bool,
     client: CardClient,
     _data: TempDir,
-    _database: TestDatabase,
+    database: TestDatabase,
 }
 
 impl Scene {
@@ -57,9 +58,10 @@ impl Scene {
         let scene = Self {
             slow: replica(&slow).await,
             other: replica("0").await,
+            has_sessions: flags.contains(&"--sessions"),
             client: CardClient::new(),
             _data: data,
-            _database: database,
+            database,
         };
         let add =
             json!({"atomic:operations": [{"op": "add", "href": "x", "data": {"type": "card"}}]});
@@ -82,6 +84,19 @@ impl Scene {
         write
     }
 
+    /// Whether the holder has no transaction open.
+    async fn is_held_by_session(&self) -> bool {
+        let pid = self.database.holder_pid(key("/luke/a/x")).await;
+        let client = self.database.connect().await;
+        let state = client
+            .query_one(
+                "SELECT xact_start IS NULL FROM pg_stat_activity WHERE pid = $1",
+                &[&pid.expect("a holder")],
+            )
+            .await;
+        state.unwrap().get(0)
+    }
+
     /// Writes at the other replica.
     async fn write_second(&self) {
         let url = self.other.url("/luke/a/x");
@@ -93,6 +108,7 @@ impl Scene {
     /// has gone on and ended.
     async fn value_after_a_frozen_write(mut self) -> Value {
         let first = self.write_begun().await;
+        assert_eq!(self.is_held_by_session().await, self.has_sessions);
         let frozen = Instant::now();
         self.slow.pause().await;
         self.write_second().await;
@@ -142,12 +158,20 @@ async fn without_fencing_the_late_write_lands() {
 }
 
 #[tokio::test]
+async fn the_next_writer_comes_within_a_lease_of_a_frozen_session() {
+    let scene = Scene::start(&["--fencing", "--sessions", "1"]).await;
+    assert_eq!(scene.value_after_a_frozen_write().await, "second");
+}
+
+#[tokio::test]
 async fn a_replica_that_is_frozen_for_less_than_its_lease_goes_on() {
-    let scene = Scene::start(&["--fencing"]).await;
-    let write = scene.write_begun().await;
-    scene.slow.pause().await;
-    scene.slow.resume();
-    let (status, document) = write.await.unwrap();
-    assert_eq!(status, StatusCode::OK, "{document}");
-    assert_eq!(scene.value().await, "first");
+    for flags in [&["--fencing"][..], &["--fencing", "--sessions", "1"]] {
+        let scene = Scene::start(flags).await;
+        let write = scene.write_begun().await;
+        scene.slow.pause().await;
+        scene.slow.resume();
+        let (status, document) = write.await.unwrap();
+        assert_eq!(status, StatusCode::OK, "{document}");
+        assert_eq!(scene.value().await, "first");
+    }
 }

@@ -37,6 +37,15 @@ struct Flags {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
     pool_size: Option<u32>,
 
+    /// On how many sessions the locks of many realms are held together; 0 for a transaction each.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
+    sessions: u32,
+
     /// How long a write waits for its lock, in seconds.
     #[arg(long, value_name = "S", value_parser = seconds, allow_negative_numbers = true)]
     acquire_timeout: Option<Duration>,
@@ -91,6 +100,7 @@ pub enum Lock {
     Postgres {
         url: String,
         pool_size: Option<u32>,
+        sessions: u32,
         lease: Option<Duration>,
         fencing: bool,
     },
@@ -132,6 +142,7 @@ impl TryFrom<Flags> for Config {
             (LockKind::Postgres, Some(url)) => Lock::Postgres {
                 url,
                 pool_size: flags.pool_size,
+                sessions: flags.sessions,
                 lease: flags.lease,
                 fencing: flags.fencing,
             },
@@ -220,6 +231,19 @@ mod tests {
     }
 
     #[test]
+    fn sessions_are_off_unless_asked_for() {
+        let sessions = |flags: &[&str]| {
+            let flags = [&["--database-url=postgres://h/db"], flags].concat();
+            match config(&flags).map(|config| config.lock) {
+                Ok(Lock::Postgres { sessions, .. }) => sessions,
+                _ => panic!("locks in PostgreSQL are wanted"),
+            }
+        };
+        assert_eq!(sessions(&[]), 0);
+        assert_eq!(sessions(&["--sessions=4"]), 4);
+    }
+
+    #[test]
     fn the_defaults_are_those_of_the_manual() {
         let config = config(&[]).unwrap();
         assert_eq!(config.listen.to_string(), "127.0.0.1:4201");
@@ -241,6 +265,8 @@ mod tests {
             ("--lock", "redis", "in-process"),
             ("--pool-size", "0", "1.."),
             ("--pool-size", "many", "--pool-size"),
+            ("--sessions", "-1", "--sessions"),
+            ("--sessions", "some", "--sessions"),
             ("--acquire-timeout", "0", "above 0"),
             ("--acquire-timeout", "1e-12", "above 0"),
             ("--lease", "-1", "above 0"),

@@ -18,10 +18,13 @@ pub async fn open(lock: &Lock) -> Result<Option<RealmLocks>, LockError> {
         Lock::Postgres {
             url,
             pool_size,
+            sessions,
             lease,
             fencing,
         } => {
-            let mut builder = RealmLocks::postgres_builder(url).fencing(*fencing);
+            let mut builder = RealmLocks::postgres_builder(url)
+                .sessions(*sessions)
+                .fencing(*fencing);
             if let Some(pool_size) = *pool_size {
                 builder = builder.pool_size(pool_size);
             }
