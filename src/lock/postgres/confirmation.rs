@@ -1,12 +1,12 @@
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::future::ready;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Shared};
+use futures_util::{FutureExt, TryStreamExt};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Error, SimpleQueryStream};
 
 use crate::lock::lease::Lease;
 
@@ -26,11 +26,11 @@ pub(super) struct Pings {
     latest_sent: Option<Instant>,
 }
 
-/// One question, and all who wait for its answer: whoever of them is polled moves it on.
+/// One question, and all who wait for its answer.
 #[derive(Clone)]
 struct Ping {
     answer: Answer,
-    sending: Arc<Sending>,
+    question: Arc<Question>,
 }
 
 /// When a ping is sent.
@@ -44,10 +44,19 @@ pub(crate) enum Urgency {
 /// True if the server has answered. What is asked is sent even if nobody waits for that.
 pub(crate) type Answer = Shared<BoxFuture<'static, bool>>;
 
-#[derive(Default)]
-struct Sending {
+/// An empty query, which is sent once. Apart from its answer, as whoever waits for that may just be polling it on another
+/// thread: what must come before the end of the transaction cannot wait for them.
+struct Question {
+    client: Arc<Client>,
+    sent: Mutex<Option<Sent>>,
+    /// Told when it has been sent.
     now: Notify,
-    begun: AtomicBool,
+}
+
+struct Sent {
+    at: Instant,
+    /// None once somebody reads it.
+    answer: Option<Result<SimpleQueryStream, Error>>,
 }
 
 impl Pings {
@@ -65,12 +74,12 @@ impl Pings {
         let now = Instant::now();
         let ping = match self.latest.take() {
             // Not sent yet, so that its answer speaks for this moment too.
-            Some(ping) if !ping.sending.begun.load(Ordering::SeqCst) => ping,
+            Some(ping) if !ping.question.is_sent() => ping,
             _ => self.ping(),
         };
         let due = |sent| now.saturating_duration_since(sent) >= SPACING;
         if urgency == Urgency::Now || self.latest_sent.is_none_or(due) {
-            ping.send();
+            ping.question.send();
             self.latest_sent = Some(now);
         }
         self.latest.insert(ping).answer.clone()
@@ -79,21 +88,26 @@ impl Pings {
     /// Sends the ping that somebody still waits for.
     pub(super) fn send(&self) {
         if let Some(ping) = &self.latest {
-            ping.send();
+            ping.question.send();
         }
     }
 
     fn ping(&self) -> Ping {
-        let client = Arc::clone(&self.client);
         let lease = Arc::clone(&self.lease);
-        let sending = Arc::new(Sending::default());
-        let asked = Arc::clone(&sending);
+        let question = Arc::new(Question {
+            client: Arc::clone(&self.client),
+            sent: Mutex::default(),
+            now: Notify::new(),
+        });
+        let asked = Arc::clone(&question);
         let answer = async move {
             // Either way it is time.
             let _ = timeout(LATEST, asked.now.notified()).await;
-            asked.begun.store(true, Ordering::SeqCst);
-            let sent = Instant::now();
-            let answered = timeout(lease.patience(), client.batch_execute("")).await;
+            let Some((sent, answer)) = asked.ask() else {
+                return false;
+            };
+            let answer = answer.try_for_each(|_| ready(Ok(())));
+            let answered = timeout(lease.patience(), answer).await;
             let answered = matches!(answered, Ok(Ok(())));
             if answered {
                 lease.confirm(sent);
@@ -102,16 +116,40 @@ impl Pings {
         };
         Ping {
             answer: answer.boxed().shared(),
-            sending,
+            question,
         }
     }
 }
 
-impl Ping {
+impl Question {
+    fn is_sent(&self) -> bool {
+        self.sent().is_some()
+    }
+
+    /// Sends it, if that has not been done. When this returns it is on its way, before all that is sent later.
     fn send(&self) {
-        // Kept by `Notify` for one that is not polled yet.
-        self.sending.now.notify_one();
-        send(&self.answer);
+        let mut sent = self.sent();
+        if sent.is_none() {
+            let at = Instant::now();
+            // One step queues the message, and waits for nothing.
+            let answer = self.client.simple_query_raw("").now_or_never();
+            *sent = Some(Sent { at, answer });
+            // Kept by `Notify` for an answer that is not polled yet.
+            self.now.notify_one();
+        }
+    }
+
+    /// Sends it, if that has not been done: when it was sent, and the answer to read. None if it cannot be sent.
+    fn ask(&self) -> Option<(Instant, SimpleQueryStream)> {
+        self.send();
+        let mut sent = self.sent();
+        let Sent { at, answer } = sent.as_mut()?;
+        Some((*at, answer.take()?.ok()?))
+    }
+
+    fn sent(&self) -> MutexGuard<'_, Option<Sent>> {
+        // It is replaced as a whole, so a poisoned one is whole too.
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -123,11 +161,7 @@ pub(super) fn last(client: &Arc<Client>, message: &'static str, patience: Durati
         matches!(answered, Ok(Ok(())))
     };
     let answer = answer.boxed().shared();
-    send(&answer);
-    answer
-}
-
-/// One step of a question sends it; its answer wakes those who wait for it.
-fn send(answer: &Answer) {
+    // Nobody else has it yet, so that this one step sends it; its answer wakes those who wait for it.
     let _ = answer.clone().now_or_never();
+    answer
 }

@@ -187,6 +187,8 @@ impl Drop for LockedTransaction {
         let background = self.background.clone();
         let _runtime = background.enter();
         if self.shared.is_none() && self.is_held() {
+            // Before the end, and not behind what the connection's next owner waits for.
+            self.pings.send();
             // One step sends it, and nobody waits for the answer.
             let _ = pin!(self.client.batch_execute("ROLLBACK")).now_or_never();
             self.pool();
