@@ -1,33 +1,56 @@
-//! What a realm lock costs: this crate beside the version that is written by hand, and beside no lock at all.
+//! What a realm lock costs: this crate beside its peers, and beside no lock at all.
 //!
 //! `cargo bench --bench holds` starts a PostgreSQL of its own, measures, and prints tables. All contenders run in one
 //! process and take turns in every round, so what else the machine does meets them alike: compare within a run, not
-//! between runs. Numbers are printed and never judged; that every write was answered, counted and exclusive is.
+//! between runs. That every write was answered, counted and exclusive is checked; numbers are printed, and in the table of
+//! targets compared with what is wanted.
 
+mod chart;
 mod contenders;
-mod hand_written;
-mod hot_realm;
+mod delay;
+mod docs;
+mod exclusion;
+mod figures;
+mod growth;
+mod guard;
 mod lone_writer;
+mod memory;
 mod passing;
+mod peers;
+mod replicas;
+mod server;
+mod sizes;
 mod statistics;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod table;
+mod targets;
+mod thousands;
+mod throughput;
 mod uncontended;
+mod waiters;
 
 use std::thread;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use contenders::Contenders;
+use contenders::{BARE, CONNECTIONS, Contender, IN_POSTGRES, IN_PROCESS, MUTEX, Name};
+use docs::Section;
+use figures::Figures;
+use growth::Curves;
+use server::Server;
+use sizes::Sizes;
 use support::cluster::Cluster;
 use table::Table;
 use tokio::runtime::Builder;
 
+/// How long a write may wait, so that none is given up: longer than the slowest contender takes.
+const PATIENCE: Duration = Duration::from_secs(300);
+
 /// Measures what a realm lock costs.
 #[derive(Parser)]
 struct Arguments {
-    /// Rounds of every measurement, each with all contenders; the lone writer, who takes seconds, has an eighth.
+    /// Rounds of a measurement, each with all contenders; those that take longer have fewer.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
     /// Measure hardly anything: to see that the benchmark runs, not what it prints.
@@ -36,101 +59,165 @@ struct Arguments {
     /// Make one measurement instead of all.
     #[arg(long)]
     only: Option<Measurement>,
+    /// Write the tables into docs/benchmarks.md, and draw docs/benchmarks.svg.
+    #[arg(long, conflicts_with_all = ["tiny", "only"])]
+    write_docs: bool,
     /// What `cargo bench` adds to the arguments of every benchmark. It changes nothing.
     #[arg(long, hide = true)]
     bench: bool,
+    /// Only tell how much memory a waiter of this contender takes, on the database at `--url`.
+    #[arg(long, hide = true, requires_all = ["url", "waiters"])]
+    memory_of: Option<String>,
+    #[arg(long, hide = true)]
+    url: Option<String>,
+    #[arg(long, hide = true)]
+    waiters: Option<u32>,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum Measurement {
     Uncontended,
+    Far,
     Passing,
     HotRealm,
+    DistinctRealms,
+    Thousands,
     LoneWriter,
+    Waiters,
+    Replicas,
+    Growth,
 }
 
-/// How much is measured. A count of requests is for one contender in one round.
-struct Sizes {
-    rounds: u32,
-    uncontended: u32,
-    passing: u32,
-    /// Concurrent writers of the hot realm, and of the busy one beside the lone writer.
-    writers: u32,
-    hot_in_postgres: u32,
-    hot_in_process: u32,
-    hot_mutex: u32,
-    busy_hold: Duration,
+/// What every measurement needs.
+struct Bench {
+    server: Server,
+    contenders: Vec<Contender>,
+    sizes: Sizes,
 }
 
-impl Sizes {
-    fn real(rounds: Option<u32>) -> Self {
-        Self {
-            rounds: rounds.unwrap_or(40),
-            uncontended: 100,
-            passing: 100_000,
-            writers: 100,
-            hot_in_postgres: 1_000,
-            hot_in_process: 20_000,
-            hot_mutex: 200_000,
-            busy_hold: Duration::from_millis(20),
-        }
-    }
-
-    fn tiny(rounds: Option<u32>) -> Self {
-        Self {
-            rounds: rounds.unwrap_or(2),
-            uncontended: 5,
-            passing: 100,
-            writers: 20,
-            hot_in_postgres: 40,
-            hot_in_process: 100,
-            hot_mutex: 100,
-            busy_hold: Duration::from_millis(2),
-        }
-    }
+/// What they come to.
+#[derive(Default)]
+struct Findings {
+    sections: Vec<Section>,
+    figures: Figures,
+    curves: Vec<Curves>,
 }
 
 fn main() {
     let arguments = Arguments::parse();
-    let sizes = if arguments.tiny {
-        Sizes::tiny(arguments.rounds)
-    } else {
-        Sizes::real(arguments.rounds)
-    };
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .expect("a runtime");
     runtime.block_on(async {
+        if let Arguments {
+            memory_of: Some(name),
+            url: Some(url),
+            waiters: Some(waiters),
+            ..
+        } = &arguments
+        {
+            return memory::print_of_a_waiter(name, url, *waiters).await;
+        }
         let cluster = Cluster::create().await;
         // On a worker, as a server's requests are; this thread would have to be woken across threads.
-        let measured = tokio::spawn(measure(cluster.url(), sizes, arguments.only)).await;
+        let measured = tokio::spawn(measure(cluster.port(), arguments)).await;
         measured.expect("the measurements end well");
     });
 }
 
-async fn measure(url: String, sizes: Sizes, only: Option<Measurement>) {
-    let contenders = Contenders::start(&url).await;
-    contenders.check_exclusion().await;
+async fn measure(port: u16, arguments: Arguments) {
+    let bench = Bench::start(port, &arguments).await;
+    exclusion::check(&bench.contenders).await;
     let cores = thread::available_parallelism().expect("a count of cores");
-    let version = contenders.server_version().await;
-    let rounds = sizes.rounds;
-    println!("cores: {cores}, PostgreSQL {version}, rounds: {rounds}\n");
+    let mut machine = Table::new("The run.", ["cores", "PostgreSQL", "rounds"]);
+    machine.row([
+        cores.to_string(),
+        bench.server.version().await,
+        bench.sizes.rounds.to_string(),
+    ]);
+
+    let mut findings = Findings::default();
+    findings.tell("run", machine);
     for measurement in Measurement::value_variants() {
-        if only.is_none_or(|only| only == *measurement) {
-            println!("{}", measurement.table(&contenders, &sizes).await);
+        if arguments.only.is_none_or(|only| only == *measurement) {
+            measurement.make(&bench, &mut findings).await;
+        }
+    }
+    let whole = arguments.only.is_none();
+    let targets = targets::table(&findings.figures, !arguments.tiny, whole);
+    findings.tell("targets", targets);
+
+    if whole {
+        // Also where they are not kept, so that the tiny run sees that they can be made.
+        let document = docs::filled(&findings.sections);
+        let chart = chart::drawn(&findings.curves, &findings.figures);
+        if arguments.write_docs {
+            docs::write(&document, &chart);
         }
     }
 }
 
-impl Measurement {
-    async fn table(self, contenders: &Contenders, sizes: &Sizes) -> Table {
-        match self {
-            Self::Uncontended => uncontended::measure(contenders, sizes).await,
-            Self::Passing => passing::measure(sizes).await,
-            Self::HotRealm => hot_realm::measure(contenders, sizes).await,
-            Self::LoneWriter => lone_writer::measure(contenders, sizes).await,
+impl Bench {
+    async fn start(port: u16, arguments: &Arguments) -> Self {
+        let server = Server::on(port).await;
+        let names = [&[BARE, MUTEX, IN_PROCESS], IN_POSTGRES].concat();
+        let sizes = if arguments.tiny {
+            Sizes::tiny(arguments.rounds)
+        } else {
+            Sizes::real(arguments.rounds)
+        };
+        Self {
+            contenders: Contender::start_all(&names, &server.url(), CONNECTIONS).await,
+            server,
+            sizes,
         }
+    }
+
+    /// # Panics
+    /// When there is none of that name.
+    fn contender(&self, name: Name) -> &Contender {
+        let found = self.contenders.iter().find(|found| found.name == name);
+        found.unwrap_or_else(|| panic!("nobody is called {name}"))
+    }
+}
+
+impl Findings {
+    fn tell(&mut self, name: &'static str, table: Table) {
+        println!("{}\n\n{table}", table.title());
+        self.sections.push(Section { name, table });
+    }
+}
+
+impl Measurement {
+    async fn make(self, bench: &Bench, findings: &mut Findings) {
+        let figures = &mut findings.figures;
+        let (name, table) = match self {
+            Self::Uncontended => ("uncontended", uncontended::near(bench, figures).await),
+            Self::Far => ("far", uncontended::far(bench, figures).await),
+            Self::Passing => ("passing", passing::measure(bench, figures).await),
+            Self::HotRealm => ("hot-realm", throughput::hot(bench, figures).await),
+            Self::DistinctRealms => (
+                "distinct-realms",
+                throughput::distinct(bench, figures).await,
+            ),
+            Self::Thousands => ("thousands", thousands::measure(bench, figures).await),
+            Self::LoneWriter => ("lone-writer", lone_writer::measure(bench, figures).await),
+            Self::Waiters => ("waiters", waiters::measure(bench, figures).await),
+            Self::Replicas => ("replicas", replicas::measure(bench, figures).await),
+            Self::Growth => {
+                for (name, curves) in [
+                    ("growth-hot", growth::hot(bench).await),
+                    ("growth-distinct", growth::distinct(bench).await),
+                    ("growth-realms", growth::realms(bench).await),
+                ] {
+                    findings.tell(name, curves.table());
+                    findings.curves.push(curves);
+                }
+                return;
+            }
+        };
+        findings.tell(name, table);
     }
 }

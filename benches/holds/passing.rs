@@ -7,12 +7,15 @@ use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_realm_lock::{RealmLocks, RealmWriteLockLayer};
 
-use crate::Sizes;
+use crate::Bench;
+use crate::contenders::IN_PROCESS;
+use crate::figures::{Figure, Figures};
 use crate::statistics::{Samples, short};
 use crate::support::gate::{at_once, realms};
 use crate::table::Table;
 
-pub async fn measure(sizes: &Sizes) -> Table {
+pub async fn measure(bench: &Bench, figures: &mut Figures) -> Table {
+    let sizes = &bench.sizes;
     let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms());
     let mut bare_service = service_fn(at_once);
     let mut layered_service = layer.layer(bare_service);
@@ -22,6 +25,8 @@ pub async fn measure(sizes: &Sizes) -> Table {
         layered.add(seconds_for_a_get(&mut layered_service, sizes.passing).await);
     }
 
+    let added = layered.median() - bare.median();
+    figures.set(Figure::Passing, IN_PROCESS, added);
     let mut table = Table::new(
         "One GET, handler empty.",
         ["", "median, ns", "middle half, ns", "added, ns"],

@@ -4,20 +4,32 @@ use std::fmt;
 
 /// A table under a sentence that says what it shows.
 pub struct Table {
-    title: &'static str,
+    title: String,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    pub fn new<const COLUMNS: usize>(title: &'static str, head: [&str; COLUMNS]) -> Self {
+    pub fn new<const COLUMNS: usize>(title: impl Into<String>, head: [&str; COLUMNS]) -> Self {
+        Self::with_head(title, head.map(str::to_owned).into())
+    }
+
+    pub fn with_head(title: impl Into<String>, head: Vec<String>) -> Self {
         Self {
-            title,
-            rows: vec![head.map(str::to_owned).into()],
+            title: title.into(),
+            rows: vec![head],
         }
     }
 
-    pub fn row<const COLUMNS: usize>(&mut self, cells: [String; COLUMNS]) {
-        self.rows.push(cells.into());
+    /// # Panics
+    /// When it has not as many cells as the head.
+    pub fn row(&mut self, cells: impl Into<Vec<String>>) {
+        let cells = cells.into();
+        assert_eq!(cells.len(), self.rows[0].len());
+        self.rows.push(cells);
+    }
+
+    pub fn title(&self) -> &str {
+        &self.title
     }
 
     fn width(&self, column: usize) -> usize {
@@ -26,9 +38,9 @@ impl Table {
     }
 }
 
+/// Without its title.
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}\n", self.title)?;
         for (index, row) in self.rows.iter().enumerate() {
             for (column, cell) in row.iter().enumerate() {
                 let width = self.width(column);
