@@ -6,14 +6,15 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 
 use crate::contenders::{
-    BY_HAND, DISTRIBUTED_LOCK, IN_PROCESS, MUTEX, Name, SESSIONS, SQLX, TRANSACTION, UNCONFIRMED,
+    BY_HAND, DISTRIBUTED_LOCK, IN_PROCESS, MUTEX, NO_HAND_OFF, Name, SESSIONS, SQLX, TRANSACTION,
+    UNCONFIRMED,
 };
 use crate::figures::{Figure, Figures};
 use crate::growth::Curves;
 use crate::statistics::whole;
 
-const SIZE: (u32, u32) = (1280, 960);
-const LEGEND_HEIGHT: u32 = 64;
+const SIZE: (u32, u32) = (1280, 988);
+const LEGEND_HEIGHT: u32 = 92;
 
 /// On a ground of its own, so that it can be read on a light page and on a dark one.
 const GROUND: RGBColor = WHITE;
@@ -27,6 +28,7 @@ const COLOURS: &[(Name, RGBColor)] = &[
     (SESSIONS, RGBColor(0, 158, 115)),
     (TRANSACTION, RGBColor(0, 114, 178)),
     (UNCONFIRMED, RGBColor(86, 180, 233)),
+    (NO_HAND_OFF, RGBColor(240, 228, 66)),
     (BY_HAND, RGBColor(213, 94, 0)),
     (SQLX, RGBColor(204, 121, 167)),
     (DISTRIBUTED_LOCK, RGBColor(230, 159, 0)),

@@ -19,13 +19,21 @@ pub const MUTEX: Name = "bare tokio mutex";
 pub const IN_PROCESS: Name = "this crate, in process";
 pub const SESSIONS: Name = "this crate, sessions";
 pub const UNCONFIRMED: Name = "this crate, `confirm(false)`";
+pub const NO_HAND_OFF: Name = "this crate, no hand-off";
 pub const TRANSACTION: Name = "this crate, transaction";
 pub const BY_HAND: Name = "written by hand";
 pub const SQLX: Name = "sqlx";
 pub const DISTRIBUTED_LOCK: Name = "distributed-lock-postgres";
 
 /// All contenders whose locks are in PostgreSQL, in the order of the tables.
-pub const IN_POSTGRES: &[Name] = &[TRANSACTION, UNCONFIRMED, BY_HAND, SQLX, DISTRIBUTED_LOCK];
+pub const IN_POSTGRES: &[Name] = &[
+    TRANSACTION,
+    UNCONFIRMED,
+    NO_HAND_OFF,
+    BY_HAND,
+    SQLX,
+    DISTRIBUTED_LOCK,
+];
 
 /// Those that a case can tell apart which is not about the end of a hold.
 pub const STRATEGIES: &[Name] = &[TRANSACTION, BY_HAND, SQLX, DISTRIBUTED_LOCK];
@@ -51,12 +59,14 @@ impl Contender {
             BARE => Guard::Nothing,
             MUTEX => Guard::Mutex(Arc::new(Mutex::new(()))),
             IN_PROCESS => Guard::Layer(layer(RealmLocks::in_process())),
-            TRANSACTION => {
-                Guard::Layer(postgres(url, |options| options.pool_size(connections)).await)
-            }
+            TRANSACTION => Guard::Layer(postgres(url, connections, |options| options).await),
             UNCONFIRMED => {
-                let layer = postgres(url, |options| options.pool_size(connections)).await;
+                let layer = postgres(url, connections, |options| options).await;
                 Guard::Layer(layer.confirm(false))
+            }
+            NO_HAND_OFF => {
+                let options = |options: PostgresBuilder| options.max_hand_offs(0);
+                Guard::Layer(postgres(url, connections, options).await)
             }
             BY_HAND => Guard::ByHand(ByHand::connect(url, connections).await),
             SQLX => Guard::Sqlx(Sqlx::connect(url, connections).await),
@@ -84,9 +94,11 @@ impl Contender {
 
 async fn postgres(
     url: &str,
+    connections: u32,
     options: impl FnOnce(PostgresBuilder) -> PostgresBuilder,
 ) -> RealmWriteLockLayer {
-    let locks = options(RealmLocks::postgres_builder(url)).build().await;
+    let builder = RealmLocks::postgres_builder(url).pool_size(connections);
+    let locks = options(builder).build().await;
     layer(locks.expect("the database is up"))
 }
 

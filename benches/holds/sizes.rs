@@ -7,6 +7,7 @@ const TINY_TIME: Duration = Duration::from_millis(10);
 /// Counts of requests, and times, are for one contender in one round.
 pub struct Sizes {
     pub rounds: u32,
+    /// In each of ten turns a round.
     pub uncontended: u32,
     pub far: u32,
     pub passing: u32,
@@ -36,7 +37,7 @@ impl Sizes {
     pub fn real(rounds: Option<u32>) -> Self {
         Self {
             rounds: rounds.unwrap_or(40),
-            uncontended: 100,
+            uncontended: 10,
             far: 20,
             passing: 100_000,
             hot_writers: 100,
@@ -59,7 +60,7 @@ impl Sizes {
     pub fn tiny(rounds: Option<u32>) -> Self {
         Self {
             rounds: rounds.unwrap_or(1),
-            uncontended: 4,
+            uncontended: 2,
             far: 2,
             passing: 100,
             hot_writers: 20,

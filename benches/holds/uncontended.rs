@@ -53,7 +53,8 @@ pub async fn near(bench: &Bench, figures: &mut Figures) -> Table {
         .into_iter()
         .map(|name| bench.contender(name))
         .collect();
-    let (rounds, requests) = (bench.sizes.rounds, bench.sizes.uncontended);
+    // Many short turns: how the system places processes on cores lasts for a while.
+    let (rounds, requests) = (bench.sizes.rounds * 10, bench.sizes.uncontended);
     let seconds = latencies(bench, &contenders, &client, rounds, requests).await;
     let title = "One write of an idle realm, handler empty; `added` is without the bare service.";
     table(title, &seconds, Figure::Added, figures)
