@@ -147,7 +147,9 @@ async fn measure(port: u16, arguments: Arguments) {
     }
     let whole = arguments.only.is_none();
     let targets = targets::table(&findings.figures, !arguments.tiny, whole);
-    findings.tell("targets", targets);
+    if !targets.is_empty() {
+        findings.tell("targets", targets);
+    }
 
     if whole {
         // Also where they are not kept, so that the tiny run sees that they can be made.

@@ -32,6 +32,11 @@ impl Table {
         &self.title
     }
 
+    /// Whether it has nothing but its head.
+    pub fn is_empty(&self) -> bool {
+        self.rows.len() == 1
+    }
+
     fn width(&self, column: usize) -> usize {
         let widths = self.rows.iter().map(|row| row[column].chars().count());
         widths.max().unwrap_or_default()
