@@ -38,5 +38,7 @@ pub fn write(document: &str, chart: &str) {
 }
 
 fn path(name: &str) -> PathBuf {
-    [env!("CARGO_MANIFEST_DIR"), "docs", name].iter().collect()
+    [env!("CARGO_MANIFEST_DIR"), "..", "docs", name]
+        .iter()
+        .collect()
 }

@@ -1,9 +1,9 @@
 //! What a realm lock costs: this crate beside its peers, and beside no lock at all.
 //!
-//! `cargo bench --bench holds` starts a PostgreSQL of its own, measures, and prints tables. All contenders run in one
-//! process and take turns in every round, so what else the machine does meets them alike: compare within a run, not
-//! between runs. That every write was answered, counted and exclusive is checked; numbers are printed, and in the table of
-//! targets compared with what is wanted.
+//! `cargo bench` starts a PostgreSQL of its own, measures, and prints tables; `cargo bench -- --help` names its options. All
+//! contenders run in one process and take turns in every round, so what else the machine does meets them alike: compare
+//! within a run, not between runs. That every write was answered, counted and exclusive is checked; numbers are printed, and
+//! in the table of targets compared with what is wanted.
 
 mod chart;
 mod contenders;

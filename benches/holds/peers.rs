@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use bb8::Pool;
 use bb8_postgres::PostgresConnectionManager;
+use bb8_postgres::bb8::Pool;
 use distributed_lock_core::traits::{DistributedLock as _, LockHandle, LockProvider};
 use distributed_lock_postgres::PostgresLockProvider;
 use http::Request;
