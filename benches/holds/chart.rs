@@ -25,10 +25,10 @@ const GRID: RGBColor = RGBColor(225, 228, 232);
 const COLOURS: &[(Name, RGBColor)] = &[
     (MUTEX, RGBColor(120, 120, 120)),
     (IN_PROCESS, RGBColor(0, 0, 0)),
-    (SESSIONS, RGBColor(0, 158, 115)),
     (TRANSACTION, RGBColor(0, 114, 178)),
     (UNCONFIRMED, RGBColor(86, 180, 233)),
     (NO_HAND_OFF, RGBColor(240, 228, 66)),
+    (SESSIONS, RGBColor(0, 158, 115)),
     (BY_HAND, RGBColor(213, 94, 0)),
     (SQLX, RGBColor(204, 121, 167)),
     (DISTRIBUTED_LOCK, RGBColor(230, 159, 0)),

@@ -17,10 +17,10 @@ pub type Name = &'static str;
 pub const BARE: Name = "bare service, no lock";
 pub const MUTEX: Name = "bare tokio mutex";
 pub const IN_PROCESS: Name = "this crate, in process";
-pub const SESSIONS: Name = "this crate, sessions";
+pub const TRANSACTION: Name = "this crate, transaction";
 pub const UNCONFIRMED: Name = "this crate, `confirm(false)`";
 pub const NO_HAND_OFF: Name = "this crate, no hand-off";
-pub const TRANSACTION: Name = "this crate, transaction";
+pub const SESSIONS: Name = "this crate, sessions";
 pub const BY_HAND: Name = "written by hand";
 pub const SQLX: Name = "sqlx";
 pub const DISTRIBUTED_LOCK: Name = "distributed-lock-postgres";
@@ -30,13 +30,14 @@ pub const IN_POSTGRES: &[Name] = &[
     TRANSACTION,
     UNCONFIRMED,
     NO_HAND_OFF,
+    SESSIONS,
     BY_HAND,
     SQLX,
     DISTRIBUTED_LOCK,
 ];
 
 /// Those that a case can tell apart which is not about the end of a hold.
-pub const STRATEGIES: &[Name] = &[TRANSACTION, BY_HAND, SQLX, DISTRIBUTED_LOCK];
+pub const STRATEGIES: &[Name] = &[TRANSACTION, SESSIONS, BY_HAND, SQLX, DISTRIBUTED_LOCK];
 
 /// How many connections each may open, where a case does not say otherwise: what all of them do by default.
 pub const CONNECTIONS: u32 = 10;
@@ -66,6 +67,12 @@ impl Contender {
             }
             NO_HAND_OFF => {
                 let options = |options: PostgresBuilder| options.max_hand_offs(0);
+                Guard::Layer(postgres(url, connections, options).await)
+            }
+            SESSIONS => {
+                // Together with the pool no more connections than the others.
+                let half = connections / 2;
+                let options = |options: PostgresBuilder| options.sessions(half).pool_size(half);
                 Guard::Layer(postgres(url, connections, options).await)
             }
             BY_HAND => Guard::ByHand(ByHand::connect(url, connections).await),
