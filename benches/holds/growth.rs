@@ -52,7 +52,7 @@ impl Curves {
         plan: impl Fn(u32) -> (u32, Realms),
     ) -> Self {
         let mut points: Vec<_> = points.iter().map(|x| (*x, Lines::default())).collect();
-        for _ in 0..bench.sizes.rounds_over(8) {
+        for _ in 0..bench.sizes.rounds_over(4) {
             for (x, lines) in &mut points {
                 let (writers, realms) = plan(*x);
                 for name in names {

@@ -21,7 +21,7 @@ pub async fn measure(bench: &Bench, figures: &mut Figures) -> Table {
         replicas.push(Contender::start_all(&pair, &url, CONNECTIONS).await);
     }
     let [mut rates, mut shares] = [Lines::default(), Lines::default()];
-    for _ in 0..bench.sizes.rounds_over(8) {
+    for _ in 0..bench.sizes.rounds_over(4) {
         for pair in &replicas {
             bench.server.rest().await;
             let start = Instant::now();

@@ -36,7 +36,7 @@ pub struct Sizes {
 impl Sizes {
     pub fn real(rounds: Option<u32>) -> Self {
         Self {
-            rounds: rounds.unwrap_or(40),
+            rounds: rounds.unwrap_or(20),
             uncontended: 10,
             far: 20,
             passing: 100_000,

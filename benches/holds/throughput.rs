@@ -50,7 +50,7 @@ pub async fn distinct(bench: &Bench, figures: &mut Figures) -> Table {
 
 async fn rates(bench: &Bench, names: &[&'static str], writers: u32, realms: Realms) -> Lines {
     let mut lines = Lines::default();
-    for _ in 0..bench.sizes.rounds_over(2) {
+    for _ in 0..bench.sizes.rounds {
         for name in names {
             bench.server.rest().await;
             let guard = &bench.contender(name).guard;

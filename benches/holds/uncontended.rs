@@ -66,7 +66,7 @@ pub async fn far(bench: &Bench, figures: &mut Figures) -> Table {
     let far = Contender::start_all(IN_POSTGRES, &url, CONNECTIONS).await;
     let mut contenders = vec![bench.contender(BARE)];
     contenders.extend(&far);
-    let (rounds, requests) = (bench.sizes.rounds_over(2), bench.sizes.far);
+    let (rounds, requests) = (bench.sizes.rounds, bench.sizes.far);
     let seconds = latencies(bench, &contenders, &client, rounds, requests).await;
     let title = "The same with 1 ms of added network round trip.";
     table(title, &seconds, Figure::AddedFar, figures)
