@@ -75,8 +75,9 @@ impl StreamHold {
             outcome: locks.spawn(async move {
                 match hold.guard(ended).await? {
                     Ok(()) => hold.release().await?.confirmed().await,
-                    // The body was dropped, or failed: so does what it wrote.
-                    Err(_) => Ok(()),
+                    // The body was dropped, failed or found its lock lost: so does what it wrote. Only in the last case
+                    // does anybody read this.
+                    Err(_) => Err(hold.lost()),
                 }
             }),
             finished: false,
@@ -210,5 +211,41 @@ impl<B: Body> fmt::Debug for LockBody<B> {
             Kind::Rejected(_) => "rejected",
         };
         f.debug_tuple("LockBody").field(&kind).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::pin::pin;
+    use std::time::Duration;
+
+    use futures_util::{FutureExt, stream};
+    use http_body_util::{BodyExt, StreamBody};
+    use tokio::time::{Instant, advance};
+
+    use super::*;
+    use crate::lock::hold_tests::{leased, paused_runtime};
+
+    #[test]
+    fn a_body_that_found_its_lock_lost_does_not_end_well_whatever_comes_later() {
+        // The queue's mutex is a model checker's in unit tests.
+        shuttle::check_random(|| paused_runtime().block_on(late_confirmation()), 1);
+    }
+
+    async fn late_confirmation() {
+        let (hold, lease) = leased(Duration::from_secs(30));
+        let endless = stream::pending::<Result<Frame<Bytes>, Infallible>>();
+        let body = LockBody::holding(StreamBody::new(endless), hold, &RealmLocks::in_process());
+        let mut body = pin!(body);
+        assert!(body.frame().now_or_never().is_none());
+        // The hold's own task runs, and is not woken by the time.
+        tokio::task::yield_now().await;
+        advance(Duration::from_secs(20)).await;
+        assert!(body.frame().now_or_never().is_none(), "it is cut off");
+        // The answer to what another hold of the same lock has asked, or another realm of the same session.
+        lease.confirm(Instant::now());
+        let end = body.frame().await.expect("an error, not an end");
+        assert!(end.unwrap_err().to_string().contains("lost"));
     }
 }

@@ -146,8 +146,10 @@ impl Grant {
         let answered = answer.clone();
         let background = self.background.clone();
         background.spawn(async move {
-            answered.await;
-            self.end_unconfirmed(turn);
+            if answered.await {
+                self.end_unconfirmed(turn);
+            }
+            // Else the lock is lost, though that may not have been noticed yet: the next one asks the server.
         });
         answer
     }

@@ -133,7 +133,7 @@ impl Hold {
         Ok(Released { realm, answer })
     }
 
-    fn lost(&self) -> LockError {
+    pub(crate) fn lost(&self) -> LockError {
         LockError::Lost {
             realm: self.held.realm().clone(),
         }
@@ -183,7 +183,7 @@ impl Drop for Hold {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::cell::Cell;
     use std::sync::Arc;
 
@@ -203,7 +203,7 @@ mod tests {
         shuttle::check_random(|| paused_runtime().block_on(freeze()), 1);
     }
 
-    fn paused_runtime() -> tokio::runtime::Runtime {
+    pub(crate) fn paused_runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
@@ -211,19 +211,23 @@ mod tests {
             .unwrap()
     }
 
-    async fn freeze() {
+    /// A hold that only its lease ends. Nobody sends its heartbeats, as in a process that stands still.
+    pub(crate) fn leased(period: Duration) -> (Hold, Arc<Lease>) {
         let realm: RealmUrl = "http://h/a/".parse().unwrap();
         let key = LockKey::of(&realm);
         let Ok(Entry::Turn(turn)) = Arc::new(Queue::default()).enter(key, 0) else {
             panic!("nobody has the turn");
         };
         let connection = CancellationToken::new();
-        let lease = Lease::new(Duration::from_secs(30), Instant::now(), &connection);
+        let lease = Arc::new(Lease::new(period, Instant::now(), &connection));
         let nesting = Nesting::current(0);
-        let handle = HeldLock::new(realm, key, None, Some(Arc::new(lease)), None, nesting);
+        let handle = HeldLock::new(realm, key, None, Some(Arc::clone(&lease)), None, nesting);
         let tracked = TaskTracker::new().token();
-        let hold = Hold::new(handle, turn, None, None, tracked);
+        (Hold::new(handle, turn, None, None, tracked), lease)
+    }
 
+    async fn freeze() {
+        let (hold, _lease) = leased(Duration::from_secs(30));
         let steps = Cell::new(0);
         let work = poll_fn(|_| {
             steps.set(steps.get() + 1);
@@ -231,7 +235,6 @@ mod tests {
         });
         let mut guarded = pin!(hold.guard(work));
         assert!((&mut guarded).now_or_never().is_none());
-        // Nobody polls a heartbeat here, as in a process that stands still.
         tokio::time::advance(Duration::from_secs(20)).await;
         let end = guarded.now_or_never();
         assert!(matches!(end, Some(Err(LockError::Lost { .. }))));

@@ -20,6 +20,8 @@ mod token;
 pub(crate) use self::acquire::Wanted;
 pub use self::error::LockError;
 pub use self::held::HeldLock;
+#[cfg(test)]
+pub(crate) use self::hold::tests as hold_tests;
 pub(crate) use self::hold::{Hold, Released};
 pub use self::key::LockKey;
 pub use self::locks::RealmLocks;
