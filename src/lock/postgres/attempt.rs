@@ -6,6 +6,7 @@ use tokio::time::{Instant, timeout};
 use tokio_postgres::{Error, SimpleQueryMessage};
 
 use super::address::Canceller;
+use super::confirmation::Answer as Ending;
 use super::connection::{CANCEL_PATIENCE, CANCEL_TRIES, cancel};
 use super::pool::Pooled;
 use crate::lock::background::Background;
@@ -22,6 +23,8 @@ pub(super) struct Attempt {
     /// None once it is answered.
     statement: Option<Statement>,
     canceller: Canceller,
+    /// The end of the transaction before on the same connection.
+    before: Option<Ending>,
     background: Background,
 }
 
@@ -47,6 +50,7 @@ impl Attempt {
         connection.in_use = true;
         Self {
             canceller: connection.canceller().clone(),
+            before: connection.ending.take(),
             statement: Some(Box::pin(async move {
                 let sent = Instant::now();
                 let answer = connection.client.simple_query(&statement).await;
@@ -80,7 +84,8 @@ impl Drop for Attempt {
     fn drop(&mut self) {
         if let Some(statement) = self.statement.take() {
             let canceller = self.canceller.clone();
-            self.background.spawn(abandon(statement, canceller));
+            let before = self.before.take();
+            self.background.spawn(abandon(statement, before, canceller));
         }
     }
 }
@@ -89,7 +94,13 @@ impl Drop for Attempt {
 ///
 /// The connection is not used again. For one CancelRequest the server signals a backend twice, and behind a pooler nobody can
 /// tell when the last signal has come: it could hit a statement of the connection's next user.
-async fn abandon(mut statement: Statement, canceller: Canceller) {
+///
+/// Nor is it cancelled before the transaction before has ended: a CancelRequest is for whatever the server is at, and would cost
+/// that one's holder its success.
+async fn abandon(mut statement: Statement, before: Option<Ending>, canceller: Canceller) {
+    if let Some(before) = before {
+        let _ = timeout(CANCEL_PATIENCE * CANCEL_TRIES, before).await;
+    }
     for _ in 0..CANCEL_TRIES {
         cancel(&canceller).await;
         if timeout(CANCEL_PATIENCE, &mut statement).await.is_ok() {

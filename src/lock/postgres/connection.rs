@@ -10,6 +10,7 @@ use tokio_postgres::{Client, Config, Error, NoTls, SimpleQueryMessage};
 use tokio_util::sync::CancellationToken;
 
 use super::address::{Address, Canceller};
+use super::confirmation::Answer;
 use crate::lock::LockError;
 
 /// Whether the server is a primary, and whether an advisory lock that it grants shows up among its locks. The lock is shared,
@@ -46,6 +47,8 @@ pub(crate) struct LockConnection {
     pub(crate) closed: CancellationToken,
     /// Whether a transaction may be open on it that nobody has told to end. Such a connection is not pooled.
     pub(crate) in_use: bool,
+    /// The end of the transaction before, as long as it may be unanswered: nothing may be cancelled until it is answered.
+    pub(super) ending: Option<Answer>,
     /// Host, port and database.
     pub(super) server: Arc<str>,
     canceller: Canceller,
@@ -181,6 +184,7 @@ impl LockConnection {
             closed,
             // Until the server has answered: it may be given up before.
             in_use: true,
+            ending: None,
             server,
             task: task.abort_handle(),
         }

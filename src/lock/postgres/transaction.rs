@@ -1,8 +1,6 @@
 use std::fmt;
-use std::pin::pin;
 use std::sync::Arc;
 
-use futures_util::FutureExt;
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::{Client, Error};
 
@@ -114,17 +112,20 @@ impl LockedTransaction {
 
     /// Gives the lock back; the answer is the server's word that it was held until now. Must be called within a runtime.
     pub(crate) fn commit(mut self) -> Answer {
-        self.pings.send();
-        let answer = last(&self.client, "COMMIT", self.lease.patience());
-        self.pool();
-        answer
+        self.end("COMMIT")
     }
 
-    /// Gives the connection back at once, though the server has not answered: what is sent on it next comes after that.
-    fn pool(&mut self) {
+    /// Ends the transaction, and gives the connection back at once, though the server has not answered: what is sent on it next
+    /// comes after that.
+    fn end(&mut self, statement: &'static str) -> Answer {
+        // Before the end, and not behind what the connection's next owner waits for.
+        self.pings.send();
+        let answer = last(&self.client, statement, self.lease.patience());
         if let Some(mut connection) = self.connection.take() {
+            connection.ending = Some(answer.clone());
             connection.in_use = false;
         }
+        answer
     }
 
     /// Commits what a handler wrote in a shared transaction, and so gives the lock back. An `Ok` is the server's word that the
@@ -187,11 +188,7 @@ impl Drop for LockedTransaction {
         let background = self.background.clone();
         let _runtime = background.enter();
         if self.shared.is_none() && self.is_held() {
-            // Before the end, and not behind what the connection's next owner waits for.
-            self.pings.send();
-            // One step sends it, and nobody waits for the answer.
-            let _ = pin!(self.client.batch_execute("ROLLBACK")).now_or_never();
-            self.pool();
+            drop(self.end("ROLLBACK"));
         } else if let Some(connection) = self.connection.take() {
             // A handler's code that goes on with the client would go on in the connection's next transaction, or in none.
             let whole = self.close_shared() && self.is_held();
