@@ -29,6 +29,8 @@ const RESET: &str = "SET SESSION AUTHORIZATION DEFAULT; RESET ALL; CLOSE ALL; UN
 const ROLLBACK_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a CancelRequest is given before it is sent again: it may have overtaken the statement it is meant for.
 pub(super) const CANCEL_PATIENCE: Duration = Duration::from_millis(200);
+/// How long a CancelRequest is kept open that nobody waits for any more. On a silent network it is never closed.
+const CANCEL_LIMIT: Duration = Duration::from_secs(5);
 /// How often a CancelRequest is sent before the connection is given up; the server's time-outs then end what it runs.
 pub(super) const CANCEL_TRIES: u32 = 10;
 
@@ -233,12 +235,18 @@ impl Drop for LockConnection {
     }
 }
 
-/// Sends one CancelRequest, within [`CANCEL_PATIENCE`].
+/// Sends one CancelRequest, and waits for [`CANCEL_PATIENCE`] at most.
+///
+/// A slow one goes on by itself: `PgBouncer` 1.18 ends itself when the client of a CancelRequest leaves before it is passed on
+/// (pgbouncer issue 801), and passes it on only when it has a connection to spare. Must be called within a runtime.
 pub(super) async fn cancel(canceller: &Canceller) {
-    let sent = timeout(CANCEL_PATIENCE, canceller.cancel()).await;
-    if let Ok(Err(error)) = sent {
-        tracing::debug!(%error, "a CancelRequest could not be sent");
-    }
+    let canceller = canceller.clone();
+    let request = tokio::spawn(async move {
+        if let Ok(Err(error)) = timeout(CANCEL_LIMIT, canceller.cancel()).await {
+            tracing::debug!(%error, "a CancelRequest could not be sent");
+        }
+    });
+    let _ = timeout(CANCEL_PATIENCE, request).await;
 }
 
 /// Whether the session is over: the driver failed by itself, or the server said a last word.
