@@ -59,7 +59,7 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(1);
 const SLACK: Duration = Duration::from_millis(750);
 
 /// How many acknowledged writes a minute must have.
-const WRITES_PER_MINUTE: u64 = 10_000;
+const WRITES_PER_MINUTE: u64 = 3_000;
 
 /// How many holds a minute must have a lock that was handed on to them, and how many locks of each strategy must be seen: a
 /// fraction of what there is on a busy machine.
