@@ -31,8 +31,17 @@ impl Lease {
     }
 
     /// Whether the server still keeps the lock, as far as the holder can know without asking.
+    ///
+    /// Once it is not, it stays so, though an answer may come late: who has seen the end has acted on it.
     pub(crate) fn is_current(&self) -> bool {
-        !self.lost.is_cancelled() && Instant::now() < self.ends()
+        if self.lost.is_cancelled() {
+            return false;
+        }
+        let current = Instant::now() < self.ends();
+        if !current {
+            self.lost.cancel();
+        }
+        current
     }
 
     /// Resolves when the lock is lost; only [`Lease::keep`] notices a missed heartbeat.
@@ -161,6 +170,16 @@ mod tests {
         assert!(lease.is_current());
         tokio::time::advance(Duration::from_millis(1)).await;
         assert!(!lease.is_current());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_comes_too_late_does_not_bring_it_back() {
+        let lease = lease();
+        tokio::time::advance(PERIOD * 2 / 3).await;
+        assert!(!lease.is_current());
+        lease.confirm(Instant::now());
+        assert!(!lease.is_current());
+        lease.lost().await;
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::{Client, Error, SimpleQueryStream};
 
+use super::connection::LockConnection;
 use crate::lock::lease::Lease;
 
 /// How far apart pings are sent: holds that end in between share one. A few times what a ping costs the server, and too short for
@@ -153,12 +154,21 @@ impl Question {
     }
 }
 
-/// Sends a message behind all that were sent before it.
-pub(super) fn last(client: &Arc<Client>, message: &'static str, patience: Duration) -> Answer {
-    let client = Arc::clone(client);
+/// Sends a message behind all that were sent before it. A connection on which it is not answered is given up, whoever uses it
+/// by then: what comes after it is not answered either.
+pub(super) fn last(
+    connection: &LockConnection,
+    message: &'static str,
+    patience: Duration,
+) -> Answer {
+    let client = Arc::clone(&connection.client);
+    let task = connection.task.clone();
     let answer = async move {
-        let answered = timeout(patience, client.batch_execute(message)).await;
-        matches!(answered, Ok(Ok(())))
+        let answer = timeout(patience, client.batch_execute(message)).await;
+        if answer.is_err() {
+            task.abort();
+        }
+        matches!(answer, Ok(Ok(())))
     };
     let answer = answer.boxed().shared();
     // Nobody else has it yet, so that this one step sends it; its answer wakes those who wait for it.

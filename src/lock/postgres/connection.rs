@@ -54,7 +54,7 @@ pub(crate) struct LockConnection {
     /// Host, port and database.
     pub(super) server: Arc<str>,
     canceller: Canceller,
-    task: AbortHandle,
+    pub(super) task: AbortHandle,
 }
 
 impl Connector {

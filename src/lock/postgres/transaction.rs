@@ -1,6 +1,8 @@
 use std::fmt;
+use std::future::ready;
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::{Client, Error};
 
@@ -112,19 +114,21 @@ impl LockedTransaction {
 
     /// Gives the lock back; the answer is the server's word that it was held until now. Must be called within a runtime.
     pub(crate) fn commit(mut self) -> Answer {
-        self.end("COMMIT")
+        match self.connection.take() {
+            Some(connection) => self.end(connection, "COMMIT"),
+            // It has ended already, and has no word left to give.
+            None => ready(false).boxed().shared(),
+        }
     }
 
     /// Ends the transaction, and gives the connection back at once, though the server has not answered: what is sent on it next
     /// comes after that.
-    fn end(&mut self, statement: &'static str) -> Answer {
+    fn end(&self, mut connection: Pooled, statement: &'static str) -> Answer {
         // Before the end, and not behind what the connection's next owner waits for.
         self.pings.send();
-        let answer = last(&self.client, statement, self.lease.patience());
-        if let Some(mut connection) = self.connection.take() {
-            connection.ending = Some(answer.clone());
-            connection.in_use = false;
-        }
+        let answer = last(&connection, statement, self.lease.patience());
+        connection.ending = Some(answer.clone());
+        connection.in_use = false;
         answer
     }
 
@@ -181,15 +185,15 @@ impl LockedTransaction {
 
 impl Drop for LockedTransaction {
     fn drop(&mut self) {
-        if self.connection.is_none() {
+        let Some(connection) = self.connection.take() else {
             return;
-        }
+        };
         // A connection that the pool refuses is replaced there, by a task.
         let background = self.background.clone();
         let _runtime = background.enter();
         if self.shared.is_none() && self.is_held() {
-            drop(self.end("ROLLBACK"));
-        } else if let Some(connection) = self.connection.take() {
+            drop(self.end(connection, "ROLLBACK"));
+        } else {
             // A handler's code that goes on with the client would go on in the connection's next transaction, or in none.
             let whole = self.close_shared() && self.is_held();
             background.spawn(roll_back(connection, whole, self.lease.ends()));
