@@ -1,7 +1,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use super::background::Background;
@@ -184,7 +183,7 @@ impl Grant {
     fn confirmation(&mut self, urgency: Urgency) -> Answer {
         match &mut self.lock {
             Lock::Transaction(transaction) => transaction.ping(urgency),
-            Lock::Session(lock) => lock.confirmation().boxed().shared(),
+            Lock::Session(lock) => Answer::to(lock.confirmation()),
         }
     }
 
@@ -192,7 +191,7 @@ impl Grant {
     fn give_back(self) -> Answer {
         match self.lock {
             Lock::Transaction(transaction) => transaction.commit(),
-            Lock::Session(lock) => lock.unlock().boxed().shared(),
+            Lock::Session(lock) => Answer::to(lock.unlock()),
         }
     }
 }

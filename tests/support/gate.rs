@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
+use futures_util::FutureExt;
 use http::{Method, Request, Response, StatusCode};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -200,13 +201,29 @@ pub fn send(
     method: Method,
     path: &str,
 ) -> JoinHandle<Outcome> {
+    tokio::spawn(call(layer, handler, method, path))
+}
+
+/// The same, of a request that cannot have its lock at once: it stands in the queue when this returns.
+pub fn queue(layer: &RealmWriteLockLayer, handler: &Gated, path: &str) -> JoinHandle<Outcome> {
+    let mut call = Box::pin(call(layer, handler, Method::PATCH, path));
+    assert!((&mut call).now_or_never().is_none());
+    tokio::spawn(call)
+}
+
+fn call(
+    layer: &RealmWriteLockLayer,
+    handler: &Gated,
+    method: Method,
+    path: &str,
+) -> impl Future<Output = Outcome> + Send + use<> {
     let service = layer.layer(handler.clone());
     let request = Request::builder()
         .method(method)
         .uri(path)
         .body(String::new())
         .expect("a plain request");
-    tokio::spawn(async move {
+    async move {
         let response = service.oneshot(request).await?;
         let (head, body) = response.into_parts();
         let body = http_body_util::BodyExt::collect(body)
@@ -215,7 +232,7 @@ pub fn send(
             .to_bytes();
         let body = String::from_utf8(body.to_vec()).expect("text");
         Ok(Response::from_parts(head, body))
-    })
+    }
 }
 
 /// Sends a PATCH.

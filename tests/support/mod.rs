@@ -14,6 +14,7 @@ pub mod gate;
 pub mod history;
 mod installed;
 mod keeper;
+pub mod load;
 pub mod process;
 pub mod proxy;
 pub mod replica;

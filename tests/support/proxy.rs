@@ -14,6 +14,7 @@ use tokio_postgres::config::Host;
 enum Frozen {
     Nothing,
     Requests,
+    Answers,
     Everything,
 }
 
@@ -70,6 +71,11 @@ impl Proxy {
     /// Lets the server's answers through, and no more requests.
     pub fn freeze_requests(&self) {
         self.state.frozen.send_replace(Frozen::Requests);
+    }
+
+    /// Lets requests through, and no more of the server's answers.
+    pub fn freeze_answers(&self) {
+        self.state.frozen.send_replace(Frozen::Answers);
     }
 
     /// The port that it listens on.
@@ -139,6 +145,7 @@ async fn forward(
         let passes = |frozen: &Frozen| match frozen {
             Frozen::Nothing => true,
             Frozen::Requests => !is_request,
+            Frozen::Answers => is_request,
             Frozen::Everything => false,
         };
         if frozen.wait_for(passes).await.is_err() {

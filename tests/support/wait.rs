@@ -1,5 +1,8 @@
 //! Waiting for an event instead of sleeping: look, pause a few milliseconds, look again, and give up with what was seen.
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
@@ -46,4 +49,18 @@ pub async fn wait_for<T>(
     };
     let outcome = timeout(patience, looking).await;
     outcome.unwrap_or_else(|_| panic!("waited {patience:?} for {what}; last seen: {seen}"))
+}
+
+/// The outcome of `future`, or nothing if it was dropped when it had been polled this often.
+pub async fn within_polls<F: Future>(polls: usize, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut left = polls;
+    poll_fn(|cx| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        future.as_mut().poll(cx).map(Some)
+    })
+    .await
 }

@@ -1,8 +1,12 @@
-use std::future::ready;
+use std::fmt;
+use std::future::{Future, poll_fn, ready};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, Shared};
+use futures_util::task::AtomicWaker;
 use futures_util::{FutureExt, TryStreamExt};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
@@ -43,7 +47,51 @@ pub(crate) enum Urgency {
 }
 
 /// True if the server has answered. What is asked is sent even if nobody waits for that.
-pub(crate) type Answer = Shared<BoxFuture<'static, bool>>;
+#[derive(Clone)]
+pub(crate) struct Answer {
+    shared: Shared<BoxFuture<'static, bool>>,
+    /// Wakes all who wait. [`Shared`] wakes them for an answer that comes while one of them polls it; the others then leave it to
+    /// that one, which may be dropped before it does anything.
+    others: Arc<AtomicWaker>,
+}
+
+impl Answer {
+    pub(crate) fn to(question: impl Future<Output = bool> + Send + 'static) -> Self {
+        let others = Arc::new(AtomicWaker::new());
+        let waiting = Arc::clone(&others);
+        let mut question = question.boxed();
+        let shared = poll_fn(move |cx| {
+            waiting.register(cx.waker());
+            question.poll_unpin(cx)
+        });
+        Self {
+            shared: shared.boxed().shared(),
+            others,
+        }
+    }
+}
+
+impl Future for Answer {
+    type Output = bool;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<bool> {
+        self.shared.poll_unpin(cx)
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if self.shared.peek().is_none() {
+            self.others.wake();
+        }
+    }
+}
+
+impl fmt::Debug for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answer").finish_non_exhaustive()
+    }
+}
 
 /// An empty query, which is sent once. Apart from its answer, as whoever waits for that may just be polling it on another
 /// thread: what must come before the end of the transaction cannot wait for them.
@@ -116,7 +164,7 @@ impl Pings {
             answered
         };
         Ping {
-            answer: answer.boxed().shared(),
+            answer: Answer::to(answer),
             question,
         }
     }
@@ -170,8 +218,62 @@ pub(super) fn last(
         }
         matches!(answer, Ok(Ok(())))
     };
-    let answer = answer.boxed().shared();
+    let answer = Answer::to(answer);
     // Nobody else has it yet, so that this one step sends it; its answer wakes those who wait for it.
     let _ = answer.clone().now_or_never();
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::{Wake, Waker};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn an_answer_that_comes_while_one_who_leaves_reads_it_wakes_the_others() {
+        let staying: Arc<Mutex<Option<Answer>>> = Arc::default();
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let poll = {
+            let waker = waker.clone();
+            move |answer: &mut Answer| answer.poll_unpin(&mut Context::from_waker(&waker))
+        };
+
+        let mut came = false;
+        let other = Arc::clone(&staying);
+        let polled = poll.clone();
+        let mut leaving = Answer::to(poll_fn(move |cx| {
+            if came {
+                return Poll::Ready(true);
+            }
+            if let Some(staying) = other.lock().unwrap().as_mut() {
+                came = true;
+                cx.waker().wake_by_ref();
+                // It is woken, and finds somebody else reading.
+                assert!(polled(staying).is_pending());
+            }
+            Poll::Pending
+        }));
+        let mut stays = leaving.clone();
+        assert!(poll(&mut stays).is_pending());
+        *staying.lock().unwrap() = Some(stays);
+        assert!((&mut leaving).now_or_never().is_none());
+        woken.0.store(false, Ordering::SeqCst);
+
+        drop(leaving);
+        assert!(woken.0.load(Ordering::SeqCst), "nobody reads the answer");
+        let mut stays = staying.lock().unwrap().take().unwrap();
+        assert_eq!(poll(&mut stays), Poll::Ready(true));
+    }
 }

@@ -2,7 +2,6 @@ use std::fmt;
 use std::future::ready;
 use std::sync::Arc;
 
-use futures_util::FutureExt;
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::{Client, Error};
 
@@ -117,7 +116,7 @@ impl LockedTransaction {
         match self.connection.take() {
             Some(connection) => self.end(connection, "COMMIT"),
             // It has ended already, and has no word left to give.
-            None => ready(false).boxed().shared(),
+            None => Answer::to(ready(false)),
         }
     }
 
