@@ -56,18 +56,22 @@
 //!
 //! - **Waiting costs no connection.** Callers stand in an in-process queue; for each realm at most one of a process talks to
 //!   PostgreSQL, on a pool of the locks' own.
+//! - **A busy realm's lock is handed on** from one local waiter to the next without a round trip, bounded in count and time, so
+//!   that other replicas get their turn.
 //! - **A client that leaves leaves nothing behind**: its place in the queue is given up, and a wait that has reached
 //!   PostgreSQL is cancelled there.
 //! - **A granted call runs to its end** on a task of its own, whether or not its client is still there.
-//! - **A success is confirmed**: it leaves only after PostgreSQL has answered that the lock was held to the end of the call.
+//! - **A success is confirmed**: it leaves only after PostgreSQL has answered that the lock was held to the end of the call. The
+//!   next write is inside meanwhile.
 //! - **A lost lock is noticed**: the call is dropped and its client gets 503 instead of a success.
 //!
 //! # Deployment
 //!
 //! - All replicas use one database of one primary. Advisory locks reach no further; a standby is refused.
 //! - All replicas compute the same realm URL: give them the same public base URL and the same template.
-//! - One hold takes one connection of `pool_size`, so a process writes at most that many realms at once.
-//! - PgBouncer works in session and in transaction mode.
+//! - One hold takes one connection of `pool_size`, so a process writes at most that many realms at once. For thousands of realms
+//!   there are [sessions](PostgresBuilder::sessions).
+//! - PgBouncer works in session and in transaction mode, but for sessions, which need PostgreSQL itself.
 //! - Put the layer outside of axum's `nest`: inside it, the path that a request still has is not the one that the template
 //!   describes.
 //! - Connections to PostgreSQL are not encrypted: there is no TLS yet. A URL with `sslmode=require` is refused.
@@ -102,3 +106,7 @@ pub use self::lock::{
     TransactionClient,
 };
 pub use self::realm::{LockRules, RealmError, RealmPaths, RealmUrl};
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/scaling.md")]
+struct Scaling;
