@@ -130,14 +130,15 @@ async fn holds_that_end_within_one_answer_share_the_next() {
     tokio::time::pause();
     // Blocking work keeps a paused clock from jumping to the next timer.
     let (ended, end) = mpsc::channel::<()>();
-    let standing = tokio::task::spawn_blocking(move || end.recv_timeout(PATIENCE).is_ok());
+    let standing = tokio::task::spawn_blocking(move || end.recv_timeout(PATIENCE));
     for _ in 0..HOLDS {
         inside.answer(200);
         inside = gate.entered().await;
     }
     tokio::time::resume();
     drop(ended);
-    standing.await.unwrap();
+    let stood = standing.await.unwrap();
+    assert_eq!(stood, Err(mpsc::RecvTimeoutError::Disconnected));
 
     let last = writes.pop().unwrap();
     assert!(writes.iter().all(|write| !write.is_finished()));

@@ -2,9 +2,6 @@
 
 mod support;
 
-use std::future::poll_fn;
-use std::pin::pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use http::Request;
@@ -13,25 +10,12 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use support::database::{TestDatabase, database};
 use support::gate::{at_once, key, postgres_layer_with};
+use support::wait::within_polls;
 use tokio::time::timeout;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{OnDisconnect, RealmWriteLockLayer, Rejection};
 
 const PATHS: [&str; 4] = ["/luke/a/x", "/luke/b/x", "/luke/c/x", "/luke/d/x"];
-
-/// The outcome of `future`, or nothing if it was dropped when it had been polled this often.
-async fn within_polls<F: Future>(polls: usize, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    let mut left = polls;
-    poll_fn(|cx| {
-        if left == 0 {
-            return Poll::Ready(None);
-        }
-        left -= 1;
-        future.as_mut().poll(cx).map(Some)
-    })
-    .await
-}
 
 async fn layer(database: &TestDatabase) -> RealmWriteLockLayer {
     postgres_layer_with(database.url(), |builder| builder.sessions(2).pool_size(1))

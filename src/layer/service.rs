@@ -86,7 +86,7 @@ where
         Ok(None) => {}
         Ok(Some(held)) => {
             insert(&mut request, &held);
-            let response = inner.oneshot(request).await?;
+            let response = Box::pin(inner.oneshot(request)).await?;
             return Ok(response.map(LockBody::passed));
         }
         Err(error) => return Ok(layer.reject(&error.into())),
@@ -96,7 +96,8 @@ where
         Err(error) => return Ok(layer.reject(&error.into())),
     };
     insert(&mut request, hold.held());
-    let call = inner.oneshot(request);
+    // Boxed, as is the nested call: whoever waits for the lock would have room for it.
+    let call = Box::pin(inner.oneshot(request));
     let work = held_call(Arc::clone(&layer), hold, call);
     let ended = match layer.on_disconnect {
         OnDisconnect::Finish => layer.locks.run_to_completion(work).await,

@@ -26,16 +26,26 @@ const ENCODED: &AsciiSet = &CONTROLS
 /// Refuses every path that two servers could read differently. A decoded slash or backslash is allowed here, as long as
 /// it does not make a dot segment: [`refuse_separators`] is for the segments that name a realm.
 pub(crate) fn decode_path(path: &str) -> Result<Vec<Cow<'_, str>>, PathProblem> {
+    segments(path)?.collect()
+}
+
+/// Whether [`decode_path`] reads it.
+pub(crate) fn is_unambiguous(path: &str) -> bool {
+    segments(path).is_ok_and(|mut segments| segments.all(|segment| segment.is_ok()))
+}
+
+fn segments(
+    path: &str,
+) -> Result<impl Iterator<Item = Result<Cow<'_, str>, PathProblem>>, PathProblem> {
     let rest = path.strip_prefix('/').ok_or(PathProblem::Relative)?;
     let rest = rest.strip_suffix('/').unwrap_or(rest);
-    if rest.is_empty() {
-        // `/` is the root; `//` is a root followed by an empty segment.
-        return match path.len() {
-            1 => Ok(Vec::new()),
-            _ => Err(PathProblem::EmptySegment),
-        };
+    // `/` is the root; `//` is a root followed by an empty segment.
+    let is_root = rest.is_empty();
+    if is_root && path.len() > 1 {
+        return Err(PathProblem::EmptySegment);
     }
-    rest.split('/').map(decode_segment).collect()
+    let rest = (!is_root).then_some(rest).into_iter();
+    Ok(rest.flat_map(|rest| rest.split('/')).map(decode_segment))
 }
 
 /// Decodes one raw segment, with the refusals of [`decode_path`].

@@ -1,7 +1,7 @@
 use http::Method;
 
 use super::RealmError;
-use super::path::decode_path;
+use super::path::is_unambiguous;
 use super::template::PathTemplate;
 
 /// Which requests are locked, by method and path.
@@ -99,7 +99,7 @@ impl Route {
             let without_slash = path.strip_suffix('/').unwrap_or(path);
             self.pattern.matches_decoded(path) || self.pattern.matches_decoded(without_slash)
         } else {
-            self.pattern.matches_exactly(path) && decode_path(path).is_ok()
+            self.pattern.matches_exactly(path) && is_unambiguous(path)
         };
         fits.then_some(self.locked)
     }
