@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use support::database::database;
 use support::gate::{
-    Call, Failed, Gate, Gated, code, gate, key, patch, postgres_layer, postgres_layer_with,
+    Failed, Gate, Gated, code, endings, gate, key, patch, postgres_layer, postgres_layer_with,
     postgres_locks_with, realms,
 };
 use tower_realm_lock::{LockError, OnDisconnect, RealmLocks, RealmUrl, RealmWriteLockLayer};
@@ -16,20 +16,6 @@ async fn can_write(layer: &RealmWriteLockLayer, handler: &Gated, gate: &mut Gate
     let write = patch(layer, handler, "/luke/a/next");
     gate.entered().await.answer(200);
     assert_eq!(write.await.unwrap().unwrap().status(), 200);
-}
-
-type End = fn(Call);
-
-/// The ways of a handler to end.
-fn endings() -> [(&'static str, End); 6] {
-    [
-        ("200", |call| call.answer(200)),
-        ("302", |call| call.answer(302)),
-        ("404", |call| call.answer(404)),
-        ("500", |call| call.answer(500)),
-        ("error", Call::fail),
-        ("panic", Call::panic),
-    ]
 }
 
 #[tokio::test]

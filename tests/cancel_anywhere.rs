@@ -4,16 +4,13 @@ mod support;
 
 use std::time::Duration;
 
-use http::Request;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use support::database::{TestDatabase, database};
-use support::gate::{at_once, key, postgres_layer_with};
-use support::wait::within_polls;
+use support::gate::{key, postgres_layer_with, write_within};
 use tokio::time::timeout;
-use tower::{Layer, ServiceExt, service_fn};
-use tower_realm_lock::{OnDisconnect, RealmWriteLockLayer, Rejection};
+use tower_realm_lock::{OnDisconnect, RealmWriteLockLayer};
 
 const PATH: &str = "/luke/a/card";
 
@@ -23,28 +20,15 @@ async fn layer(database: &TestDatabase) -> RealmWriteLockLayer {
         .acquire_timeout(Duration::from_secs(60))
 }
 
-/// One write, dropped after some polls; whether it was answered before.
-async fn write(layer: &RealmWriteLockLayer, polls: usize) -> bool {
-    let request = Request::patch(PATH).body(String::new()).unwrap();
-    let call = layer.layer(service_fn(at_once)).oneshot(request);
-    let response = within_polls(polls, call).await;
-    let Some(Ok(response)) = response else {
-        return false;
-    };
-    let rejection = response.extensions().get::<Rejection>();
-    assert!(rejection.is_none(), "{rejection:?}");
-    response.status() == 200
-}
-
 #[tokio::test]
 async fn at_every_poll_of_a_free_lock() {
     let database = database().await;
     for policy in [OnDisconnect::Finish, OnDisconnect::Cancel] {
         let layer = layer(&database).await.on_disconnect(policy);
         let mut polls = 0;
-        while !write(&layer, polls).await {
+        while !write_within(&layer, PATH, polls).await {
             assert!(
-                write(&layer, usize::MAX).await,
+                write_within(&layer, PATH, usize::MAX).await,
                 "after a drop at poll {polls}"
             );
             polls += 1;
@@ -74,7 +58,9 @@ async fn at_random_moments_of_many_writers_of_a_lock_that_comes_and_goes() {
             .map(|micros| {
                 let layer = layer.clone();
                 let moment = Duration::from_micros(micros);
-                tokio::spawn(async move { timeout(moment, write(&layer, usize::MAX)).await })
+                tokio::spawn(async move {
+                    timeout(moment, write_within(&layer, PATH, usize::MAX)).await
+                })
             })
             .collect();
         for write in writes {
@@ -85,7 +71,10 @@ async fn at_random_moments_of_many_writers_of_a_lock_that_comes_and_goes() {
         if held {
             foreign.batch_execute("COMMIT").await.unwrap();
         }
-        assert!(write(&layer, usize::MAX).await, "round {round}");
+        assert!(
+            write_within(&layer, PATH, usize::MAX).await,
+            "round {round}"
+        );
     }
     database.wait_for_granted(key(PATH), 0).await;
     // This test's own session, and the pool's.

@@ -6,7 +6,9 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use support::database::database;
-use support::gate::{Outcome, code, gate, key, patch, postgres_layer, postgres_layer_with, queue};
+use support::gate::{
+    Outcome, assert_lost, gate, key, patch, postgres_layer, postgres_layer_with, queue,
+};
 use support::load::{PATH, REALM};
 use support::proxy::Proxy;
 use support::wait::{PATIENCE, wait_until};
@@ -14,12 +16,6 @@ use tokio::task::JoinHandle;
 
 /// So that the machine's noise does not end a row of hand-offs.
 const FOR_EVER: Duration = Duration::MAX;
-
-fn assert_lost(outcome: Outcome) {
-    let response = outcome.unwrap();
-    assert_eq!(response.status(), 503);
-    assert_eq!(code(&response), "lock-lost");
-}
 
 #[tokio::test]
 async fn the_next_writers_are_inside_before_the_one_before_is_confirmed() {
@@ -175,9 +171,9 @@ async fn a_confirmation_that_does_not_come_is_a_lost_lock_within_the_lease() {
             // It was inside, and has lost the same lock.
             let mut call = gate.entered().await;
             call.dropped().await;
-            assert_lost(next.await.unwrap());
+            assert_lost(&next.await.unwrap().unwrap());
         }
-        assert_lost(write.await.unwrap());
+        assert_lost(&write.await.unwrap().unwrap());
         assert!(silent.elapsed() < lease, "{:?}", silent.elapsed());
         proxy.thaw();
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use support::database::{TestDatabase, database};
 use support::gate::{
-    Call, Failed, Gate, Gated, gate, key, patch, postgres_layer_with, postgres_locks_with, queue,
-    realms,
+    Ending, Failed, Gate, Gated, endings, gate, key, patch, postgres_layer_with,
+    postgres_locks_with, queue, realms,
 };
 use support::load::{Log, PATH, REALM, Writers};
 use support::proxy::Proxy;
@@ -154,10 +154,13 @@ async fn a_shared_transaction_is_neither_handed_on_nor_made_of_a_handed_lock() {
     database.wait_for_granted(key(REALM), 0).await;
 }
 
-type End = fn(Call);
-
 /// A call that ends in the given way, and the one after it.
-async fn handed_on_after(layer: &RealmWriteLockLayer, handler: &Gated, gate: &mut Gate, end: End) {
+async fn handed_on_after(
+    layer: &RealmWriteLockLayer,
+    handler: &Gated,
+    gate: &mut Gate,
+    end: Ending,
+) {
     let ended = patch(layer, handler, PATH);
     let call = gate.entered().await;
     let next = queue(layer, handler, PATH);
@@ -172,21 +175,13 @@ async fn handed_on_after(layer: &RealmWriteLockLayer, handler: &Gated, gate: &mu
 
 #[tokio::test]
 async fn however_a_call_ends_it_hands_the_lock_on() {
-    let endings: [(&str, End); 6] = [
-        ("200", |call| call.answer(200)),
-        ("302", |call| call.answer(302)),
-        ("404", |call| call.answer(404)),
-        ("500", |call| call.answer(500)),
-        ("error", Call::fail),
-        ("panic", Call::panic),
-    ];
     let database = database().await;
     let (proxy, layer) = counted(&database, |builder| builder).await;
     let (handler, mut gate) = gate();
     for policy in [OnDisconnect::Finish, OnDisconnect::Cancel] {
         for confirm in [true, false] {
             let layer = layer.clone().on_disconnect(policy).confirm(confirm);
-            for (name, end) in endings {
+            for (name, end) in endings() {
                 handed_on_after(&layer, &handler, &mut gate, end).await;
                 database.wait_for_granted(key(REALM), 0).await;
                 let seen = transactions(&proxy);

@@ -4,9 +4,8 @@ mod support;
 
 use std::time::Duration;
 
-use http::Response;
 use support::database::{TestDatabase, database};
-use support::gate::{Outcome, code, gate, key, patch, postgres_layer_with, queue};
+use support::gate::{Outcome, assert_lost, gate, key, patch, postgres_layer_with, queue};
 use support::load::{Log, PATH, REALM, Writers};
 use support::proxy::Proxy;
 use tokio::task::JoinHandle;
@@ -17,11 +16,6 @@ fn unbounded(builder: PostgresBuilder) -> PostgresBuilder {
     builder
         .max_hand_offs(u32::MAX)
         .max_hand_off_time(Duration::MAX)
-}
-
-fn assert_lost(response: &Response<String>) {
-    assert_eq!(response.status(), 503);
-    assert_eq!(code(response), "lock-lost");
 }
 
 /// What breaks, while the confirmations of two holds are outstanding and a third hold runs.

@@ -4,9 +4,8 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use http::Response;
 use support::database::{TestDatabase, database};
-use support::gate::{code, gate, key, patch, postgres_layer, postgres_layer_with};
+use support::gate::{assert_lost, code, gate, key, patch, postgres_layer, postgres_layer_with};
 use support::proxy::Proxy;
 use tower_realm_lock::{LockError, RealmLocks, RealmUrl, RealmWriteLockLayer};
 
@@ -19,12 +18,6 @@ async fn layer(database: &TestDatabase) -> RealmWriteLockLayer {
 async fn terminate_holder(database: &TestDatabase) {
     let pid = database.holder_pid(key(PATH)).await.expect("a holder");
     database.terminate(pid).await;
-}
-
-fn assert_lost(response: &Response<String>) {
-    assert_eq!(response.status(), 503);
-    assert_eq!(code(response), "lock-lost");
-    assert!(!response.headers().contains_key("retry-after"));
 }
 
 #[tokio::test]

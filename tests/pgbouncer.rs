@@ -6,15 +6,16 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use http::{Request, Response};
+use http::Request;
 use support::bouncer::{Bouncer, Pooling};
 use support::database::{TestDatabase, database, try_connect};
 use support::gate::{
-    Outcome, at_once, code, gate, key, patch, postgres_layer, postgres_layer_with, realms,
+    answered, assert_lost, at_once, code, gate, key, patch, postgres_layer, postgres_layer_with,
+    realms,
 };
 use support::proxy::Proxy;
 use support::wait::PATIENCE;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::{Client, SimpleQueryMessage};
 use tower::{Layer, ServiceExt, service_fn};
@@ -32,11 +33,6 @@ async fn layer(url: &str) -> RealmWriteLockLayer {
 }
 
 /// The response to a request that was sent.
-async fn answered(request: JoinHandle<Outcome>) -> Response<String> {
-    let outcome = timeout(PATIENCE, request).await.expect("an answer in time");
-    outcome.expect("no panic").expect("a response")
-}
-
 /// A client that keeps one of PgBouncer's server connections to itself until its transaction ends.
 async fn occupant(url: &str) -> Client {
     let client = try_connect(url).await.unwrap();
@@ -226,11 +222,6 @@ async fn a_backend_that_ends_behind_the_bouncer_is_a_lost_lock() {
     let next = patch(&layer, &handler, PATH);
     gate.entered().await.answer(200);
     assert_eq!(answered(next).await.status(), 200);
-}
-
-fn assert_lost(response: &Response<String>) {
-    assert_eq!(response.status(), 503);
-    assert_eq!(code(response), "lock-lost");
 }
 
 #[tokio::test]

@@ -2,14 +2,11 @@
 
 mod support;
 
-use http::Response;
 use support::cluster::Cluster;
 use support::database::{TestDatabase, database, database_on, try_connect, with_database};
-use support::gate::{Outcome, code, gate, key, patch, postgres_layer};
+use support::gate::{answered, code, gate, key, patch, postgres_layer};
 use support::standby::Standby;
 use support::wait::{PATIENCE, wait_for};
-use tokio::task::JoinHandle;
-use tokio::time::timeout;
 use tower_realm_lock::{LockError, RealmLocks};
 
 const PATH: &str = "/luke/a/card";
@@ -40,11 +37,6 @@ impl Pair {
 }
 
 /// The response to a request that was sent.
-async fn answered(request: JoinHandle<Outcome>) -> Response<String> {
-    let outcome = timeout(PATIENCE, request).await.expect("an answer in time");
-    outcome.expect("no panic").expect("a response")
-}
-
 #[tokio::test]
 async fn a_standby_is_refused_and_its_primary_is_found_beside_it() {
     let pair = Pair::start().await;

@@ -2,23 +2,18 @@
 
 mod support;
 
-use http::Response;
 use support::database::{TestDatabase, database};
-use support::gate::{Call, Gate, Outcome, gate, key, patch, postgres_layer, postgres_layer_with};
+use support::gate::{
+    Call, Gate, Outcome, answered, gate, key, patch, postgres_layer, postgres_layer_with,
+};
 use support::wait::PATIENCE;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
 use tower_realm_lock::{FencingToken, RealmWriteLockLayer};
 
 const PATH: &str = "/luke/a/card";
 
 async fn sessions(database: &TestDatabase) -> RealmWriteLockLayer {
     postgres_layer_with(database.url(), |builder| builder.sessions(2).pool_size(2)).await
-}
-
-async fn answered(request: JoinHandle<Outcome>) -> Response<String> {
-    let outcome = timeout(PATIENCE, request).await.expect("an answer in time");
-    outcome.unwrap().unwrap()
 }
 
 /// Ends the call that is next inside, and with it `request`.

@@ -4,16 +4,13 @@ mod support;
 
 use std::time::Duration;
 
-use http::Request;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 use support::database::{TestDatabase, database};
-use support::gate::{at_once, key, postgres_layer_with};
-use support::wait::within_polls;
+use support::gate::{key, postgres_layer_with, write_within};
 use tokio::time::timeout;
-use tower::{Layer, ServiceExt, service_fn};
-use tower_realm_lock::{OnDisconnect, RealmWriteLockLayer, Rejection};
+use tower_realm_lock::{OnDisconnect, RealmWriteLockLayer};
 
 const PATHS: [&str; 4] = ["/luke/a/x", "/luke/b/x", "/luke/c/x", "/luke/d/x"];
 
@@ -21,18 +18,6 @@ async fn layer(database: &TestDatabase) -> RealmWriteLockLayer {
     postgres_layer_with(database.url(), |builder| builder.sessions(2).pool_size(1))
         .await
         .acquire_timeout(Duration::from_secs(60))
-}
-
-/// One write, dropped after some polls; whether it was answered before.
-async fn write(layer: &RealmWriteLockLayer, path: &str, polls: usize) -> bool {
-    let request = Request::patch(path).body(String::new()).unwrap();
-    let call = layer.layer(service_fn(at_once)).oneshot(request);
-    let Some(Ok(response)) = within_polls(polls, call).await else {
-        return false;
-    };
-    let rejection = response.extensions().get::<Rejection>();
-    assert!(rejection.is_none(), "{rejection:?}");
-    response.status() == 200
 }
 
 async fn nothing_is_locked(database: &TestDatabase) {
@@ -48,10 +33,10 @@ async fn at_every_poll_of_a_free_lock() {
         let layer = layer(&database).await.on_disconnect(policy);
         // Both sessions are open.
         for path in PATHS {
-            assert!(write(&layer, path, usize::MAX).await);
+            assert!(write_within(&layer, path, usize::MAX).await);
         }
         let mut polls = 0;
-        while !write(&layer, PATHS[0], polls).await {
+        while !write_within(&layer, PATHS[0], polls).await {
             database.wait_for_granted(key(PATHS[0]), 0).await;
             polls += 1;
         }
@@ -82,7 +67,7 @@ async fn at_random_moments_of_many_writers_of_a_few_realms() {
                 let layer = layer.clone();
                 let moment = Duration::from_micros(micros);
                 tokio::spawn(async move {
-                    let write = write(&layer, PATHS[path], usize::MAX);
+                    let write = write_within(&layer, PATHS[path], usize::MAX);
                     (path, timeout(moment, write).await)
                 })
             })
@@ -97,7 +82,10 @@ async fn at_random_moments_of_many_writers_of_a_few_realms() {
         }
         nothing_is_locked(&database).await;
         for path in PATHS {
-            assert!(write(&layer, path, usize::MAX).await, "round {round}");
+            assert!(
+                write_within(&layer, path, usize::MAX).await,
+                "round {round}"
+            );
         }
     }
     nothing_is_locked(&database).await;

@@ -5,10 +5,10 @@ mod support;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use http::Response;
 use support::database::{TestDatabase, database};
 use support::gate::{
-    Call, Outcome, code, gate, key, patch, postgres_layer, postgres_layer_with, postgres_locks_with,
+    Call, Outcome, answered, assert_lost, gate, key, patch, postgres_layer, postgres_layer_with,
+    postgres_locks_with,
 };
 use support::proxy::Proxy;
 use support::wait::{PATIENCE, wait_until};
@@ -17,16 +17,6 @@ use tokio::time::timeout;
 use tower_realm_lock::{LockError, RealmUrl};
 
 const PATH: &str = "/luke/a/card";
-
-async fn answered(request: JoinHandle<Outcome>) -> Response<String> {
-    let outcome = timeout(PATIENCE, request).await.expect("an answer in time");
-    outcome.unwrap().unwrap()
-}
-
-fn assert_lost(response: &Response<String>) {
-    assert_eq!(response.status(), 503);
-    assert_eq!(code(response), "lock-lost");
-}
 
 async fn backend_state(database: &TestDatabase, pid: i32) -> String {
     let client = database.connect().await;

@@ -14,8 +14,8 @@ use crate::realm::RealmUrl;
 
 /// A granted lock and the duty to release it.
 ///
-/// [`Hold::release`] releases and asks for a confirmation. Dropping a hold, as a panic or a cancelled call does, releases it too, and hands the
-/// rest to a task. Either way the next local waiter goes on at once.
+/// [`Hold::release`] releases and asks for a confirmation. Dropping a hold, as a panic or a cancelled call does, releases it
+/// too. Either way the next local waiter goes on at once.
 #[derive(Debug)]
 pub(crate) struct Hold {
     held: HeldLock,

@@ -11,12 +11,14 @@ use futures_util::FutureExt;
 use http::{Method, Request, Response, StatusCode};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tower::{Layer, Service, ServiceExt};
+use tokio::time::timeout;
+use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_realm_lock::{
     HeldLock, LockTransaction, PostgresBuilder, RealmLocks, RealmPaths, RealmWriteLockLayer,
+    Rejection,
 };
 
-use super::wait::PATIENCE;
+use super::wait::{PATIENCE, within_polls};
 
 /// The origin of every realm in these tests.
 pub const ORIGIN: &str = "http://realms.test";
@@ -251,4 +253,44 @@ pub fn code(response: &Response<String>) -> String {
         serde_json::from_str(response.body()).expect("a problem document");
     let kind = problem["type"].as_str().expect("a type");
     kind.split_once('#').expect("a code").1.to_owned()
+}
+
+/// The response, which must come in time.
+pub async fn answered(request: JoinHandle<Outcome>) -> Response<String> {
+    let outcome = timeout(PATIENCE, request).await.expect("an answer in time");
+    outcome.expect("no panic").expect("a response")
+}
+
+/// Fails unless the client is told that its lock was lost.
+pub fn assert_lost(response: &Response<String>) {
+    assert_eq!(response.status(), 503);
+    assert_eq!(code(response), "lock-lost");
+    assert!(!response.headers().contains_key("retry-after"));
+}
+
+/// A way of a handler to end.
+pub type Ending = fn(Call);
+
+/// All of them, by the status of their response where they have one.
+pub fn endings() -> [(&'static str, Ending); 6] {
+    [
+        ("200", |call| call.answer(200)),
+        ("302", |call| call.answer(302)),
+        ("404", |call| call.answer(404)),
+        ("500", |call| call.answer(500)),
+        ("error", Call::fail),
+        ("panic", Call::panic),
+    ]
+}
+
+/// One write with an empty handler, dropped after some polls; whether it was answered before.
+pub async fn write_within(layer: &RealmWriteLockLayer, path: &str, polls: usize) -> bool {
+    let request = Request::patch(path).body(String::new()).expect("plain");
+    let call = layer.layer(service_fn(at_once)).oneshot(request);
+    let Some(Ok(response)) = within_polls(polls, call).await else {
+        return false;
+    };
+    let rejection = response.extensions().get::<Rejection>();
+    assert!(rejection.is_none(), "{rejection:?}");
+    response.status() == 200
 }

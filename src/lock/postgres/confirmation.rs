@@ -1,6 +1,6 @@
 use std::fmt;
 use std::future::{Future, poll_fn, ready};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -59,11 +59,14 @@ impl Answer {
     pub(crate) fn to(question: impl Future<Output = bool> + Send + 'static) -> Self {
         let others = Arc::new(AtomicWaker::new());
         let waiting = Arc::clone(&others);
-        let mut question = question.boxed();
-        let shared = poll_fn(move |cx| {
-            waiting.register(cx.waker());
-            question.poll_unpin(cx)
-        });
+        let shared = async move {
+            let mut question = pin!(question);
+            poll_fn(|cx| {
+                waiting.register(cx.waker());
+                question.as_mut().poll(cx)
+            })
+            .await
+        };
         Self {
             shared: shared.boxed().shared(),
             others,

@@ -75,11 +75,6 @@ impl LockedTransaction {
         self.shared.as_ref()
     }
 
-    /// Whether it still holds the lock, as far as this process can know without asking.
-    pub(crate) fn is_held(&self) -> bool {
-        self.lease.is_current()
-    }
-
     /// Keeps the lease while it is polled; resolves when the lock is lost.
     pub(crate) async fn keep(&self) {
         self.lease.keep(|| self.heartbeat()).await;
@@ -168,7 +163,7 @@ impl LockedTransaction {
         self.shared.as_ref().is_none_or(LockTransaction::close)
     }
 
-    pub(crate) fn lost(&self) -> LockError {
+    fn lost(&self) -> LockError {
         LockError::Lost {
             realm: self.realm.clone(),
         }
@@ -190,11 +185,11 @@ impl Drop for LockedTransaction {
         // A connection that the pool refuses is replaced there, by a task.
         let background = self.background.clone();
         let _runtime = background.enter();
-        if self.shared.is_none() && self.is_held() {
+        if self.shared.is_none() && self.lease.is_current() {
             drop(self.end(connection, "ROLLBACK"));
         } else {
             // A handler's code that goes on with the client would go on in the connection's next transaction, or in none.
-            let whole = self.close_shared() && self.is_held();
+            let whole = self.close_shared() && self.lease.is_current();
             background.spawn(roll_back(connection, whole, self.lease.ends()));
         }
     }

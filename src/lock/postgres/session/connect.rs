@@ -2,13 +2,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
+use tokio_postgres::Error;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Error, SimpleQueryMessage};
 
 use crate::lock::LockError;
 use crate::lock::lease::Lease;
 use crate::lock::postgres::connection::{Connector, LockConnection};
-use crate::lock::postgres::milliseconds;
+use crate::lock::postgres::{milliseconds, value};
 
 /// Opens a connection whose session can hold locks, and refuses a server that cannot keep them as promised.
 pub(super) async fn connect(
@@ -42,8 +42,10 @@ async fn prepare(connection: &LockConnection, period: Duration) -> Result<Lease,
         .simple_query("SELECT pg_backend_pid()")
         .await
         .map_err(failed)?;
+    // A pooler announces a number of its own to its clients.
     let announced = connection.canceller().process_id().await;
-    if announced.is_none() || process_id(&backend) != announced {
+    let answering = value(&backend, "pg_backend_pid").and_then(|id| id.parse().ok());
+    if announced.is_none() || answering != announced {
         return Err(LockError::Pooler { server: server() });
     }
     let sent = Instant::now();
@@ -61,12 +63,4 @@ async fn prepare(connection: &LockConnection, period: Duration) -> Result<Lease,
         }
         Err(error) => Err(failed(error)),
     }
-}
-
-/// The process that answers. A pooler announces a number of its own to its clients.
-fn process_id(answer: &[SimpleQueryMessage]) -> Option<i32> {
-    answer.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
-        _ => None,
-    })
 }

@@ -3,6 +3,7 @@ use std::fmt::Write;
 use tokio_postgres::SimpleQueryMessage;
 
 use crate::lock::LockKey;
+use crate::lock::postgres::value;
 
 /// The column with an answer for each key.
 const COLUMN: &str = "done";
@@ -32,11 +33,7 @@ fn for_each(keys: impl IntoIterator<Item = LockKey>, function: &str) -> String {
 
 /// What the statement did for each of `count` keys, in their order; `None` if that is not what was answered.
 pub(super) fn answers(messages: &[SimpleQueryMessage], count: usize) -> Option<Vec<bool>> {
-    let list = messages.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.try_get(COLUMN).ok()?,
-        _ => None,
-    })?;
-    flags(list).filter(|flags| flags.len() == count)
+    flags(value(messages, COLUMN)?).filter(|flags| flags.len() == count)
 }
 
 /// Reads PostgreSQL's text of an array of booleans.
