@@ -32,7 +32,7 @@
 //! async fn write(request: Request<String>) -> Result<Response<String>, Infallible> {
 //!     // A locked request carries the handle of its hold.
 //!     let held: &HeldLock = request.extensions().get().expect("PATCH is locked");
-//!     Ok(Response::new(held.realm().to_string()))
+//!     Ok(Response::new(held.claim().to_string()))
 //! }
 //!
 //! # #[tokio::main(flavor = "current_thread")]
@@ -102,8 +102,8 @@ pub use self::layer::{
     HoldUntil, LockBody, OnDisconnect, RealmWriteLock, RealmWriteLockLayer, Rejection,
 };
 pub use self::lock::{
-    FencingToken, HeldLock, LockError, LockKey, LockTransaction, PostgresBuilder, RealmLocks,
-    TransactionClient,
+    Claim, ClaimStatus, FencingToken, HeldLock, LockError, LockKey, LockTransaction,
+    PostgresBuilder, RealmLocks, TransactionClient,
 };
 pub use self::realm::{LockRules, RealmError, RealmPaths, RealmUrl};
 

@@ -35,9 +35,9 @@ async fn a_layer_in_a_layer_and_a_job_in_a_handler_run_straight_through() {
                 let realm = realm("a");
                 let nested = locks.with_write_lock(&realm, |inner| async move {
                     assert!(inner.is_held());
-                    Ok::<_, LockError>(inner.key())
+                    Ok::<_, LockError>(inner.claim().clone())
                 });
-                assert_eq!(nested.await.unwrap(), outer.key());
+                assert_eq!(nested.await.unwrap(), *outer.claim());
                 assert!(outer.is_held(), "the inner end did not release");
                 Ok::<_, Infallible>(Response::new(String::from("done")))
             }

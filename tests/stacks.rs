@@ -29,7 +29,7 @@ fn request(method: Method, path: &str) -> Request<String> {
 }
 
 fn told(held: Option<&HeldLock>) -> String {
-    held.map_or("none".to_owned(), |held| held.realm().to_string())
+    held.map_or("none".to_owned(), |held| held.claim().to_string())
 }
 
 /// Asks a server over HTTP for a read, a write, and a write that names no realm.

@@ -108,7 +108,7 @@ impl Rejection {
     #[must_use]
     pub fn realm(&self) -> Option<&RealmUrl> {
         match self {
-            Self::Lock(error) => error.realm(),
+            Self::Lock(error) => error.claim()?.realms().first(),
             Self::Realm(_) => None,
         }
     }
@@ -154,9 +154,10 @@ impl From<LockError> for Rejection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lock::Claim;
 
-    fn realm() -> RealmUrl {
-        "https://r.example/luke/a/".parse().unwrap()
+    fn claim() -> Claim {
+        Claim::realm(&"https://r.example/luke/a/".parse().unwrap())
     }
 
     #[test]
@@ -166,7 +167,7 @@ mod tests {
         for (rejection, status, code, retry) in [
             (
                 LockError::Timeout {
-                    realm: realm(),
+                    claim: claim(),
                     after: second,
                 },
                 503,
@@ -175,7 +176,7 @@ mod tests {
             ),
             (
                 LockError::QueueFull {
-                    realm: realm(),
+                    claim: claim(),
                     waiters: 3,
                 },
                 503,
@@ -209,10 +210,10 @@ mod tests {
                 true,
             ),
             (LockError::ShuttingDown, 503, "lock-unavailable", true),
-            (LockError::Lost { realm: realm() }, 503, "lock-lost", false),
+            (LockError::Lost { claim: claim() }, 503, "lock-lost", false),
             (
                 LockError::CommitFailed {
-                    realm: realm(),
+                    claim: claim(),
                     problem: "column db.internal".into(),
                 },
                 503,
@@ -221,9 +222,9 @@ mod tests {
             ),
             (
                 LockError::Nested {
-                    held: realm(),
+                    held: claim(),
                     source: Box::new(LockError::QueueFull {
-                        realm: realm(),
+                        claim: claim(),
                         waiters: 3,
                     }),
                 },
@@ -233,7 +234,7 @@ mod tests {
             ),
             (
                 LockError::Expired {
-                    realm: realm(),
+                    claim: claim(),
                     max_hold: second,
                 },
                 504,

@@ -12,8 +12,7 @@ use tracing::Instrument;
 
 use super::future::Outcome;
 use super::{HoldUntil, LockBody, OnDisconnect, RealmWriteLockLayer, Rejection, ResponseFuture};
-use crate::lock::{HeldLock, Hold, Released};
-use crate::realm::RealmUrl;
+use crate::lock::{Claim, HeldLock, Hold, Released};
 
 /// A service whose mutating calls hold their realm's lock. Made by [`RealmWriteLockLayer`].
 ///
@@ -52,15 +51,15 @@ where
     }
 
     fn call(&mut self, request: Request<A>) -> Self::Future {
-        match self.layer.realm_to_lock(&request) {
+        match self.layer.claim_of(&request) {
             Ok(None) => ResponseFuture::passed(self.inner.call(request)),
-            Ok(Some(realm)) => {
+            Ok(Some(claim)) => {
                 let inner = self.inner.clone();
                 // The service that was polled ready holds what that gave it, such as a permit, until it is dropped.
                 drop(mem::replace(&mut self.inner, inner.clone()));
                 let layer = Arc::clone(&self.layer);
-                let span = tracing::debug_span!("realm_write_lock", %realm);
-                ResponseFuture::locked(locked_call(layer, realm, inner, request).instrument(span))
+                let span = tracing::debug_span!("realm_write_lock", %claim);
+                ResponseFuture::locked(locked_call(layer, claim, inner, request).instrument(span))
             }
             Err(rejection) => ResponseFuture::locked(ready(Ok(self.layer.reject(&rejection)))),
         }
@@ -70,7 +69,7 @@ where
 /// One locked call: wait, then call under the lock. Within a call that has the lock already, just the call.
 async fn locked_call<S, A, B>(
     layer: Arc<RealmWriteLockLayer>,
-    realm: RealmUrl,
+    claim: Claim,
     inner: S,
     mut request: Request<A>,
 ) -> Outcome<B, S::Error>
@@ -82,7 +81,7 @@ where
     B: Body + Send + 'static,
     B::Data: Send,
 {
-    match layer.locks.held_by_task(&realm) {
+    match layer.locks.held_by_task(&claim) {
         Ok(None) => {}
         Ok(Some(held)) => {
             insert(&mut request, &held);
@@ -91,7 +90,7 @@ where
         }
         Err(error) => return Ok(layer.reject(&error.into())),
     }
-    let hold = match layer.locks.acquire(&realm).await {
+    let hold = match layer.locks.acquire(&claim).await {
         Ok(hold) => hold,
         Err(error) => return Ok(layer.reject(&error.into())),
     };
@@ -159,13 +158,13 @@ fn is_success(status: StatusCode) -> bool {
 }
 
 impl RealmWriteLockLayer {
-    /// The realm to lock for a request, or none if it passes.
-    fn realm_to_lock<A>(&self, request: &Request<A>) -> Result<Option<RealmUrl>, Rejection> {
+    /// What to lock for a request, or none if it passes.
+    fn claim_of<A>(&self, request: &Request<A>) -> Result<Option<Claim>, Rejection> {
         let path = request.uri().path();
         if !self.rules.locks(request.method(), path) {
             return Ok(None);
         }
-        Ok(Some(self.realms.resolve(path)?))
+        Ok(Some(Claim::realm(&self.realms.resolve(path)?)))
     }
 
     fn reject<B: Body>(&self, rejection: &Rejection) -> Response<LockBody<B>> {

@@ -6,8 +6,7 @@ use tokio::time::{Instant, timeout_at};
 use super::grant::{Grant, Turn};
 use super::nesting::Nesting;
 use super::queue::{Entry, Full};
-use super::{HeldLock, Hold, LockError, LockKey, RealmLocks};
-use crate::realm::RealmUrl;
+use super::{Claim, HeldLock, Hold, LockError, RealmLocks};
 
 /// How long and how many may wait, and what a hold may be. Each handle of the locks carries its own.
 #[derive(Debug, Clone, Copy)]
@@ -21,7 +20,7 @@ pub(super) struct Limits {
 /// What one caller asks for, and the time it has.
 #[derive(Debug)]
 pub(crate) struct Wanted<'a> {
-    pub(super) realm: &'a RealmUrl,
+    pub(super) claim: &'a Claim,
     started: Instant,
     pub(super) timeout: Duration,
     pub(super) deadline: Instant,
@@ -29,13 +28,13 @@ pub(crate) struct Wanted<'a> {
 }
 
 impl RealmLocks {
-    /// The realm's hold of the current task, if this is nested use.
+    /// The current task's hold of all that the claim needs, if this is nested use.
     ///
     /// # Errors
     ///
-    /// [`LockError::Lost`] if that hold is lost.
-    pub(crate) fn held_by_task(&self, realm: &RealmUrl) -> Result<Option<HeldLock>, LockError> {
-        self.nesting().hold_of(realm)
+    /// [`LockError::Lost`] if that hold is lost, [`LockError::OwnLock`] if it has only a part of it.
+    pub(crate) fn held_by_task(&self, claim: &Claim) -> Result<Option<HeldLock>, LockError> {
+        self.nesting().hold_of(claim)
     }
 
     fn nesting(&self) -> Nesting {
@@ -43,16 +42,16 @@ impl RealmLocks {
         Nesting::current(Arc::as_ptr(&self.shared.queue).addr())
     }
 
-    /// Waits for the realm's lock, within this handle's limits.
+    /// Waits for all locks of the claim, within this handle's limits.
     ///
     /// # Cancel safety
     ///
     /// If dropped, its place in the queue is given up, and no backend stays queued in PostgreSQL.
-    pub(crate) async fn acquire(&self, realm: &RealmUrl) -> Result<Hold, LockError> {
+    pub(crate) async fn acquire(&self, claim: &Claim) -> Result<Hold, LockError> {
         // From here on a shutdown waits for this caller.
         let tracked = self.shared.tasks.token();
         let nesting = self.nesting();
-        let wanted = Wanted::new(realm, &self.limits);
+        let wanted = Wanted::new(claim, &self.limits);
         let closing = &self.shared.closing;
         let granted = tokio::select! {
             biased;
@@ -64,10 +63,10 @@ impl RealmLocks {
         if closing.is_cancelled() {
             return Err(LockError::ShuttingDown);
         }
-        tracing::debug!(%realm, waited = ?wanted.started.elapsed(), "locked");
+        turn.mark_held();
+        tracing::debug!(%claim, waited = ?wanted.started.elapsed(), "locked");
         let held = HeldLock::new(
-            realm.clone(),
-            turn.key(),
+            claim.clone(),
             grant.as_ref().and_then(|grant| grant.token()),
             grant.as_ref().map(|grant| Arc::clone(grant.lease())),
             grant.as_ref().and_then(|grant| grant.shared().cloned()),
@@ -102,17 +101,13 @@ impl RealmLocks {
 
     async fn turn(&self, wanted: &Wanted<'_>) -> Result<Turn, LockError> {
         let max_waiters = self.limits.max_waiters;
-        match self
-            .shared
-            .queue
-            .enter(LockKey::of(wanted.realm), max_waiters)
-        {
+        match self.shared.queue.enter(wanted.claim, max_waiters) {
             Ok(Entry::Turn(turn)) => Ok(turn),
             Ok(Entry::Wait(place)) => timeout_at(wanted.deadline, place)
                 .await
                 .map_err(|_| wanted.timed_out()),
             Err(Full) => Err(LockError::QueueFull {
-                realm: wanted.realm.clone(),
+                claim: wanted.claim.clone(),
                 waiters: max_waiters,
             }),
         }
@@ -120,12 +115,12 @@ impl RealmLocks {
 }
 
 impl<'a> Wanted<'a> {
-    fn new(realm: &'a RealmUrl, limits: &Limits) -> Self {
+    fn new(claim: &'a Claim, limits: &Limits) -> Self {
         // A time-out too long to be a point in time is one of a year.
         const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
         let started = Instant::now();
         Self {
-            realm,
+            claim,
             started,
             timeout: limits.acquire_timeout,
             deadline: started + limits.acquire_timeout.min(YEAR),
@@ -135,7 +130,7 @@ impl<'a> Wanted<'a> {
 
     pub(crate) fn timed_out(&self) -> LockError {
         LockError::Timeout {
-            realm: self.realm.clone(),
+            claim: self.claim.clone(),
             after: self.timeout,
         }
     }

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::realm::RealmUrl;
+use super::Claim;
 
 /// Why a lock was not granted, or did not hold to the end.
 ///
@@ -94,64 +94,72 @@ pub enum LockError {
         after: Duration,
     },
     /// PostgreSQL refused or broke off the lock statement.
-    #[error("PostgreSQL failed while it locked {realm}: {}", chain(source))]
+    #[error("PostgreSQL failed while it locked {claim}: {}", chain(source))]
     Database {
-        /// The realm that was to be locked.
-        realm: RealmUrl,
+        /// What was to be locked.
+        claim: Claim,
         /// What the driver said.
         source: Arc<tokio_postgres::Error>,
     },
     /// The acquire timeout passed before the lock was granted.
-    #[error("no lock on {realm} within {after:?}: another write holds it; try again later")]
+    #[error("no lock on {claim} within {after:?}: another write holds it; try again later")]
     Timeout {
-        /// The realm that was to be locked.
-        realm: RealmUrl,
+        /// What was to be locked.
+        claim: Claim,
         /// The acquire timeout.
         after: Duration,
     },
-    /// As many requests as allowed already wait for this realm in this process.
-    #[error("{waiters} requests already wait for {realm}; try again later")]
+    /// As many requests as allowed already wait for a key of this claim in this process.
+    #[error("{waiters} requests already wait for {claim}; try again later")]
     QueueFull {
-        /// The realm that was to be locked.
-        realm: RealmUrl,
+        /// What was to be locked.
+        claim: Claim,
         /// The bound on its waiters.
         waiters: usize,
     },
     /// The lock was lost while the work ran, or its release was not confirmed: another writer may have been inside.
-    #[error("the lock on {realm} was lost during the call; read the realm before you write again")]
+    #[error("the lock on {claim} was lost during the call; read the realm before you write again")]
     Lost {
-        /// The realm that was locked.
-        realm: RealmUrl,
+        /// What was locked.
+        claim: Claim,
     },
     /// The work took longer than `max_hold` and was stopped.
-    #[error("the call held {realm} for {max_hold:?}, the longest time allowed, and was stopped")]
+    #[error("the call held {claim} for {max_hold:?}, the longest time allowed, and was stopped")]
     Expired {
-        /// The realm that was locked.
-        realm: RealmUrl,
+        /// What was locked.
+        claim: Claim,
         /// The bound that passed.
         max_hold: Duration,
     },
     /// A transaction that the work shared did not commit: nothing that it wrote stands.
-    #[error("the transaction that locked {realm} could not commit: {problem}")]
+    #[error("the transaction that locked {claim} could not commit: {problem}")]
     CommitFailed {
-        /// The realm that was locked.
-        realm: RealmUrl,
+        /// What was locked.
+        claim: Claim,
         /// What PostgreSQL said, or what the handler did.
         problem: String,
     },
     /// A [`LockTransaction`](crate::LockTransaction) was used after its hold.
-    #[error("the transaction that locked {realm} has ended; use it only while the lock is held")]
+    #[error("the transaction that locked {claim} has ended; use it only while the lock is held")]
     TransactionEnded {
-        /// The realm that was locked.
-        realm: RealmUrl,
+        /// What was locked.
+        claim: Claim,
     },
-    /// A lock was asked for by work that already holds another realm, and not granted.
+    /// A lock was asked for by work that already holds another one, and not granted.
     #[error("{source} (asked for while holding {held})")]
     Nested {
-        /// The realm that the work holds.
-        held: RealmUrl,
+        /// What the work holds.
+        held: Claim,
         /// Why the other one was not granted.
         source: Box<LockError>,
+    },
+    /// Work asked for more of what it holds in part: it would wait for itself.
+    #[error("{claim} cannot be locked by work that holds {held}: claim all that it needs at once")]
+    OwnLock {
+        /// What was to be locked.
+        claim: Claim,
+        /// What the work holds.
+        held: Claim,
     },
     /// The process is shutting down and grants no more locks.
     #[error("this replica is shutting down; send the request to another one")]
@@ -176,17 +184,18 @@ impl LockError {
         }
     }
 
-    /// The realm that was to be locked, where there is one.
+    /// What was to be locked, where that is known.
     #[must_use]
-    pub fn realm(&self) -> Option<&RealmUrl> {
+    pub fn claim(&self) -> Option<&Claim> {
         match self.innermost() {
-            Self::Database { realm, .. }
-            | Self::Timeout { realm, .. }
-            | Self::QueueFull { realm, .. }
-            | Self::Lost { realm }
-            | Self::Expired { realm, .. }
-            | Self::CommitFailed { realm, .. }
-            | Self::TransactionEnded { realm } => Some(realm),
+            Self::Database { claim, .. }
+            | Self::Timeout { claim, .. }
+            | Self::QueueFull { claim, .. }
+            | Self::Lost { claim }
+            | Self::Expired { claim, .. }
+            | Self::CommitFailed { claim, .. }
+            | Self::TransactionEnded { claim }
+            | Self::OwnLock { claim, .. } => Some(claim),
             _ => None,
         }
     }

@@ -157,8 +157,11 @@ impl Grant {
     pub(crate) fn end_unconfirmed(self: Box<Self>, turn: Turn) {
         if self.may_be_handed_on() && turn.is_awaited() {
             self.hand_on(turn);
+        } else {
+            // Its keys are given back before anybody asks for them.
+            drop(self);
+            drop(turn);
         }
-        // Else both end by being dropped, the lock first.
     }
 
     /// Whether the lock is there and within its bounds. A handler may have left anything in a shared transaction.

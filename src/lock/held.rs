@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::lease::Lease;
 use super::nesting::Nesting;
-use super::{FencingToken, LockKey, LockTransaction};
+use super::{Claim, FencingToken, LockTransaction};
 use crate::realm::RealmUrl;
 
 /// The handle of a hold: what the work under the lock can ask of it.
@@ -16,8 +16,7 @@ use crate::realm::RealmUrl;
 pub struct HeldLock(Arc<Held>);
 
 struct Held {
-    realm: RealmUrl,
-    key: LockKey,
+    claim: Claim,
     token: Option<FencingToken>,
     /// None in process, where nothing can take the lock away.
     lease: Option<Arc<Lease>>,
@@ -28,16 +27,14 @@ struct Held {
 
 impl HeldLock {
     pub(crate) fn new(
-        realm: RealmUrl,
-        key: LockKey,
+        claim: Claim,
         token: Option<FencingToken>,
         lease: Option<Arc<Lease>>,
         transaction: Option<LockTransaction>,
         nesting: Nesting,
     ) -> Self {
         Self(Arc::new(Held {
-            realm,
-            key,
+            claim,
             token,
             lease,
             transaction,
@@ -46,16 +43,16 @@ impl HeldLock {
         }))
     }
 
-    /// The realm that is locked.
+    /// What is locked.
     #[must_use]
-    pub fn realm(&self) -> &RealmUrl {
-        &self.0.realm
+    pub fn claim(&self) -> &Claim {
+        &self.0.claim
     }
 
-    /// The number that PostgreSQL locks for it.
+    /// The realms that it is about, whole or in part.
     #[must_use]
-    pub fn key(&self) -> LockKey {
-        self.0.key
+    pub fn realms(&self) -> &[RealmUrl] {
+        self.claim().realms()
     }
 
     /// The fencing token of this hold; `None` unless the locks were built with `fencing(true)`.
@@ -107,8 +104,7 @@ impl HeldLock {
 impl fmt::Debug for HeldLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HeldLock")
-            .field("realm", self.realm())
-            .field("key", &self.key())
+            .field("claim", self.claim())
             .field("fencing_token", &self.fencing_token())
             .field("is_held", &self.is_held())
             .finish()

@@ -9,8 +9,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::grant::{Grant, Turn};
 use super::nesting::within;
 use super::postgres::Answer;
-use super::{HeldLock, LockError};
-use crate::realm::RealmUrl;
+use super::{Claim, HeldLock, LockError};
 
 /// A granted lock and the duty to release it.
 ///
@@ -99,7 +98,7 @@ impl Hold {
         };
         sleep_until(end).await;
         LockError::Expired {
-            realm: self.held.realm().clone(),
+            claim: self.held.claim().clone(),
             max_hold,
         }
     }
@@ -117,25 +116,25 @@ impl Hold {
         if !self.held.is_held() {
             return Err(self.lost());
         }
-        let realm = self.held.realm().clone();
+        let claim = self.held.claim().clone();
         if let Some(grant) = &mut self.grant
             && grant.shared().is_some()
         {
             grant.commit_shared().await?;
             return Ok(Released {
-                realm,
+                claim,
                 answer: None,
             });
         }
         self.held.mark_released();
         let grant = self.grant.take().zip(self.turn.take());
         let answer = grant.map(|(grant, turn)| grant.end_hold(turn));
-        Ok(Released { realm, answer })
+        Ok(Released { claim, answer })
     }
 
     pub(crate) fn lost(&self) -> LockError {
         LockError::Lost {
-            realm: self.held.realm().clone(),
+            claim: self.held.claim().clone(),
         }
     }
 }
@@ -144,7 +143,7 @@ impl Hold {
 #[derive(Debug)]
 #[must_use = "the lock may have been lost unnoticed"]
 pub(crate) struct Released {
-    realm: RealmUrl,
+    claim: Claim,
     /// None where nothing is left to be asked.
     answer: Option<Answer>,
 }
@@ -167,14 +166,14 @@ impl Released {
         if confirmed {
             Ok(())
         } else {
-            Err(LockError::Lost { realm: self.realm })
+            Err(LockError::Lost { claim: self.claim })
         }
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        tracing::debug!(realm = %self.held.realm(), held = ?self.granted.elapsed(), "released");
+        tracing::debug!(claim = %self.held.claim(), held = ?self.granted.elapsed(), "released");
         self.held.mark_released();
         if let (Some(grant), Some(turn)) = (self.grant.take(), self.turn.take()) {
             grant.end_unconfirmed(turn);
@@ -192,7 +191,6 @@ pub(crate) mod tests {
     use tokio_util::task::TaskTracker;
 
     use super::*;
-    use crate::lock::LockKey;
     use crate::lock::lease::Lease;
     use crate::lock::nesting::Nesting;
     use crate::lock::queue::{Entry, Queue};
@@ -213,15 +211,14 @@ pub(crate) mod tests {
 
     /// A hold that only its lease ends. Nobody sends its heartbeats, as in a process that stands still.
     pub(crate) fn leased(period: Duration) -> (Hold, Arc<Lease>) {
-        let realm: RealmUrl = "http://h/a/".parse().unwrap();
-        let key = LockKey::of(&realm);
-        let Ok(Entry::Turn(turn)) = Arc::new(Queue::default()).enter(key, 0) else {
+        let claim = Claim::realm(&"http://h/a/".parse().unwrap());
+        let Ok(Entry::Turn(turn)) = Arc::new(Queue::default()).enter(&claim, 0) else {
             panic!("nobody has the turn");
         };
         let connection = CancellationToken::new();
         let lease = Arc::new(Lease::new(period, Instant::now(), &connection));
         let nesting = Nesting::current(0);
-        let handle = HeldLock::new(realm, key, None, Some(Arc::clone(&lease)), None, nesting);
+        let handle = HeldLock::new(claim, None, Some(Arc::clone(&lease)), None, nesting);
         let tracked = TaskTracker::new().token();
         (Hold::new(handle, turn, None, None, tracked), lease)
     }

@@ -13,8 +13,7 @@ use super::acquire::Limits;
 use super::grant::Grant;
 use super::postgres::Postgres;
 use super::queue::Queue;
-use super::{HeldLock, LockError, PostgresBuilder};
-use crate::realm::RealmUrl;
+use super::{Claim, ClaimStatus, HeldLock, LockError, PostgresBuilder};
 
 /// The locks of all realms, as this process sees them.
 ///
@@ -119,17 +118,19 @@ impl RealmLocks {
         self.limits.share_transaction
     }
 
-    /// Runs `work` while the realm is locked, with the guarantees that the layer gives a request: for jobs and workers.
+    /// Runs `work` while a realm, or any other [`Claim`], is locked, with the guarantees that the layer gives a request: for jobs
+    /// and workers.
     ///
     /// Once granted, the work runs to its end on a task of its own, even if this future is dropped. If the lock is lost or
     /// the work takes longer than [`max_hold`](Self::max_hold), it is dropped at its next `await`. An `Ok` is returned only
     /// after PostgreSQL has confirmed that the lock was held to the end. With
     /// [`share_transaction`](Self::share_transaction) an `Ok` commits what the work wrote, and everything else rolls it back.
     ///
-    /// Within work that already holds the realm, in the same task and by the same locks, it runs straight through: two such
+    /// Within work that already holds all of the claim, in the same task and by the same locks, it runs straight through: two such
     /// uses side by side do not exclude each other, and what they wrote in a shared transaction stands or falls with the outer
-    /// work. Asking for another realm there can deadlock with a task that does it the other way round; the acquire timeout ends
-    /// that, and the error names both.
+    /// work. More of what it holds in part is refused. Asking for another realm there can deadlock with a task that does it the
+    /// other way round; the acquire timeout ends that, and the error names both. Work that needs several realms claims them
+    /// together.
     ///
     /// # Errors
     ///
@@ -160,17 +161,22 @@ impl RealmLocks {
     /// # Ok(())
     /// # }
     /// ```
-    pub async fn with_write_lock<T, E, F, W>(&self, realm: &RealmUrl, work: F) -> Result<T, E>
+    pub async fn with_write_lock<T, E, F, W>(
+        &self,
+        claim: impl Into<Claim>,
+        work: F,
+    ) -> Result<T, E>
     where
         F: FnOnce(HeldLock) -> W + Send + 'static,
         W: Future<Output = Result<T, E>> + Send + 'static,
         T: Send + 'static,
         E: From<LockError> + Send + 'static,
     {
-        if let Some(held) = self.held_by_task(realm)? {
+        let claim = claim.into();
+        if let Some(held) = self.held_by_task(&claim)? {
             return work(held).await;
         }
-        let hold = self.acquire(realm).await?;
+        let hold = self.acquire(&claim).await?;
         let ended = self.run_to_completion(async move {
             let work = work(hold.held().clone());
             let done = hold.guard(work).await??;
@@ -179,6 +185,14 @@ impl RealmLocks {
         let (done, released) = ended.await??;
         released.confirmed().await?;
         Ok(done)
+    }
+
+    /// What this process holds and waits for, in order of arrival: to show it to an operator.
+    ///
+    /// Other replicas' holds are not among it; PostgreSQL knows them (`docs/operations.md`).
+    #[must_use]
+    pub fn status(&self) -> Vec<ClaimStatus> {
+        self.shared.queue.status()
     }
 
     /// Stops granting, waits up to `grace` for the holds and their releases, and closes the pool.

@@ -5,6 +5,7 @@
 
 mod acquire;
 mod background;
+mod claim;
 pub(crate) mod error;
 mod grant;
 mod held;
@@ -15,9 +16,11 @@ mod locks;
 mod nesting;
 mod postgres;
 mod queue;
+mod status;
 mod token;
 
 pub(crate) use self::acquire::Wanted;
+pub use self::claim::Claim;
 pub use self::error::LockError;
 pub use self::held::HeldLock;
 #[cfg(test)]
@@ -27,4 +30,5 @@ pub use self::key::LockKey;
 pub use self::locks::RealmLocks;
 pub(crate) use self::nesting::within_step;
 pub use self::postgres::{LockTransaction, PostgresBuilder, TransactionClient};
+pub use self::status::ClaimStatus;
 pub use self::token::FencingToken;

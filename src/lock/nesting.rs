@@ -1,8 +1,7 @@
 use std::future::Future;
 use std::iter::successors;
 
-use super::{HeldLock, LockError};
-use crate::realm::RealmUrl;
+use super::{Claim, HeldLock, LockError};
 
 tokio::task_local! {
     /// The hold that the current task works under, the innermost. A task that it spawns does not work under it.
@@ -26,32 +25,47 @@ impl Nesting {
         }
     }
 
-    /// The task's own hold of a realm, so that nested use runs straight through.
+    /// The task's own hold of all that a claim needs, so that nested use runs straight through.
     ///
     /// # Errors
     ///
-    /// [`LockError::Lost`] if it is one that was lost: waiting for it would be waiting for oneself.
-    pub(crate) fn hold_of(&self, realm: &RealmUrl) -> Result<Option<HeldLock>, LockError> {
-        let holds = successors(self.innermost.as_ref(), |held| {
-            held.nesting().innermost.as_ref()
-        });
-        let mut own =
-            holds.filter(|held| held.nesting().locks == self.locks && held.realm() == realm);
-        match own.next() {
+    /// [`LockError::Lost`] if it is one that was lost, and [`LockError::OwnLock`] if it holds a part of it: waiting would be
+    /// waiting for oneself.
+    pub(crate) fn hold_of(&self, claim: &Claim) -> Result<Option<HeldLock>, LockError> {
+        for held in self.own_holds() {
+            if held.claim().covers(claim) {
+                return if held.is_held() {
+                    Ok(Some(held.clone()))
+                } else {
+                    Err(LockError::Lost {
+                        claim: claim.clone(),
+                    })
+                };
+            }
+        }
+        match self.own_holds().find(|held| held.claim().meets(claim)) {
             None => Ok(None),
-            Some(held) if held.is_held() => Ok(Some(held.clone())),
-            Some(_) => Err(LockError::Lost {
-                realm: realm.clone(),
+            Some(held) => Err(LockError::OwnLock {
+                claim: claim.clone(),
+                held: held.claim().clone(),
             }),
         }
     }
 
-    /// Names the realm that the task holds in the error of a nested request for another.
+    /// From the innermost outwards.
+    fn own_holds(&self) -> impl Iterator<Item = &HeldLock> {
+        let holds = successors(self.innermost.as_ref(), |held| {
+            held.nesting().innermost.as_ref()
+        });
+        holds.filter(|held| held.nesting().locks == self.locks)
+    }
+
+    /// Names what the task holds in the error of a nested request for something else.
     pub(crate) fn explain(&self, error: LockError) -> LockError {
         match &self.innermost {
             None => error,
             Some(held) => LockError::Nested {
-                held: held.realm().clone(),
+                held: held.claim().clone(),
                 source: Box::new(error),
             },
         }

@@ -10,98 +10,254 @@ use std::task::{Context, Poll, ready};
 #[cfg(test)]
 use shuttle::sync::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
-use super::LockKey;
+use super::claim::Lock;
+use super::{Claim, ClaimStatus, LockKey};
 
-/// The fair in-process FIFO in front of the database, one lane per key.
+/// The fair in-process queue in front of the database.
 ///
-/// Only the owner of a key's [`Turn`] may ask PostgreSQL for that key; everybody else waits here, at the price of a map
-/// entry. A key that nobody wants has no entry. A turn can carry a baton `B` to the next owner: the lock itself, where
-/// PostgreSQL has granted it already.
+/// Only the owner of a claim's [`Turn`] may ask PostgreSQL for it; everybody else waits here, at the price of a few map
+/// entries. A claim stands in the lane of each of its keys, in all of them at once and under one ticket: so no two claims wait
+/// for each other, and nobody overtakes in a lane whom they would have to wait for. A turn can carry a baton `B` to the next
+/// owner: the locks themselves, where PostgreSQL has granted them already.
 #[derive(Debug)]
 pub(crate) struct Queue<B> {
-    lanes: Mutex<Lanes<B>>,
+    places: Mutex<Places<B>>,
 }
 
 #[derive(Debug)]
-struct Lanes<B> {
-    /// Invariant: a key has a lane if and only if its turn is owned, or on its way to a waiter.
-    by_key: HashMap<LockKey, Lane<B>>,
+struct Places<B> {
+    /// Invariant: a key has a lane if and only if somebody is let in there.
+    lanes: HashMap<LockKey, Lane>,
+    /// All who wait or own a turn, by ticket: in order of arrival.
+    claims: BTreeMap<u64, Place<B>>,
     /// Never used twice, so that a waiter that leaves late cannot take away another one's place.
     next_ticket: u64,
 }
 
-/// The waiters of one key, by ticket: in order of arrival.
-type Lane<B> = BTreeMap<u64, oneshot::Sender<Turn<B>>>;
+#[derive(Debug)]
+struct Place<B> {
+    claim: Claim,
+    /// When it came, or since when it is held.
+    since: Instant,
+    /// Whether its locks are granted, by PostgreSQL too.
+    held: bool,
+    /// None for the owner of a turn, which may still be on its way.
+    waiter: Option<Waiter<B>>,
+}
 
-/// As many waiters as allowed stand in the lane.
+#[derive(Debug)]
+struct Waiter<B> {
+    turn: oneshot::Sender<Turn<B>>,
+    /// In how many lanes it is not let in yet.
+    missing: usize,
+}
+
+/// The lane of one key.
+///
+/// Invariant: the first waiter, if there is one, does not go together with those who are let in.
+#[derive(Debug, Default)]
+struct Lane {
+    /// How many are let in: one, or several who share the key.
+    inside: usize,
+    shared: bool,
+    /// Whether each of the others wants to share it, by ticket.
+    waiters: BTreeMap<u64, bool>,
+}
+
+/// As many waiters as allowed stand in a lane.
 #[derive(Debug)]
 pub(crate) struct Full;
 
 impl<B> Queue<B> {
-    /// Takes a place in the key's lane, behind at most `max_waiters - 1` other waiters.
+    /// Takes a place in the lanes of all keys of the claim, in each behind at most `max_waiters - 1` other waiters.
     pub(crate) fn enter(
         self: &Arc<Self>,
-        key: LockKey,
+        claim: &Claim,
         max_waiters: usize,
     ) -> Result<Entry<B>, Full> {
-        let mut lanes = self.lanes();
-        let ticket = lanes.next_ticket;
-        let Some(lane) = lanes.by_key.get_mut(&key) else {
-            lanes.by_key.insert(key, Lane::new());
-            return Ok(Entry::Turn(Turn::new(Arc::clone(self), key, None)));
+        let since = Instant::now();
+        let mut places = self.places();
+        let places = &mut *places;
+        let full = |lock: &Lock| {
+            let lane = places.lanes.get(&lock.key);
+            lane.is_some_and(|lane| !lane.is_open_to(lock) && lane.waiters.len() >= max_waiters)
         };
-        if lane.len() >= max_waiters {
+        if claim.locks().iter().any(full) {
             return Err(Full);
         }
-        let (sender, turn) = oneshot::channel();
-        lane.insert(ticket, sender);
-        lanes.next_ticket += 1;
-        Ok(Entry::Wait(Waiting {
-            queue: Arc::clone(self),
-            key,
-            ticket,
-            turn,
-        }))
-    }
-
-    /// The key's first waiter, out of the lane. A lane without waiters is closed.
-    fn next_waiter(&self, key: LockKey) -> Option<oneshot::Sender<Turn<B>>> {
-        let mut lanes = self.lanes();
-        let next = lanes.by_key.get_mut(&key)?.pop_first();
-        if next.is_none() {
-            lanes.by_key.remove(&key);
+        let ticket = places.next_ticket;
+        places.next_ticket += 1;
+        let mut missing = 0;
+        for lock in claim.locks() {
+            let lane = places.lanes.entry(lock.key).or_default();
+            if lane.is_open_to(lock) {
+                lane.let_in(lock.is_shared());
+            } else {
+                lane.waiters.insert(ticket, lock.is_shared());
+                missing += 1;
+            }
         }
-        next.map(|(_, waiter)| waiter)
+        let mut place = Place {
+            claim: claim.clone(),
+            since,
+            held: false,
+            waiter: None,
+        };
+        let queue = Arc::clone(self);
+        let entry = if missing == 0 {
+            Entry::Turn(Turn::new(queue, ticket, claim.clone()))
+        } else {
+            let (sender, turn) = oneshot::channel();
+            place.waiter = Some(Waiter {
+                turn: sender,
+                missing,
+            });
+            Entry::Wait(Waiting {
+                queue,
+                ticket,
+                turn,
+            })
+        };
+        places.claims.insert(ticket, place);
+        Ok(entry)
     }
 
-    fn is_awaited(&self, key: LockKey) -> bool {
-        let lanes = self.lanes();
-        lanes.by_key.get(&key).is_some_and(|lane| !lane.is_empty())
+    /// Who holds and who waits, in order of arrival.
+    pub(crate) fn status(&self) -> Vec<ClaimStatus> {
+        let places = self.places();
+        let status =
+            |place: &Place<B>| ClaimStatus::new(place.claim.clone(), place.held, place.since);
+        places.claims.values().map(status).collect()
     }
 
-    fn leave(&self, key: LockKey, ticket: u64) {
-        let mut lanes = self.lanes();
-        let place = lanes
-            .by_key
-            .get_mut(&key)
-            .and_then(|lane| lane.remove(&ticket));
-        // Dropping a sender wakes its receiver: code that is not ours, and not for under the mutex.
-        drop(lanes);
-        drop(place);
+    fn mark_held(&self, ticket: u64) {
+        let since = Instant::now();
+        if let Some(place) = self.places().claims.get_mut(&ticket) {
+            place.held = true;
+            place.since = since;
+        }
     }
 
-    fn lanes(&self) -> MutexGuard<'_, Lanes<B>> {
+    /// Whether the next in line wants just the same.
+    fn is_awaited(&self, claim: &Claim) -> bool {
+        let places = self.places();
+        let mut exclusive = claim.locks().iter().filter(|lock| !lock.is_shared());
+        let Some(lock) = exclusive.next() else {
+            return false;
+        };
+        let next = places.lanes.get(&lock.key).and_then(Lane::first);
+        next.and_then(|ticket| places.claims.get(&ticket))
+            .is_some_and(|next| {
+                let missing = next.waiter.as_ref().map(|waiter| waiter.missing);
+                missing == Some(1 + exclusive.count()) && next.claim == *claim
+            })
+    }
+
+    /// Ends a turn, and gives out those of the waiters who need wait no longer.
+    fn release(&self, ticket: u64) -> Vec<Ready<B>> {
+        let mut places = self.places();
+        let mut ready = Vec::new();
+        if let Some(place) = places.claims.remove(&ticket) {
+            places.depart(ticket, &place.claim, &mut ready);
+        }
+        ready
+    }
+
+    /// Takes a waiter out of its lanes. One whose turn is on its way is none any more.
+    fn leave(self: &Arc<Self>, ticket: u64) {
+        let mut places = self.places();
+        let waits = |place: &Place<B>| place.waiter.is_some();
+        if !places.claims.get(&ticket).is_some_and(waits) {
+            return;
+        }
+        let mut ready = Vec::new();
+        let left = places.claims.remove(&ticket);
+        if let Some(place) = &left {
+            places.depart(ticket, &place.claim, &mut ready);
+        }
+        // Waking a waiter, by its turn or by dropping its sender, runs code that is not ours: not under the mutex.
+        drop(places);
+        drop(left);
+        Turn::send_all(self, ready, None);
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places<B>> {
         // No code that can panic runs under this mutex, so a poisoned one is whole.
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<B> Places<B> {
+    /// Takes a claim out of its lanes, and lets in who can be.
+    fn depart(&mut self, ticket: u64, claim: &Claim, ready: &mut Vec<Ready<B>>) {
+        for Lock { key, .. } in claim.locks() {
+            let Some(lane) = self.lanes.get_mut(key) else {
+                continue;
+            };
+            if lane.waiters.remove(&ticket).is_none() {
+                lane.inside -= 1;
+            }
+            while let Some(next) = lane.let_next_in() {
+                let Some(place) = self.claims.get_mut(&next) else {
+                    continue;
+                };
+                if let Some(waiter) = &mut place.waiter {
+                    waiter.missing -= 1;
+                }
+                if let Some(waiter) = place.waiter.take_if(|waiter| waiter.missing == 0) {
+                    ready.push(Ready {
+                        ticket: next,
+                        claim: place.claim.clone(),
+                        turn: waiter.turn,
+                    });
+                }
+            }
+            if lane.inside == 0 {
+                self.lanes.remove(key);
+            }
+        }
+    }
+}
+
+impl Lane {
+    /// Whether a newcomer is let in at once.
+    fn is_open_to(&self, lock: &Lock) -> bool {
+        self.waiters.is_empty() && self.admits(lock.is_shared())
+    }
+
+    fn admits(&self, shared: bool) -> bool {
+        self.inside == 0 || (self.shared && shared)
+    }
+
+    fn let_in(&mut self, shared: bool) {
+        self.inside += 1;
+        self.shared = shared;
+    }
+
+    fn first(&self) -> Option<u64> {
+        self.waiters.keys().next().copied()
+    }
+
+    /// Lets the first waiter in, if it goes together with those inside. Nobody overtakes it, so nobody keeps it waiting for ever.
+    fn let_next_in(&mut self) -> Option<u64> {
+        let (&ticket, &shared) = self.waiters.first_key_value()?;
+        if !self.admits(shared) {
+            return None;
+        }
+        self.waiters.remove(&ticket);
+        self.let_in(shared);
+        Some(ticket)
     }
 }
 
 impl<B> Default for Queue<B> {
     fn default() -> Self {
         Self {
-            lanes: Mutex::new(Lanes {
-                by_key: HashMap::new(),
+            places: Mutex::new(Places {
+                lanes: HashMap::new(),
+                claims: BTreeMap::new(),
                 next_ticket: 0,
             }),
         }
@@ -111,36 +267,46 @@ impl<B> Default for Queue<B> {
 /// The answer to [`Queue::enter`].
 #[derive(Debug)]
 pub(crate) enum Entry<B> {
-    /// Nobody was there.
+    /// Nobody was there who would have to go first.
     Turn(Turn<B>),
     /// Somebody was: wait for the turn.
     Wait(Waiting<B>),
 }
 
-/// The exclusive right of this process's callers to ask PostgreSQL for one key.
+/// A waiter that need wait no longer.
+struct Ready<B> {
+    ticket: u64,
+    claim: Claim,
+    turn: oneshot::Sender<Turn<B>>,
+}
+
+/// The right of one caller to ask PostgreSQL for a claim, while no other caller of this process has a key of it, but to share.
 ///
-/// Dropping it passes it on, with its baton; a baton that nobody waits for is dropped.
+/// Dropping it passes it on. Its baton goes to the next in line if that one wants just the same, and is dropped otherwise.
 #[derive(Debug)]
 pub(crate) struct Turn<B> {
     queue: Arc<Queue<B>>,
-    key: LockKey,
+    ticket: u64,
+    claim: Claim,
     baton: Option<B>,
     /// Whether dropping passes it on.
     armed: bool,
 }
 
 impl<B> Turn<B> {
-    fn new(queue: Arc<Queue<B>>, key: LockKey, baton: Option<B>) -> Self {
+    fn new(queue: Arc<Queue<B>>, ticket: u64, claim: Claim) -> Self {
         Self {
             queue,
-            key,
-            baton,
+            ticket,
+            claim,
+            baton: None,
             armed: true,
         }
     }
 
-    pub(crate) fn key(&self) -> LockKey {
-        self.key
+    /// Notes that its locks are granted.
+    pub(crate) fn mark_held(&self) {
+        self.queue.mark_held(self.ticket);
     }
 
     /// What the owner before has handed on.
@@ -148,14 +314,47 @@ impl<B> Turn<B> {
         self.baton.take()
     }
 
-    /// Whether anybody waits for it. By the time of the answer that may have changed.
+    /// Whether the next in line wants just the same. By the time of the answer that may have changed.
     pub(crate) fn is_awaited(&self) -> bool {
-        self.queue.is_awaited(self.key)
+        self.queue.is_awaited(&self.claim)
     }
 
     /// Passes the turn on with a baton.
     pub(crate) fn hand_on(mut self, baton: B) {
         self.baton = Some(baton);
+    }
+
+    /// Sends turns to those who wait for them, and the baton with the first that is for the same claim.
+    fn send_all(queue: &Arc<Queue<B>>, ready: Vec<Ready<B>>, baton: Option<(Claim, B)>) {
+        let mut ready = ready;
+        let mut baton = baton;
+        loop {
+            let is_next = |next: &Ready<B>| baton.as_ref().is_some_and(|it| it.0 == next.claim);
+            let next = ready.iter().position(is_next);
+            if next.is_none() {
+                // Nobody wants it. It ends here, outside of the mutex, and before anybody asks PostgreSQL for its keys.
+                baton = None;
+            }
+            let Some(next) = next.or_else(|| ready.len().checked_sub(1)) else {
+                return;
+            };
+            let Ready {
+                ticket,
+                claim,
+                turn: waiter,
+            } = ready.swap_remove(next);
+            let mut turn = Self::new(Arc::clone(queue), ticket, claim);
+            turn.baton = baton.take().map(|(_, baton)| baton);
+            // Here a waiter may leave that is already out of its lanes: a point for the model checker.
+            #[cfg(test)]
+            shuttle::thread::yield_now();
+            if let Err(mut back) = waiter.send(turn) {
+                // The waiter has left since, and there may be others behind it.
+                back.armed = false;
+                ready.extend(queue.release(ticket));
+                baton = back.baton.take().map(|baton| (back.claim.clone(), baton));
+            }
+        }
     }
 }
 
@@ -164,23 +363,13 @@ impl<B> Drop for Turn<B> {
         if !self.armed {
             return;
         }
-        let mut turn = Self::new(Arc::clone(&self.queue), self.key, self.baton.take());
-        while let Some(waiter) = self.queue.next_waiter(self.key) {
-            // Here a waiter may leave that is already out of its lane: a point for the model checker.
-            #[cfg(test)]
-            shuttle::thread::yield_now();
-            match waiter.send(turn) {
-                Ok(()) => return,
-                // The waiter has left since.
-                Err(back) => turn = back,
-            }
-        }
-        // Nobody wants it, and its lane is closed. The baton is dropped here, outside of the mutex.
-        turn.armed = false;
+        let ready = self.queue.release(self.ticket);
+        let baton = self.baton.take().map(|baton| (self.claim.clone(), baton));
+        Self::send_all(&self.queue, ready, baton);
     }
 }
 
-/// A place in a lane; resolves to the turn.
+/// A place in the lanes of a claim; resolves to the turn.
 ///
 /// # Cancel safety
 ///
@@ -188,7 +377,6 @@ impl<B> Drop for Turn<B> {
 #[derive(Debug)]
 pub(crate) struct Waiting<B> {
     queue: Arc<Queue<B>>,
-    key: LockKey,
     ticket: u64,
     turn: oneshot::Receiver<Turn<B>>,
 }
@@ -199,7 +387,7 @@ impl<B> Future for Waiting<B> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Turn<B>> {
         match ready!(Pin::new(&mut self.turn).poll(cx)) {
             Ok(turn) => Poll::Ready(turn),
-            // A sender leaves its lane only to send, or by this place's own `leave`.
+            // A sender leaves its place only to send, or by this place's own `leave`.
             Err(_) => Poll::Pending,
         }
     }
@@ -207,7 +395,7 @@ impl<B> Future for Waiting<B> {
 
 impl<B> Drop for Waiting<B> {
     fn drop(&mut self) {
-        self.queue.leave(self.key, self.ticket);
+        self.queue.leave(self.ticket);
     }
 }
 

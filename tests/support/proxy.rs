@@ -106,6 +106,12 @@ impl Proxy {
     }
 }
 
+/// Whether a query is empty, but for a comment that names the claim: a ping or a heartbeat.
+#[must_use]
+pub fn is_ping(query: &String) -> bool {
+    query.is_empty() || (query.starts_with("/* realm http") && query.ends_with(" */"))
+}
+
 async fn accept(listener: TcpListener, state: Arc<State>) {
     while let Ok((client, _)) = listener.accept().await {
         let state = Arc::clone(&state);

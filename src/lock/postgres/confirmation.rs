@@ -27,6 +27,7 @@ const LATEST: Duration = Duration::from_millis(1);
 pub(super) struct Pings {
     client: Arc<Client>,
     lease: Arc<Lease>,
+    comment: Arc<str>,
     latest: Option<Ping>,
     latest_sent: Option<Instant>,
 }
@@ -96,10 +97,11 @@ impl fmt::Debug for Answer {
     }
 }
 
-/// An empty query, which is sent once. Apart from its answer, as whoever waits for that may just be polling it on another
+/// A query that is empty but for a comment, and is sent once. Apart from its answer, as whoever waits for that may just be polling it on another
 /// thread: what must come before the end of the transaction cannot wait for them.
 struct Question {
     client: Arc<Client>,
+    comment: Arc<str>,
     sent: Mutex<Option<Sent>>,
     /// Told when it has been sent.
     now: Notify,
@@ -112,10 +114,11 @@ struct Sent {
 }
 
 impl Pings {
-    pub(super) fn new(client: Arc<Client>, lease: Arc<Lease>) -> Self {
+    pub(super) fn new(client: Arc<Client>, lease: Arc<Lease>, comment: Arc<str>) -> Self {
         Self {
             client,
             lease,
+            comment,
             latest: None,
             latest_sent: None,
         }
@@ -148,6 +151,7 @@ impl Pings {
         let lease = Arc::clone(&self.lease);
         let question = Arc::new(Question {
             client: Arc::clone(&self.client),
+            comment: Arc::clone(&self.comment),
             sent: Mutex::default(),
             now: Notify::new(),
         });
@@ -184,7 +188,7 @@ impl Question {
         if sent.is_none() {
             let at = Instant::now();
             // One step queues the message, and waits for nothing.
-            let answer = self.client.simple_query_raw("").now_or_never();
+            let answer = self.client.simple_query_raw(&self.comment).now_or_never();
             *sent = Some(Sent { at, answer });
             // Kept by `Notify` for an answer that is not polled yet.
             self.now.notify_one();

@@ -5,6 +5,7 @@
 mod address;
 mod attempt;
 mod builder;
+mod comment;
 mod confirmation;
 mod connection;
 mod pool;
@@ -21,15 +22,17 @@ use tokio_util::task::TaskTracker;
 
 use self::attempt::{Answered, Attempt};
 pub use self::builder::PostgresBuilder;
+use self::comment::comment;
 pub(crate) use self::confirmation::{Answer, Urgency};
 use self::connection::{Connector, is_disconnect};
 use self::pool::LockPool;
 pub(crate) use self::session::SessionLock;
-use self::session::Sessions;
+use self::session::{Options, Sessions};
 pub use self::shared::{LockTransaction, TransactionClient};
 pub(crate) use self::transaction::LockedTransaction;
 use self::transaction::SHARE;
 use super::background::Background;
+use super::claim::Lock;
 use super::grant::{Grant, HandOff, Turn};
 use super::lease::Lease;
 use super::{FencingToken, LockError, Wanted, token};
@@ -56,10 +59,15 @@ impl Postgres {
     async fn connect(config: Config, options: &PostgresBuilder) -> Result<Self, LockError> {
         let connector = Connector::new(config, options.connect_timeout);
         let (lease, fencing) = (options.lease, options.fencing);
+        let shared = Options {
+            lease,
+            fencing,
+            share_time: options.hand_off.max_time,
+        };
         let pool = LockPool::open(connector.clone(), options.pool_size).await?;
         let sessions = match options.sessions {
             0 => None,
-            count => Some(Sessions::connect(connector, count, lease, fencing).await?),
+            count => Some(Sessions::connect(connector, count, shared).await?),
         };
         Ok(Self {
             pool,
@@ -70,7 +78,7 @@ impl Postgres {
         })
     }
 
-    /// Takes the lock in PostgreSQL, in one round trip if nobody has it.
+    /// Takes all locks of the claim in PostgreSQL, in one round trip if nobody has them.
     ///
     /// # Cancel safety
     ///
@@ -84,14 +92,14 @@ impl Postgres {
         let background = Background::new(tasks);
         // A session is no place for a handler's own transaction.
         if let Some(sessions) = self.sessions.as_ref().filter(|_| !wanted.share)
-            && let Some(lock) = sessions.try_lock(turn.key(), wanted.deadline).await
+            && let Some(lock) = sessions.try_lock(wanted.claim, wanted.deadline).await
         {
             return Ok((turn, Grant::session(lock, self.hand_off, background)));
         }
         self.transaction(wanted, turn, background).await
     }
 
-    /// Takes the lock in a transaction of its own, and waits for it in PostgreSQL's queue if somebody has it.
+    /// Takes the locks in a transaction of their own, and waits in PostgreSQL's queues where somebody has one.
     async fn transaction(
         &self,
         wanted: &Wanted<'_>,
@@ -101,7 +109,7 @@ impl Postgres {
         let mut retried = false;
         loop {
             let connection = self.pool.checkout(wanted).await?;
-            let statement = self.statement(wanted, &turn);
+            let statement = self.statement(wanted);
             let attempt = Attempt::start(connection, turn, statement, background.clone());
             let (answered, answer) = timeout_at(wanted.deadline + SERVER_FIRST, attempt)
                 .await
@@ -122,23 +130,33 @@ impl Postgres {
 
     /// The one message that begins, sets the limits for this transaction alone, and locks.
     ///
-    /// It tries first, to know whether others want the lock too, and limits its wait only if it has to. A try does not overtake
-    /// those who wait.
+    /// Each key is tried first, to know whether others want it too, and the wait limited only if there is one. A try does not
+    /// overtake those who wait. Keys have a statement each, as nothing else says in what order they are locked; the claim has them
+    /// in the order that all others take them in.
     ///
     /// Read committed, whatever the server's default: under a stricter level the snapshot of the transaction would be
     /// older than the lock. `set_config` with `true` ends with the transaction, so nothing leaks through a pooler.
-    fn statement(&self, wanted: &Wanted<'_>, turn: &Turn) -> String {
+    fn statement(&self, wanted: &Wanted<'_>) -> String {
         let remaining = wanted.deadline.saturating_duration_since(Instant::now());
         let lock_timeout = milliseconds(remaining);
         let lease = milliseconds(self.lease);
-        let key = turn.key();
+        let comment = comment(wanted.claim);
+        // The comment is not the first, or pg_stat_statements would count every realm's BEGIN by itself.
         let mut statement = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
-             SELECT set_config('idle_in_transaction_session_timeout', '{lease}', true), \
-             CASE WHEN pg_try_advisory_xact_lock({key}) THEN 't' ELSE \
-             set_config('lock_timeout', '{lock_timeout}', true) || pg_advisory_xact_lock({key})::text \
-             END AS {FREE}"
+             {comment} SELECT set_config('idle_in_transaction_session_timeout', '{lease}', true)"
         );
+        let mut separator = ",";
+        for lock in wanted.claim.locks() {
+            let Lock { key, .. } = lock;
+            let shared = if lock.is_shared() { "_shared" } else { "" };
+            statement += &format!(
+                "{separator} CASE WHEN pg_try_advisory_xact_lock{shared}({key}) THEN 't' ELSE \
+                 set_config('lock_timeout', '{lock_timeout}', true) \
+                 || pg_advisory_xact_lock{shared}({key})::text END AS {FREE}"
+            );
+            separator = "; SELECT";
+        }
         if self.fencing {
             // After the lock, so that the holder before has its token already.
             statement += token::ASK;
@@ -167,9 +185,9 @@ impl Postgres {
             None
         };
         let lease = Lease::new(self.lease, sent, &connection.closed);
-        let realm = wanted.realm.clone();
+        let claim = wanted.claim.clone();
         let transaction = LockedTransaction::new(
-            realm,
+            claim,
             connection,
             lease,
             token,
@@ -181,7 +199,7 @@ impl Postgres {
         if late && !transaction.confirm(wanted.deadline + SERVER_FIRST).await {
             return Err(wanted.timed_out());
         }
-        let contended = value(rows, FREE) != Some("t");
+        let contended = values(rows, FREE).any(|free| free != "t");
         let hand_off = if contended {
             self.hand_off.contended()
         } else {
@@ -213,14 +231,19 @@ async fn refused(
         return wanted.timed_out();
     }
     LockError::Database {
-        realm: wanted.realm.clone(),
+        claim: wanted.claim.clone(),
         source: error.into(),
     }
 }
 
 /// What the answer to a statement says in one column.
 fn value<'a>(rows: &'a [SimpleQueryMessage], column: &str) -> Option<&'a str> {
-    rows.iter().find_map(|row| match row {
+    values(rows, column).next()
+}
+
+/// What the answers to several statements say in the columns of one name.
+fn values<'a>(rows: &'a [SimpleQueryMessage], column: &str) -> impl Iterator<Item = &'a str> {
+    rows.iter().filter_map(move |row| match row {
         SimpleQueryMessage::Row(row) => row.try_get(column).ok()?,
         _ => None,
     })

@@ -6,8 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 use tokio_postgres::Client;
 
-use crate::lock::LockError;
-use crate::realm::RealmUrl;
+use crate::lock::{Claim, LockError};
 
 /// The locked transaction, for the handler's own SQL.
 ///
@@ -47,7 +46,7 @@ use crate::realm::RealmUrl;
 /// ```
 #[derive(Clone)]
 pub struct LockTransaction {
-    realm: RealmUrl,
+    claim: Claim,
     client: Arc<RwLock<Option<Arc<Client>>>>,
     /// Set when the hold ends, even where a client is still in use.
     ended: Arc<AtomicBool>,
@@ -59,9 +58,9 @@ pub struct LockTransaction {
 pub struct TransactionClient(OwnedRwLockReadGuard<Option<Arc<Client>>, Client>);
 
 impl LockTransaction {
-    pub(super) fn new(realm: RealmUrl, client: Arc<Client>) -> Self {
+    pub(super) fn new(claim: Claim, client: Arc<Client>) -> Self {
         Self {
-            realm,
+            claim,
             client: Arc::new(RwLock::new(Some(client))),
             ended: Arc::default(),
         }
@@ -74,7 +73,7 @@ impl LockTransaction {
     /// [`LockError::TransactionEnded`] once the hold has ended.
     pub fn client(&self) -> Result<TransactionClient, LockError> {
         let ended = || LockError::TransactionEnded {
-            realm: self.realm.clone(),
+            claim: self.claim.clone(),
         };
         let guard = Arc::clone(&self.client)
             .try_read_owned()
@@ -109,7 +108,7 @@ impl Deref for TransactionClient {
 impl fmt::Debug for LockTransaction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LockTransaction")
-            .field("realm", &self.realm)
+            .field("claim", &self.claim)
             .finish_non_exhaustive()
     }
 }

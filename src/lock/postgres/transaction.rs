@@ -5,14 +5,14 @@ use std::sync::Arc;
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::{Client, Error};
 
+use super::comment::comment;
 use super::confirmation::{Answer, Pings, Urgency, last};
 use super::connection::{cancel, is_disconnect};
 use super::pool::Pooled;
 use super::shared::LockTransaction;
 use crate::lock::background::Background;
 use crate::lock::lease::Lease;
-use crate::lock::{FencingToken, LockError};
-use crate::realm::RealmUrl;
+use crate::lock::{Claim, FencingToken, LockError};
 
 /// Makes a transaction ready for the handler's statements: they wait for their own locks as they would without ours. The
 /// mark is gone once the transaction has ended, whoever ended it.
@@ -29,7 +29,9 @@ const COMMIT_SHARED: &str = "SELECT 1 / (current_setting('tower_realm_lock.share
 ///
 /// Dropped before it has ended, it rolls back.
 pub(crate) struct LockedTransaction {
-    realm: RealmUrl,
+    claim: Claim,
+    /// What heartbeats say of it to an operator: the server shows the last statement of each session.
+    comment: Arc<str>,
     client: Arc<Client>,
     /// None once it is back in the pool.
     connection: Option<Pooled>,
@@ -42,7 +44,7 @@ pub(crate) struct LockedTransaction {
 
 impl LockedTransaction {
     pub(super) fn new(
-        realm: RealmUrl,
+        claim: Claim,
         connection: Pooled,
         lease: Lease,
         token: Option<FencingToken>,
@@ -51,10 +53,16 @@ impl LockedTransaction {
     ) -> Self {
         let client = Arc::clone(&connection.client);
         let lease = Arc::new(lease);
+        let comment: Arc<str> = comment(&claim).into();
         Self {
-            shared: share.then(|| LockTransaction::new(realm.clone(), Arc::clone(&client))),
-            realm,
-            pings: Pings::new(Arc::clone(&client), Arc::clone(&lease)),
+            shared: share.then(|| LockTransaction::new(claim.clone(), Arc::clone(&client))),
+            claim,
+            pings: Pings::new(
+                Arc::clone(&client),
+                Arc::clone(&lease),
+                Arc::clone(&comment),
+            ),
+            comment,
             client,
             connection: Some(connection),
             lease,
@@ -80,9 +88,9 @@ impl LockedTransaction {
         self.lease.keep(|| self.heartbeat()).await;
     }
 
-    /// The smallest message that the server answers: an empty query.
+    /// An empty query, but for a comment.
     async fn heartbeat(&self) -> Result<(), Error> {
-        self.client.batch_execute("").await
+        self.client.batch_execute(&self.comment).await
     }
 
     /// Sends one heartbeat; whether it was answered before the deadline.
@@ -165,13 +173,13 @@ impl LockedTransaction {
 
     fn lost(&self) -> LockError {
         LockError::Lost {
-            realm: self.realm.clone(),
+            claim: self.claim.clone(),
         }
     }
 
     fn commit_failed(&self, problem: impl Into<String>) -> LockError {
         LockError::CommitFailed {
-            realm: self.realm.clone(),
+            claim: self.claim.clone(),
             problem: problem.into(),
         }
     }
@@ -219,7 +227,7 @@ fn reason(error: &Error) -> String {
 impl fmt::Debug for LockedTransaction {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LockedTransaction")
-            .field("realm", &self.realm)
+            .field("claim", &self.claim)
             .field("token", &self.token)
             .finish_non_exhaustive()
     }

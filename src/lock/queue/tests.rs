@@ -9,8 +9,8 @@ use shuttle::{check_dfs, check_pct, check_random, thread};
 
 use super::*;
 
-fn key(name: &str) -> LockKey {
-    LockKey::of(&format!("http://h/{name}/").parse().unwrap())
+fn realm(name: &str) -> Claim {
+    Claim::realm(&format!("http://h/{name}/").parse().unwrap())
 }
 
 /// A lock that is handed on, as a server that has only one of it sees it.
@@ -36,6 +36,11 @@ impl Drop for Baton {
     fn drop(&mut self) {
         assert_eq!(self.0.swap(0, Ordering::SeqCst), 1);
     }
+}
+
+fn is_empty(queue: &Queue) -> bool {
+    let places = queue.places();
+    places.lanes.is_empty() && places.claims.is_empty()
 }
 
 fn turn(entry: Result<Entry, Full>) -> Turn {
@@ -71,9 +76,9 @@ fn alone(test: impl Fn() + Send + Sync + 'static) {
 fn turns_pass_in_order_of_arrival() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let first = turn(queue.enter(key("a"), 9));
-        let mut second = waiting(queue.enter(key("a"), 9));
-        let mut third = waiting(queue.enter(key("a"), 9));
+        let first = turn(queue.enter(&realm("a"), 9));
+        let mut second = waiting(queue.enter(&realm("a"), 9));
+        let mut third = waiting(queue.enter(&realm("a"), 9));
         assert!((&mut second).now_or_never().is_none());
 
         drop(first);
@@ -82,7 +87,7 @@ fn turns_pass_in_order_of_arrival() {
         assert!((&mut third).now_or_never().is_none());
         drop(second);
         drop(third.now_or_never().expect("the turn was passed on"));
-        assert!(queue.lanes().by_key.is_empty());
+        assert!(is_empty(&queue));
     });
 }
 
@@ -90,8 +95,8 @@ fn turns_pass_in_order_of_arrival() {
 fn keys_do_not_wait_for_each_other() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let _a = turn(queue.enter(key("a"), 9));
-        turn(queue.enter(key("b"), 9));
+        let _a = turn(queue.enter(&realm("a"), 9));
+        turn(queue.enter(&realm("b"), 9));
     });
 }
 
@@ -99,11 +104,11 @@ fn keys_do_not_wait_for_each_other() {
 fn a_waiter_that_leaves_gives_up_its_place_at_once() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let first = turn(queue.enter(key("a"), 1));
-        let second = waiting(queue.enter(key("a"), 1));
-        assert!(queue.enter(key("a"), 1).is_err());
+        let first = turn(queue.enter(&realm("a"), 1));
+        let second = waiting(queue.enter(&realm("a"), 1));
+        assert!(queue.enter(&realm("a"), 1).is_err());
         drop(second);
-        let third = waiting(queue.enter(key("a"), 1));
+        let third = waiting(queue.enter(&realm("a"), 1));
         drop(first);
         assert!(third.now_or_never().is_some());
     });
@@ -113,13 +118,13 @@ fn a_waiter_that_leaves_gives_up_its_place_at_once() {
 fn a_turn_on_its_way_to_a_waiter_that_left_reaches_the_next() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let first = turn(queue.enter(key("a"), 9));
-        let second = waiting(queue.enter(key("a"), 9));
-        let third = waiting(queue.enter(key("a"), 9));
+        let first = turn(queue.enter(&realm("a"), 9));
+        let second = waiting(queue.enter(&realm("a"), 9));
+        let third = waiting(queue.enter(&realm("a"), 9));
         drop(first);
         drop(second);
         assert!(third.now_or_never().is_some());
-        assert!(queue.lanes().by_key.is_empty());
+        assert!(is_empty(&queue));
     });
 }
 
@@ -127,13 +132,13 @@ fn a_turn_on_its_way_to_a_waiter_that_left_reaches_the_next() {
 fn a_late_leaver_takes_nobodys_place() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let first = turn(queue.enter(key("a"), 9));
-        let mut late = waiting(queue.enter(key("a"), 9));
+        let first = turn(queue.enter(&realm("a"), 9));
+        let mut late = waiting(queue.enter(&realm("a"), 9));
         drop(first);
         drop((&mut late).now_or_never());
         // The lane was closed and opened again in the meantime.
-        let again = turn(queue.enter(key("a"), 9));
-        let next = waiting(queue.enter(key("a"), 9));
+        let again = turn(queue.enter(&realm("a"), 9));
+        let next = waiting(queue.enter(&realm("a"), 9));
         drop(late);
         drop(again);
         assert!(next.now_or_never().is_some());
@@ -169,7 +174,7 @@ fn enter_and_leave() {
             thread::spawn(move || {
                 for _ in 0..2 {
                     let lane = thread_rng().gen_range(0..2);
-                    let turn = match queue.enter(key(["a", "b"][lane]), 2) {
+                    let turn = match queue.enter(&realm(["a", "b"][lane]), 2) {
                         Ok(Entry::Turn(turn)) => Some(turn),
                         Ok(Entry::Wait(place)) => wait_or_leave(place),
                         Err(Full) => None,
@@ -189,18 +194,18 @@ fn enter_and_leave() {
     for thread in threads {
         thread.join().unwrap();
     }
-    assert!(queue.lanes().by_key.is_empty());
+    assert!(is_empty(&queue));
     assert!(servers.iter().all(|open| open.load(Ordering::SeqCst) == 0));
 }
 
 /// Waiters that stand in one lane in a known order get their turns in that order, whoever leaves.
 fn keep_the_order() {
     let queue = Arc::new(Queue::default());
-    let first = turn(queue.enter(key("a"), 9));
+    let first = turn(queue.enter(&realm("a"), 9));
     let served = Arc::new(AtomicUsize::new(0));
     let threads: Vec<_> = (1..5)
         .map(|number| {
-            let place = waiting(queue.enter(key("a"), 9));
+            let place = waiting(queue.enter(&realm("a"), 9));
             let served = Arc::clone(&served);
             thread::spawn(move || {
                 if let Some(turn) = wait_or_leave(place) {
@@ -214,7 +219,7 @@ fn keep_the_order() {
     for thread in threads {
         thread.join().unwrap();
     }
-    assert!(queue.lanes().by_key.is_empty());
+    assert!(is_empty(&queue));
 }
 
 /// The smallest case in which a turn, its lock and its waiter can miss each other, in every schedule there is.
@@ -222,9 +227,9 @@ fn pass_on_while_leaving() {
     let queue = Arc::new(Queue::default());
     let server = Arc::default();
     let baton = Baton::take(&server);
-    let first = turn(queue.enter(key("a"), 9));
-    let leaving = waiting(queue.enter(key("a"), 9));
-    let staying = waiting(queue.enter(key("a"), 9));
+    let first = turn(queue.enter(&realm("a"), 9));
+    let leaving = waiting(queue.enter(&realm("a"), 9));
+    let staying = waiting(queue.enter(&realm("a"), 9));
     let threads = [
         thread::spawn(move || first.hand_on(baton)),
         thread::spawn(move || drop(leaving)),
@@ -233,7 +238,7 @@ fn pass_on_while_leaving() {
     for thread in threads {
         thread.join().unwrap();
     }
-    assert!(queue.lanes().by_key.is_empty());
+    assert!(is_empty(&queue));
     assert_eq!(server.load(Ordering::SeqCst), 0);
 }
 

@@ -1,15 +1,16 @@
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::Options;
 use super::connect::connect;
 use super::task::{Asked, Command, Release, SessionTask};
+use crate::lock::claim::Lock;
 use crate::lock::lease::Lease;
 use crate::lock::postgres::connection::{Connector, LockConnection};
-use crate::lock::{FencingToken, LockError, LockKey};
+use crate::lock::{Claim, FencingToken, LockError};
 
 /// One session, as its callers see it. Its connection closes in order once nobody has a handle of it any more.
 #[derive(Clone)]
@@ -18,14 +19,14 @@ pub(super) struct Session {
     lease: Arc<Lease>,
 }
 
-/// One key, locked on a session that it may share with many others.
+/// A claim, locked on a session that it may share with many others.
 ///
 /// # Cancel safety
 ///
-/// Dropping it unlocks, without waiting for that. Whoever asks the same session for the key afterwards comes behind the
+/// Dropping it unlocks, without waiting for that. Whoever asks the same session for its keys afterwards comes behind the
 /// unlock.
 pub(crate) struct SessionLock {
-    key: LockKey,
+    claim: Claim,
     session: Session,
     token: Option<FencingToken>,
     /// Whether there is something to unlock.
@@ -34,19 +35,15 @@ pub(crate) struct SessionLock {
 
 impl Session {
     /// Must be called within a runtime: a task of its own serves the session.
-    pub(super) async fn open(
-        connector: &Connector,
-        lease: Duration,
-        fencing: bool,
-    ) -> Result<Self, LockError> {
-        let (connection, lease) = connect(connector, lease).await?;
-        Ok(Self::start(connection, lease, fencing))
+    pub(super) async fn open(connector: &Connector, options: Options) -> Result<Self, LockError> {
+        let (connection, lease) = connect(connector, options.lease).await?;
+        Ok(Self::start(connection, lease, options))
     }
 
-    pub(super) fn start(connection: LockConnection, lease: Lease, fencing: bool) -> Self {
+    pub(super) fn start(connection: LockConnection, lease: Lease, options: Options) -> Self {
         let lease = Arc::new(lease);
         let (commands, receiver) = mpsc::unbounded_channel();
-        let task = SessionTask::new(connection, Arc::clone(&lease), fencing, receiver);
+        let task = SessionTask::new(connection, Arc::clone(&lease), options, receiver);
         tokio::spawn(task.run());
         Self { commands, lease }
     }
@@ -55,15 +52,15 @@ impl Session {
         self.lease.is_current() && !self.commands.is_closed()
     }
 
-    /// One try for a key; `None` if it is not granted.
+    /// One try for all keys of a claim; `None` if it is not granted.
     ///
     /// # Cancel safety
     ///
     /// If dropped, a grant that is still to come is unlocked at once.
-    pub(super) async fn try_lock(&self, key: LockKey) -> Option<SessionLock> {
+    pub(super) async fn try_lock(&self, claim: &Claim) -> Option<SessionLock> {
         let (reply, granted) = oneshot::channel();
         let lock = SessionLock {
-            key,
+            claim: claim.clone(),
             session: self.clone(),
             token: None,
             granted: false,
@@ -79,8 +76,8 @@ impl Session {
 }
 
 impl SessionLock {
-    pub(super) fn key(&self) -> LockKey {
-        self.key
+    pub(super) fn locks(&self) -> &[Lock] {
+        self.claim.locks()
     }
 
     /// The server has granted it.
@@ -121,8 +118,8 @@ impl SessionLock {
 
     fn release(&mut self, reply: Option<oneshot::Sender<bool>>) {
         self.granted = false;
-        let key = self.key;
-        self.session.send(Command::Unlock(Release { key, reply }));
+        let locks = self.locks().to_vec();
+        self.session.send(Command::Unlock(Release { locks, reply }));
     }
 }
 
@@ -137,7 +134,7 @@ impl Drop for SessionLock {
 impl fmt::Debug for SessionLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SessionLock")
-            .field("key", &self.key)
+            .field("claim", &self.claim)
             .field("token", &self.token)
             .finish_non_exhaustive()
     }

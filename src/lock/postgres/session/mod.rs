@@ -14,3 +14,15 @@ mod tests;
 
 pub(crate) use self::lock::SessionLock;
 pub(crate) use self::sessions::Sessions;
+
+use std::time::Duration;
+
+/// What all sessions have in common.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Options {
+    pub(crate) lease: Duration,
+    pub(crate) fencing: bool,
+    /// How long after its first holder others of this process may share a key on the same session. They overtake those who wait in
+    /// PostgreSQL for it.
+    pub(crate) share_time: Duration,
+}

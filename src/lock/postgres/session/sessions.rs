@@ -7,21 +7,21 @@ use futures_util::FutureExt;
 use futures_util::future::{Shared, ready};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::Options;
 use super::lock::{Session, SessionLock};
 use crate::lock::postgres::connection::Connector;
-use crate::lock::{LockError, LockKey};
+use crate::lock::{Claim, LockError, LockKey};
 
 /// How long callers wait for a session that is being opened, before they do without.
 const OPENING_PATIENCE: Duration = Duration::from_millis(500);
 /// How long callers do without a session that could not be opened, before the next one tries again.
 const REOPENING_PAUSE: Duration = Duration::from_secs(1);
 
-/// A few sessions that hold the locks of many keys, each key on the one that its number names.
+/// A few sessions that hold the locks of many realms, each realm's on the one that its key names.
 pub(crate) struct Sessions {
     slots: Box<[Mutex<Slot>]>,
     connector: Arc<Connector>,
-    lease: Duration,
-    fencing: bool,
+    options: Options,
 }
 
 /// The place of one session.
@@ -44,10 +44,9 @@ impl Sessions {
     pub(crate) async fn connect(
         connector: Connector,
         count: u32,
-        lease: Duration,
-        fencing: bool,
+        options: Options,
     ) -> Result<Self, LockError> {
-        let first = Session::open(&connector, lease, fencing).await?;
+        let first = Session::open(&connector, options).await?;
         let first = Slot::Taken(ready(Ok(first)).boxed().shared());
         let others = (1..count).map(|_| Slot::Empty);
         Ok(Self {
@@ -56,19 +55,18 @@ impl Sessions {
                 .map(Mutex::new)
                 .collect(),
             connector: Arc::new(connector),
-            lease,
-            fencing,
+            options,
         })
     }
 
-    /// One try for a key. `None` if somebody holds it, or no session is to be had: a transaction waits, and says what is
+    /// One try for all keys of a claim. `None` if somebody holds one, or no session is to be had: a transaction waits, and says what is
     /// wrong.
     ///
     /// # Cancel safety
     ///
     /// If dropped, a grant that is still to come is unlocked at once.
-    pub(crate) async fn try_lock(&self, key: LockKey, deadline: Instant) -> Option<SessionLock> {
-        let tried = async { self.session(key).await?.try_lock(key).await };
+    pub(crate) async fn try_lock(&self, claim: &Claim, deadline: Instant) -> Option<SessionLock> {
+        let tried = async { self.session(claim.anchor()?).await?.try_lock(claim).await };
         timeout_at(deadline, tried).await.ok()?
     }
 
@@ -100,14 +98,12 @@ impl Sessions {
     /// On a task of its own: a caller that leaves must not take the others' session with it.
     fn open(&self) -> Opening {
         let connector = Arc::clone(&self.connector);
-        let (lease, fencing) = (self.lease, self.fencing);
+        let options = self.options;
         let opened = tokio::spawn(async move {
-            Session::open(&connector, lease, fencing)
-                .await
-                .map_err(|error| {
-                    tracing::warn!(%error, "a session for locks could not be opened");
-                    Instant::now()
-                })
+            Session::open(&connector, options).await.map_err(|error| {
+                tracing::warn!(%error, "a session for locks could not be opened");
+                Instant::now()
+            })
         });
         // It fails only where the runtime ends.
         let opened = opened.map(|session| session.unwrap_or_else(|_| Err(Instant::now())));

@@ -2,33 +2,39 @@ use std::fmt::Write;
 
 use tokio_postgres::SimpleQueryMessage;
 
-use crate::lock::LockKey;
+use crate::lock::claim::Lock;
 use crate::lock::postgres::value;
 
 /// The column with an answer for each key.
 const COLUMN: &str = "done";
 
 /// Takes each lock that nobody else holds, and waits for none.
-pub(super) fn try_lock(keys: impl IntoIterator<Item = LockKey>) -> String {
-    for_each(keys, "pg_try_advisory_lock")
+pub(super) fn try_lock<'a>(locks: impl IntoIterator<Item = &'a Lock>) -> String {
+    for_each(locks, "pg_try_advisory_lock")
 }
 
 /// Gives locks back.
-pub(super) fn unlock(keys: impl IntoIterator<Item = LockKey>) -> String {
-    for_each(keys, "pg_advisory_unlock")
+pub(super) fn unlock<'a>(locks: impl IntoIterator<Item = &'a Lock>) -> String {
+    for_each(locks, "pg_advisory_unlock")
 }
 
 /// One statement for any number of keys: to `pg_stat_statements` it is always the same, and the server plans one call
 /// instead of hundreds.
-fn for_each(keys: impl IntoIterator<Item = LockKey>, function: &str) -> String {
-    let mut statement = format!("SELECT array_agg({function}(key)) AS {COLUMN} FROM unnest('");
+fn for_each<'a>(locks: impl IntoIterator<Item = &'a Lock>, function: &str) -> String {
+    let mut statement = format!(
+        "SELECT array_agg(CASE WHEN shared THEN {function}_shared(key) ELSE {function}(key) END) AS {COLUMN} \
+         FROM unnest('"
+    );
+    let mut modes = String::new();
     let mut separator = '{';
-    for key in keys {
+    for lock in locks {
+        let mode = if lock.is_shared() { 't' } else { 'f' };
         // Writing to a `String` does not fail.
-        let _ = write!(statement, "{separator}{key}");
+        let _ = write!(statement, "{separator}{}", lock.key);
+        let _ = write!(modes, "{separator}{mode}");
         separator = ',';
     }
-    statement + "}'::bigint[]) AS key"
+    statement + "}'::bigint[], '" + &modes + "}'::boolean[]) AS lock (key, shared)"
 }
 
 /// What the statement did for each of `count` keys, in their order; `None` if that is not what was answered.
@@ -50,20 +56,26 @@ fn flags(list: &str) -> Option<Vec<bool>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lock::Claim;
 
     #[test]
     fn one_statement_names_all_keys() {
-        let keys = ["http://h/a/", "http://h/b/"].map(|url| LockKey::of(&url.parse().unwrap()));
-        let [a, b] = keys;
-        assert_eq!(
-            try_lock(keys),
-            format!(
-                "SELECT array_agg(pg_try_advisory_lock(key)) AS done FROM unnest('{{{a},{b}}}'::bigint[]) AS key"
-            )
+        let claim = Claim::resources(&"http://h/a/".parse().unwrap(), ["x"]);
+        let locks = claim.locks();
+        let keys = format!("'{{{},{}}}'::bigint[]", locks[0].key, locks[1].key);
+        let modes = if locks[0].is_shared() { "t,f" } else { "f,t" };
+        let statement = try_lock(locks);
+        assert!(
+            statement.contains("ELSE pg_try_advisory_lock(key)"),
+            "{statement}"
         );
-        assert!(unlock([a]).contains(&format!(
-            "pg_advisory_unlock(key)) AS done FROM unnest('{{{a}}}'"
+        assert!(statement.ends_with(&format!(
+            "{keys}, '{{{modes}}}'::boolean[]) AS lock (key, shared)"
         )));
+        assert!(
+            unlock(locks)
+                .contains("THEN pg_advisory_unlock_shared(key) ELSE pg_advisory_unlock(key)")
+        );
     }
 
     #[test]

@@ -1,4 +1,4 @@
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -8,8 +8,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_postgres::{Error, SimpleQueryMessage};
 
+use super::Options;
 use super::lock::SessionLock;
 use super::statements::{answers, try_lock, unlock};
+use crate::lock::claim::Lock;
 use crate::lock::error::chain;
 use crate::lock::lease::Lease;
 use crate::lock::postgres::connection::{LockConnection, is_disconnect};
@@ -30,7 +32,7 @@ pub(super) enum Command {
     Confirm(oneshot::Sender<bool>),
 }
 
-/// A key that is asked for.
+/// A claim that is asked for.
 pub(super) struct Asked {
     /// Not granted yet.
     pub(super) lock: SessionLock,
@@ -38,9 +40,9 @@ pub(super) struct Asked {
     pub(super) reply: oneshot::Sender<Option<SessionLock>>,
 }
 
-/// A key to unlock.
+/// Keys to unlock.
 pub(super) struct Release {
-    pub(super) key: LockKey,
+    pub(super) locks: Vec<Lock>,
     /// None where nobody waits for the answer.
     pub(super) reply: Option<oneshot::Sender<bool>>,
 }
@@ -49,12 +51,20 @@ pub(super) struct Release {
 pub(super) struct SessionTask {
     connection: LockConnection,
     lease: Arc<Lease>,
-    fencing: bool,
+    options: Options,
     commands: mpsc::UnboundedReceiver<Command>,
-    /// The keys that are asked for or granted. Locks of one session do not exclude each other, so it must not ask twice:
-    /// a caller may have left, and its turn gone on, while its grant is still on the way.
-    keys: HashSet<LockKey>,
+    /// The keys that are asked for or granted. Locks of one session do not exclude each other, so it must not ask twice but to
+    /// share: a caller may have left, and its turn gone on, while its grant is still on the way.
+    keys: HashMap<LockKey, Kept>,
     in_flight: FuturesOrdered<Answered>,
+}
+
+/// A key that this session has asked for.
+struct Kept {
+    /// How many have it: one, or several who share it.
+    count: usize,
+    shared: bool,
+    since: Instant,
 }
 
 /// A message that waits for its answer.
@@ -82,15 +92,15 @@ impl SessionTask {
     pub(super) fn new(
         connection: LockConnection,
         lease: Arc<Lease>,
-        fencing: bool,
+        options: Options,
         commands: mpsc::UnboundedReceiver<Command>,
     ) -> Self {
         Self {
             connection,
             lease,
-            fencing,
+            options,
             commands,
-            keys: HashSet::new(),
+            keys: HashMap::new(),
             in_flight: FuturesOrdered::new(),
         }
     }
@@ -149,12 +159,12 @@ impl SessionTask {
         for command in batch {
             match command {
                 Command::Unlock(release) => {
-                    self.keys.remove(&release.key);
+                    self.forget(&release.locks);
                     releases.push(release);
                 }
                 Command::Confirm(reply) => confirms.push(reply),
                 Command::Lock(Asked { reply, .. }) if reply.is_closed() => {}
-                Command::Lock(ask) if self.keys.insert(ask.lock.key()) => asked.push(ask),
+                Command::Lock(ask) if self.note(ask.lock.locks()) => asked.push(ask),
                 Command::Lock(Asked { reply, .. }) => refuse(reply),
             }
         }
@@ -172,13 +182,45 @@ impl SessionTask {
         Ok(())
     }
 
+    /// Notes the keys of a claim that is to be asked for; `false` if that cannot be on this session.
+    fn note(&mut self, locks: &[Lock]) -> bool {
+        let may_be_asked = |lock: &Lock| {
+            self.keys.get(&lock.key).is_none_or(|kept| {
+                lock.is_shared() && kept.shared && kept.since.elapsed() < self.options.share_time
+            })
+        };
+        if !locks.iter().all(may_be_asked) {
+            return false;
+        }
+        for lock in locks {
+            let kept = self.keys.entry(lock.key).or_insert_with(|| Kept {
+                count: 0,
+                shared: lock.is_shared(),
+                since: Instant::now(),
+            });
+            kept.count += 1;
+        }
+        true
+    }
+
+    fn forget(&mut self, locks: &[Lock]) {
+        for lock in locks {
+            if let Some(kept) = self.keys.get_mut(&lock.key) {
+                kept.count -= 1;
+                if kept.count == 0 {
+                    self.keys.remove(&lock.key);
+                }
+            }
+        }
+    }
+
     /// Queues a message behind those already sent; waits for nothing.
     async fn send(
         &mut self,
         message: Message,
         confirms: Vec<oneshot::Sender<bool>>,
     ) -> Result<(), Lost> {
-        let statement = message.statement(self.fencing);
+        let statement = message.statement(self.options.fencing);
         let at = Instant::now();
         let answer = self.connection.client.simple_query_raw(&statement).await;
         let answer = answer.map_err(|_| Lost)?;
@@ -214,21 +256,33 @@ impl SessionTask {
     }
 
     async fn settle_locks(&mut self, asked: Vec<Asked>, answer: Answer) -> Result<(), Lost> {
-        match self.grants(answer, asked.len()) {
+        let count = asked.iter().map(|ask| ask.lock.locks().len()).sum();
+        match self.grants(answer, count) {
             Ok((grants, token)) => {
-                for (Asked { lock, reply }, granted) in asked.into_iter().zip(grants) {
-                    if granted {
+                let mut grants = grants.into_iter();
+                let mut refused = Vec::new();
+                for Asked { lock, reply } in asked {
+                    // As many answers as keys, in their order.
+                    let each = lock.locks().iter().zip(grants.by_ref());
+                    let granted: Vec<Lock> = each
+                        .filter_map(|(lock, granted)| granted.then_some(*lock))
+                        .collect();
+                    if granted.len() == lock.locks().len() {
                         let _ = reply.send(Some(lock.grant(token)));
                     } else {
-                        self.keys.remove(&lock.key());
-                        refuse(reply);
+                        refused.push((Asked { lock, reply }, granted));
                     }
                 }
-                Ok(())
+                self.take_back(refused).await
             }
             Err(reason) => {
-                tracing::warn!(reason, keys = asked.len(), "a session's locks failed");
-                self.take_back(asked).await
+                tracing::warn!(reason, keys = count, "a session's locks failed");
+                // Some may have been granted before, and an error does not undo that.
+                let all = |ask: Asked| {
+                    let locks = ask.lock.locks().to_vec();
+                    (ask, locks)
+                };
+                self.take_back(asked.into_iter().map(all).collect()).await
             }
         }
     }
@@ -240,7 +294,7 @@ impl SessionTask {
     ) -> Result<(Vec<bool>, Option<FencingToken>), String> {
         let rows = answer.map_err(|error| chain(&error))?;
         let grants = answers(&rows, count).ok_or("not an answer for each key")?;
-        let token = if self.fencing {
+        let token = if self.options.fencing {
             Some(fencing_token(&rows).map_err(|error| error.to_string())?)
         } else {
             None
@@ -248,31 +302,38 @@ impl SessionTask {
         Ok((grants, token))
     }
 
-    /// Unlocks all keys of a message that failed: some may have been granted before, and an error does not undo that.
-    async fn take_back(&mut self, asked: Vec<Asked>) -> Result<(), Lost> {
-        let release = |ask: &Asked| Release {
-            key: ask.lock.key(),
-            reply: None,
-        };
-        let releases: Vec<Release> = asked.iter().map(release).collect();
-        for release in &releases {
-            self.keys.remove(&release.key);
+    /// Refuses claims, and unlocks what may have been granted of them: a claim is granted as a whole or not at all.
+    async fn take_back(&mut self, refused: Vec<(Asked, Vec<Lock>)>) -> Result<(), Lost> {
+        let mut releases = Vec::new();
+        let mut replies = Vec::new();
+        for (Asked { lock, reply }, locks) in refused {
+            self.forget(lock.locks());
+            replies.push(reply);
+            if !locks.is_empty() {
+                releases.push(Release { locks, reply: None });
+            }
         }
-        self.send(Message::Unlock(releases), Vec::new()).await?;
+        if !releases.is_empty() {
+            self.send(Message::Unlock(releases), Vec::new()).await?;
+        }
         // Only now, so that whoever asks this session next comes behind the unlock.
-        for Asked { reply, .. } in asked {
-            refuse(reply);
-        }
+        replies.into_iter().for_each(refuse);
         Ok(())
     }
 }
 
 fn settle_unlocks(releases: Vec<Release>, answer: Answer) -> Result<(), Lost> {
     let rows = answer.map_err(|_| Lost)?;
-    let unlocked = answers(&rows, releases.len()).ok_or(Lost)?;
-    for (Release { reply, .. }, unlocked) in releases.into_iter().zip(unlocked) {
+    let count = releases.iter().map(|release| release.locks.len()).sum();
+    let mut unlocked = answers(&rows, count).ok_or(Lost)?.into_iter();
+    for Release { reply, locks } in releases {
+        // As many answers as keys, in their order. All are taken, whatever the first says.
+        let all = unlocked
+            .by_ref()
+            .take(locks.len())
+            .fold(true, |all, one| all & one);
         if let Some(reply) = reply {
-            let _ = reply.send(unlocked);
+            let _ = reply.send(all);
         }
     }
     Ok(())
@@ -286,14 +347,14 @@ impl Message {
     fn statement(&self, fencing: bool) -> String {
         match self {
             Self::Lock(asked) => {
-                let mut statement = try_lock(asked.iter().map(|ask| ask.lock.key()));
+                let mut statement = try_lock(asked.iter().flat_map(|ask| ask.lock.locks()));
                 if fencing {
                     // After the locks, so that the holders before have their tokens already.
                     statement += token::ASK;
                 }
                 statement
             }
-            Self::Unlock(releases) => unlock(releases.iter().map(|release| release.key)),
+            Self::Unlock(releases) => unlock(releases.iter().flat_map(|release| &release.locks)),
             Self::Empty => String::new(),
         }
     }

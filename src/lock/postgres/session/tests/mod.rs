@@ -13,16 +13,24 @@ use tokio::time::{advance, timeout};
 use self::server::{End, LEASE, Server};
 use super::lock::{Session, SessionLock};
 use super::statements::{try_lock, unlock};
-use crate::lock::LockKey;
+use crate::lock::Claim;
 
-fn key(realm: &str) -> LockKey {
-    LockKey::of(&format!("http://h/{realm}/").parse().unwrap())
+fn claim(realm: &str) -> Claim {
+    Claim::realm(&format!("http://h/{realm}/").parse().unwrap())
+}
+
+fn locking<const N: usize>(realms: [&str; N]) -> String {
+    try_lock(realms.map(claim).iter().flat_map(Claim::locks))
+}
+
+fn unlocking<const N: usize>(realms: [&str; N]) -> String {
+    unlock(realms.map(claim).iter().flat_map(Claim::locks))
 }
 
 /// Asks on a task of its own; the command is sent when this returns.
 async fn ask(session: &Session, realm: &str) -> JoinHandle<Option<SessionLock>> {
-    let (session, key) = (session.clone(), key(realm));
-    let mut asked = tokio::spawn(async move { session.try_lock(key).await });
+    let (session, claim) = (session.clone(), claim(realm));
+    let mut asked = tokio::spawn(async move { session.try_lock(&claim).await });
     assert!((&mut asked).now_or_never().is_none());
     tokio::task::yield_now().await;
     asked
@@ -30,7 +38,7 @@ async fn ask(session: &Session, realm: &str) -> JoinHandle<Option<SessionLock>> 
 
 async fn granted(session: &Session, server: &mut Server, realm: &str) -> SessionLock {
     let asked = ask(session, realm).await;
-    assert_eq!(server.query().await, try_lock([key(realm)]));
+    assert_eq!(server.query().await, locking([realm]));
     server.answer(&[("done", "{t}")]).await;
     asked.await.unwrap().expect("granted")
 }
@@ -41,10 +49,11 @@ async fn an_unlock_goes_before_the_next_lock_of_the_same_key() {
     let lock = granted(&session, &mut server, "a").await;
     drop(lock);
     // In the same batch: the session's task has not run meanwhile.
-    let mut next = pin!(session.try_lock(key("a")));
+    let claim = claim("a");
+    let mut next = pin!(session.try_lock(&claim));
     assert!((&mut next).now_or_never().is_none());
-    assert_eq!(server.query().await, unlock([key("a")]));
-    assert_eq!(server.query().await, try_lock([key("a")]));
+    assert_eq!(server.query().await, unlocking(["a"]));
+    assert_eq!(server.query().await, locking(["a"]));
     server.answer(&[("done", "{t}")]).await;
     server.answer(&[("done", "{t}")]).await;
     assert!(next.await.is_some());
@@ -54,22 +63,22 @@ async fn an_unlock_goes_before_the_next_lock_of_the_same_key() {
 async fn a_grant_for_a_caller_that_has_left_is_unlocked() {
     let (session, mut server) = Server::start(false).await;
     let asked = ask(&session, "a").await;
-    assert_eq!(server.query().await, try_lock([key("a")]));
+    assert_eq!(server.query().await, locking(["a"]));
     asked.abort();
     server.answer(&[("done", "{t}")]).await;
-    assert_eq!(server.query().await, unlock([key("a")]));
+    assert_eq!(server.query().await, unlocking(["a"]));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_key_is_not_asked_for_twice_while_its_grant_is_on_the_way() {
     let (session, mut server) = Server::start(false).await;
     let left = ask(&session, "a").await;
-    assert_eq!(server.query().await, try_lock([key("a")]));
+    assert_eq!(server.query().await, locking(["a"]));
     left.abort();
     // The local turn has gone on to another caller.
     assert!(ask(&session, "a").await.await.unwrap().is_none());
     server.answer(&[("done", "{t}")]).await;
-    assert_eq!(server.query().await, unlock([key("a")]));
+    assert_eq!(server.query().await, unlocking(["a"]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -80,10 +89,10 @@ async fn what_is_asked_meanwhile_goes_in_one_message() {
         asked.push(ask(&session, realm).await);
     }
     for realm in ["1", "2", "3", "4"] {
-        assert_eq!(server.query().await, try_lock([key(realm)]));
+        assert_eq!(server.query().await, locking([realm]));
     }
     server.answer(&[("done", "{t}")]).await;
-    assert_eq!(server.query().await, try_lock(["5", "6", "7"].map(key)));
+    assert_eq!(server.query().await, locking(["5", "6", "7"]));
     for _ in 0..3 {
         server.answer(&[("done", "{t}")]).await;
     }
@@ -100,14 +109,14 @@ async fn a_message_that_fails_is_taken_back_and_costs_no_other_lock() {
     let (session, mut server) = Server::start(false).await;
     let held = granted(&session, &mut server, "a").await;
     let asked = ask(&session, "b").await;
-    assert_eq!(server.query().await, try_lock([key("b")]));
+    assert_eq!(server.query().await, locking(["b"]));
     server.fail().await;
-    assert_eq!(server.query().await, unlock([key("b")]));
+    assert_eq!(server.query().await, unlocking(["b"]));
     assert!(asked.await.unwrap().is_none());
     server.answer(&[("done", "{f}")]).await;
     assert!(held.lease().is_current());
     let unlocked = held.unlock();
-    assert_eq!(server.query().await, unlock([key("a")]));
+    assert_eq!(server.query().await, unlocking(["a"]));
     server.answer(&[("done", "{t}")]).await;
     assert!(unlocked.await);
 }
@@ -119,7 +128,7 @@ async fn an_answer_that_makes_no_sense_is_a_failure() {
         let asked = ask(&session, "a").await;
         server.query().await;
         server.answer(columns).await;
-        assert_eq!(server.query().await, unlock([key("a")]), "{columns:?}");
+        assert_eq!(server.query().await, unlocking(["a"]), "{columns:?}");
         assert!(asked.await.unwrap().is_none());
     }
 }
@@ -129,11 +138,11 @@ async fn a_lock_without_its_token_is_taken_back() {
     let (session, mut server) = Server::start(true).await;
     let asked = ask(&session, "a").await;
     let question = server.query().await;
-    assert!(question.starts_with(&try_lock([key("a")])), "{question}");
+    assert!(question.starts_with(&locking(["a"])), "{question}");
     server
         .answer(&[("done", "{t}"), ("fencing_token", "x")])
         .await;
-    assert_eq!(server.query().await, unlock([key("a")]));
+    assert_eq!(server.query().await, unlocking(["a"]));
     assert!(asked.await.unwrap().is_none());
 
     let asked = ask(&session, "b").await;
@@ -150,7 +159,7 @@ async fn a_lock_that_was_not_held_any_more_is_lost_alone() {
     let one = granted(&session, &mut server, "a").await;
     let other = granted(&session, &mut server, "b").await;
     let unlocked = [one.unlock(), other.unlock()];
-    assert_eq!(server.query().await, unlock(["a", "b"].map(key)));
+    assert_eq!(server.query().await, unlocking(["a", "b"]));
     server.answer(&[("done", "{f,t}")]).await;
     let [one, other] = unlocked;
     assert_eq!((one.await, other.await), (false, true));
@@ -177,11 +186,11 @@ async fn many_confirmations_share_one_answer_to_a_later_message() {
     let (session, mut server) = Server::start(false).await;
     let lock = granted(&session, &mut server, "a").await;
     let earlier = ask(&session, "b").await;
-    assert_eq!(server.query().await, try_lock([key("b")]));
+    assert_eq!(server.query().await, locking(["b"]));
 
     let mut confirmations = [lock.confirmation(), lock.confirmation()].map(Box::pin);
     drop(lock);
-    assert_eq!(server.query().await, unlock([key("a")]));
+    assert_eq!(server.query().await, unlocking(["a"]));
     server.answer(&[("done", "{f}")]).await;
     assert!(earlier.await.unwrap().is_none());
     for confirmation in &mut confirmations {
@@ -233,7 +242,7 @@ async fn a_session_that_nobody_uses_any_more_ends_in_order_after_its_last_lock()
     assert_eq!(server.query().await, "", "a heartbeat");
     server.answer(&[]).await;
     let unlocked = lock.unlock();
-    assert_eq!(server.query().await, unlock([key("a")]));
+    assert_eq!(server.query().await, unlocking(["a"]));
     server.answer(&[("done", "{t}")]).await;
     assert!(unlocked.await);
     assert_eq!(server.end().await, End::InOrder);
@@ -243,12 +252,16 @@ async fn a_session_that_nobody_uses_any_more_ends_in_order_after_its_last_lock()
 async fn a_message_has_a_bounded_number_of_keys() {
     let (session, mut server) = Server::start(false).await;
     let realms: Vec<String> = (0..1200).map(|n| n.to_string()).collect();
-    let asks = realms.iter().map(|realm| session.try_lock(key(realm)));
+    let claims: Vec<Claim> = realms.iter().map(|realm| claim(realm)).collect();
+    let asks = claims.iter().map(|claim| session.try_lock(claim));
     let asks = futures_util::future::join_all(asks);
     let server = async {
         let mut sizes = Vec::new();
         while sizes.iter().sum::<usize>() < realms.len() {
-            let keys = server.query().await.matches(',').count() + 1;
+            let query = server.query().await;
+            let (_, keys) = query.split_once("unnest('").unwrap();
+            let (keys, _) = keys.split_once('}').unwrap();
+            let keys = keys.matches(',').count() + 1;
             let granted = format!("{{t{}}}", ",t".repeat(keys - 1));
             server.answer(&[("done", &granted)]).await;
             sizes.push(keys);

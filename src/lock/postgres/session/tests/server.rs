@@ -8,9 +8,13 @@ use tokio_postgres::{Config, NoTls};
 use crate::lock::lease::Lease;
 use crate::lock::postgres::address::Address;
 use crate::lock::postgres::connection::LockConnection;
+use crate::lock::postgres::session::Options;
 use crate::lock::postgres::session::lock::Session;
 
 pub(super) const LEASE: Duration = Duration::from_secs(30);
+
+/// How long a key may be shared anew.
+pub(super) const SHARE_TIME: Duration = Duration::from_millis(100);
 
 /// The other end of a session: the test answers its messages one by one, and when it wants.
 ///
@@ -37,7 +41,12 @@ impl Server {
         // As the connector leaves it.
         connection.in_use = false;
         let lease = Lease::new(LEASE, Instant::now(), &connection.closed);
-        (Session::start(connection, lease, fencing), server)
+        let options = Options {
+            lease: LEASE,
+            fencing,
+            share_time: SHARE_TIME,
+        };
+        (Session::start(connection, lease, options), server)
     }
 
     async fn greet(&mut self) {

@@ -1,0 +1,354 @@
+use std::fmt;
+use std::sync::Arc;
+
+use super::LockKey;
+use crate::realm::RealmUrl;
+
+/// What one caller must hold: a sorted set of lock keys, each exclusive or shared.
+///
+/// All of it is granted or nothing, in one round trip. Keys are always taken in their order, so that callers whose claims
+/// overlap do not deadlock. Cheap to clone; two claims are equal if their keys and modes are.
+///
+/// ```
+/// use tower_realm_lock::{Claim, LockKey, RealmUrl};
+///
+/// let source = RealmUrl::parse("https://realms.example.com/luke/draft/")?;
+/// let target = RealmUrl::parse("https://realms.example.com/luke/site/")?;
+/// // Both realms whole, for a publish.
+/// let publish = Claim::realm(&source).and(&Claim::realm(&target));
+/// assert_eq!(publish, Claim::realm(&target).and(&Claim::realm(&source)));
+/// // Two cards of one realm: the writers of its other cards go on meanwhile.
+/// let cards = Claim::resources(&source, ["cards/1", "cards/2"]);
+/// // Something that is no realm: the budget of a user.
+/// let budget = Claim::from(LockKey::in_space("user-cost", "42"));
+/// # let _ = (cards, budget);
+/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// ```
+#[derive(Clone)]
+pub struct Claim(Arc<Parts>);
+
+struct Parts {
+    /// Sorted by key, each key once.
+    locks: Box<[Lock]>,
+    /// In the order in which they were named.
+    realms: Box<[RealmUrl]>,
+    /// In the order in which they were named, without those of a realm that is taken whole.
+    resources: Box<[Resource]>,
+}
+
+/// One key of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lock {
+    pub(crate) key: LockKey,
+    pub(crate) mode: LockMode,
+    /// The realm's key, for a resource: whoever has that exclusively has this too.
+    realm: Option<LockKey>,
+}
+
+/// Who else may have the same key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum LockMode {
+    /// All who want it shared.
+    Shared,
+    /// Nobody.
+    Exclusive,
+}
+
+/// A part of a realm that is locked by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Resource {
+    realm: RealmUrl,
+    path: Box<str>,
+}
+
+impl Claim {
+    /// A realm as a whole: exclusive.
+    #[must_use]
+    pub fn realm(realm: &RealmUrl) -> Self {
+        let lock = Lock {
+            key: LockKey::of(realm),
+            mode: LockMode::Exclusive,
+            realm: None,
+        };
+        Self::new([lock].into(), [realm.clone()].into(), Box::default())
+    }
+
+    /// Some resources of a realm: each exclusive, and the realm shared.
+    ///
+    /// Claims on other resources of the realm go on meanwhile; a claim on the [realm](Self::realm) excludes them all. Without
+    /// any resource it is the realm shared. A path names one resource in one way only: it is compared byte for byte.
+    #[must_use]
+    pub fn resources<P: AsRef<str>>(realm: &RealmUrl, paths: impl IntoIterator<Item = P>) -> Self {
+        let whole = LockKey::of(realm);
+        let mut locks = vec![Lock {
+            key: whole,
+            mode: LockMode::Shared,
+            realm: None,
+        }];
+        let mut resources = Vec::new();
+        for path in paths {
+            let path = path.as_ref();
+            locks.push(Lock {
+                key: LockKey::of_resource(realm, path),
+                mode: LockMode::Exclusive,
+                realm: Some(whole),
+            });
+            resources.push(Resource {
+                realm: realm.clone(),
+                path: path.into(),
+            });
+        }
+        Self::new(locks, [realm.clone()].into(), resources.into())
+    }
+
+    /// This claim and another one together. What one of them wants exclusively is exclusive.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        let mut realms = self.0.realms.to_vec();
+        for realm in &other.0.realms {
+            if !realms.contains(realm) {
+                realms.push(realm.clone());
+            }
+        }
+        let locks = [&*self.0.locks, &*other.0.locks].concat();
+        let resources = [&*self.0.resources, &*other.0.resources].concat();
+        Self::new(locks, realms.into(), resources.into())
+    }
+
+    fn new(mut locks: Vec<Lock>, realms: Box<[RealmUrl]>, resources: Box<[Resource]>) -> Self {
+        // Of the same key the exclusive one comes first, and stays.
+        locks.sort_unstable_by(|a, b| a.key.cmp(&b.key).then(b.mode.cmp(&a.mode)));
+        locks.dedup_by_key(|lock| lock.key);
+        let mut claim = Parts {
+            locks: locks.into(),
+            realms,
+            resources: Box::default(),
+        };
+        let mut kept: Vec<Resource> = Vec::with_capacity(resources.len());
+        for resource in resources {
+            if !claim.has_whole(LockKey::of(&resource.realm)) && !kept.contains(&resource) {
+                kept.push(resource);
+            }
+        }
+        // Taken with their realm already.
+        let whole = |lock: &Lock| lock.realm.is_some_and(|realm| claim.has_whole(realm));
+        let locks: Vec<Lock> = claim
+            .locks
+            .iter()
+            .copied()
+            .filter(|lock| !whole(lock))
+            .collect();
+        claim.locks = locks.into();
+        claim.resources = kept.into();
+        Self(Arc::new(claim))
+    }
+
+    /// The realms that it is about, whole or in part.
+    #[must_use]
+    pub fn realms(&self) -> &[RealmUrl] {
+        &self.0.realms
+    }
+
+    /// The resources of a realm that it is about: `None` if it takes that realm whole, or names no resource of it.
+    #[must_use]
+    pub fn resources_of(&self, realm: &RealmUrl) -> Option<Vec<&str>> {
+        let of_realm = self.0.resources.iter().filter(|it| it.realm == *realm);
+        let paths: Vec<&str> = of_realm.map(|resource| &*resource.path).collect();
+        (!paths.is_empty()).then_some(paths)
+    }
+
+    /// Its keys, in their order.
+    pub(crate) fn locks(&self) -> &[Lock] {
+        &self.0.locks
+    }
+
+    /// The key by which it is found among others of the same realm.
+    pub(crate) fn anchor(&self) -> Option<LockKey> {
+        let own = |lock: &&Lock| lock.realm.is_none();
+        self.locks().iter().find(own).map(|lock| lock.key)
+    }
+
+    /// Whether whoever holds this needs nothing more for `other`.
+    pub(crate) fn covers(&self, other: &Self) -> bool {
+        other.locks().iter().all(|wanted| {
+            let same = self.locks().iter().find(|lock| lock.key == wanted.key);
+            same.is_some_and(|lock| lock.mode >= wanted.mode)
+                || wanted.realm.is_some_and(|realm| self.0.has_whole(realm))
+        })
+    }
+
+    /// Whether both have a key, in whatever mode.
+    pub(crate) fn meets(&self, other: &Self) -> bool {
+        let has = |key| self.locks().iter().any(|lock| lock.key == key);
+        other.locks().iter().any(|lock| has(lock.key))
+    }
+}
+
+impl Parts {
+    fn has_whole(&self, key: LockKey) -> bool {
+        self.locks
+            .iter()
+            .any(|lock| lock.key == key && lock.mode == LockMode::Exclusive)
+    }
+}
+
+impl Lock {
+    pub(crate) fn is_shared(&self) -> bool {
+        self.mode == LockMode::Shared
+    }
+}
+
+impl PartialEq for Claim {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.locks == other.0.locks
+    }
+}
+
+impl Eq for Claim {}
+
+impl From<&RealmUrl> for Claim {
+    fn from(realm: &RealmUrl) -> Self {
+        Self::realm(realm)
+    }
+}
+
+/// A key exclusively: for what is no realm.
+impl From<LockKey> for Claim {
+    fn from(key: LockKey) -> Self {
+        let lock = Lock {
+            key,
+            mode: LockMode::Exclusive,
+            realm: None,
+        };
+        Self::new([lock].into(), Box::default(), Box::default())
+    }
+}
+
+impl From<&Self> for Claim {
+    fn from(claim: &Self) -> Self {
+        claim.clone()
+    }
+}
+
+/// Names it in messages: its realms, with their resources in brackets, or its keys. Untrusted text in it is escaped.
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.realms().is_empty() {
+            let mut separator = "lock key ";
+            for lock in self.locks() {
+                write!(f, "{separator}{}", lock.key)?;
+                separator = ", ";
+            }
+            return Ok(());
+        }
+        let mut separator = "";
+        for realm in self.realms() {
+            write!(f, "{separator}{realm}")?;
+            separator = " and ";
+            if let Some(paths) = self.resources_of(realm) {
+                let mut bracket = " (";
+                for path in paths {
+                    write!(f, "{bracket}{}", path.escape_debug())?;
+                    bracket = ", ";
+                }
+                f.write_str(")")?;
+            } else if !self.0.has_whole(LockKey::of(realm)) {
+                f.write_str(" (shared)")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Claim")
+            .field("locks", &self.locks())
+            .field("realms", &self.realms())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn realm(name: &str) -> RealmUrl {
+        format!("http://h/{name}/").parse().unwrap()
+    }
+
+    fn modes(claim: &Claim) -> Vec<(LockKey, LockMode)> {
+        claim
+            .locks()
+            .iter()
+            .map(|lock| (lock.key, lock.mode))
+            .collect()
+    }
+
+    #[test]
+    fn keys_are_sorted_and_each_is_there_once() {
+        let names = ["a", "b", "c", "d", "a", "c"];
+        let claims = names.map(|name| Claim::realm(&realm(name)));
+        let all = claims
+            .iter()
+            .fold(claims[0].clone(), |all, claim| all.and(claim));
+        assert_eq!(all.locks().len(), 4);
+        assert!(all.locks().is_sorted_by(|one, next| one.key < next.key));
+        assert_eq!(all.realms(), ["a", "b", "c", "d"].map(realm));
+    }
+
+    #[test]
+    fn resources_are_exclusive_and_their_realm_is_shared() {
+        let claim = Claim::resources(&realm("a"), ["x", "y", "x"]);
+        assert_eq!(claim.locks().len(), 3);
+        let shared: Vec<LockKey> = claim
+            .locks()
+            .iter()
+            .filter(|lock| lock.is_shared())
+            .map(|lock| lock.key)
+            .collect();
+        assert_eq!(shared, [LockKey::of(&realm("a"))]);
+        assert_eq!(claim.anchor(), Some(LockKey::of(&realm("a"))));
+        assert_eq!(claim.resources_of(&realm("a")).unwrap(), ["x", "y"]);
+        let none = Claim::resources::<&str>(&realm("a"), []);
+        assert_eq!(modes(&none), [(LockKey::of(&realm("a")), LockMode::Shared)]);
+    }
+
+    #[test]
+    fn a_whole_realm_swallows_its_resources() {
+        let (whole, part) = (
+            Claim::realm(&realm("a")),
+            Claim::resources(&realm("a"), ["x"]),
+        );
+        assert_eq!(whole.and(&part), whole);
+        assert_eq!(part.and(&whole), whole);
+        assert!(part.and(&whole).resources_of(&realm("a")).is_none());
+    }
+
+    #[test]
+    fn a_claim_covers_what_its_holder_need_not_wait_for() {
+        let a = realm("a");
+        let whole = Claim::realm(&a);
+        let x = Claim::resources(&a, ["x"]);
+        let both = Claim::resources(&a, ["x", "y"]);
+        assert!(whole.covers(&whole) && whole.covers(&x) && whole.covers(&both));
+        assert!(both.covers(&x) && !x.covers(&both) && !x.covers(&whole));
+        assert!(x.meets(&whole) && x.meets(&both) && !x.meets(&Claim::realm(&realm("b"))));
+        assert!(!whole.covers(&whole.and(&Claim::realm(&realm("b")))));
+    }
+
+    #[test]
+    fn its_name_says_what_it_is_about_and_escapes_what_a_client_wrote() {
+        let (a, b) = (realm("a"), realm("b"));
+        let publish = Claim::realm(&a).and(&Claim::realm(&b));
+        assert_eq!(publish.to_string(), "http://h/a/ and http://h/b/");
+        let cards = Claim::resources(&a, ["x\n2026 WARN forged", "y"]);
+        assert_eq!(cards.to_string(), "http://h/a/ (x\\n2026 WARN forged, y)");
+        assert_eq!(
+            Claim::resources::<&str>(&a, []).to_string(),
+            "http://h/a/ (shared)"
+        );
+        let key = LockKey::in_space("user-cost", "42");
+        assert_eq!(Claim::from(key).to_string(), format!("lock key {key}"));
+    }
+}

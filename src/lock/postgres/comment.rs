@@ -1,0 +1,96 @@
+use std::fmt::Write;
+
+use crate::lock::Claim;
+
+/// As much of a name as fits into what `pg_stat_activity` keeps of a statement, 1,024 bytes unless set otherwise.
+const LONGEST: usize = 600;
+
+/// A comment that says what a statement is for: an operator sees it in `pg_stat_activity`.
+///
+/// A client chooses much of the text. It cannot end the comment, nor begin one in it, nor is there a character that some encoding
+/// of a database has no room for.
+pub(super) fn comment(claim: &Claim) -> String {
+    let name = claim.to_string();
+    let kind = if claim.realms().is_empty() {
+        ""
+    } else {
+        "realm "
+    };
+    let mut comment = format!("/* {kind}");
+    for char in name.chars() {
+        if comment.len() > LONGEST {
+            comment += "...";
+            break;
+        }
+        match char {
+            '*' => comment += "%2A",
+            ' '..='~' => comment.push(char),
+            // Writing to a `String` does not fail.
+            _ => write!(comment, "{}", char.escape_unicode()).unwrap_or_default(),
+        }
+    }
+    comment + " */"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lock::LockKey;
+    use crate::realm::RealmUrl;
+
+    fn realm(url: &str) -> RealmUrl {
+        url.parse().unwrap()
+    }
+
+    #[test]
+    fn it_names_the_claim() {
+        let realm = realm("http://h/luke/my-realm/");
+        assert_eq!(
+            comment(&Claim::realm(&realm)),
+            "/* realm http://h/luke/my-realm/ */"
+        );
+        let key = LockKey::in_space("user-cost", 42);
+        assert_eq!(comment(&key.into()), format!("/* lock key {key} */"));
+    }
+
+    #[test]
+    fn no_text_gets_out_of_it() {
+        let realms = [
+            "http://h/*/",
+            "http://h/a*/*b/;DROP%20TABLE%20x/",
+            "http://h/ü/--/",
+        ]
+        .map(realm);
+        let paths = [
+            "*/ SELECT pg_terminate_backend(1) /*",
+            "a\nb\0c\u{2028}ü",
+            "\\",
+            "'",
+        ];
+        for realm in &realms {
+            for path in paths {
+                let comment = comment(&Claim::resources(realm, [path]));
+                let inner = comment
+                    .strip_prefix("/* ")
+                    .unwrap()
+                    .strip_suffix(" */")
+                    .unwrap();
+                assert!(!inner.contains('*'), "{comment}");
+                assert!(
+                    inner.bytes().all(|byte| (b' '..=b'~').contains(&byte)),
+                    "{comment}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_name_is_cut() {
+        let realm = realm(&format!("http://h/{}/", "*".repeat(5_000)));
+        let comment = comment(&Claim::realm(&realm));
+        assert!(
+            comment.ends_with("... */") && comment.len() < LONGEST + 20,
+            "{comment}"
+        );
+    }
+}
