@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use tokio::task::JoinHandle;
 use tokio::time::{advance, timeout};
 
-use self::server::{End, LEASE, Server};
+use self::server::{End, LEASE, SHARE_TIME, Server};
 use super::lock::{Session, SessionLock};
 use super::statements::{try_lock, unlock};
 use crate::lock::Claim;
@@ -27,9 +27,18 @@ fn unlocking<const N: usize>(realms: [&str; N]) -> String {
     unlock(realms.map(claim).iter().flat_map(Claim::locks))
 }
 
+/// A card of realm `a`.
+fn card(path: &str) -> Claim {
+    Claim::resources(&"http://h/a/".parse().unwrap(), [path])
+}
+
 /// Asks on a task of its own; the command is sent when this returns.
 async fn ask(session: &Session, realm: &str) -> JoinHandle<Option<SessionLock>> {
-    let (session, claim) = (session.clone(), claim(realm));
+    ask_for(session, claim(realm)).await
+}
+
+async fn ask_for(session: &Session, claim: Claim) -> JoinHandle<Option<SessionLock>> {
+    let session = session.clone();
     let mut asked = tokio::spawn(async move { session.try_lock(&claim).await });
     assert!((&mut asked).now_or_never().is_none());
     tokio::task::yield_now().await;
@@ -282,4 +291,69 @@ async fn a_grant_that_is_as_old_as_its_lease_is_none() {
     server.answer(&[("done", "{t}")]).await;
     advance(LEASE * 2 / 3).await;
     assert!(asked.await.unwrap().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_realm_is_shared_on_a_session_only_for_a_while() {
+    let (session, mut server) = Server::start(false).await;
+    let mut held = Vec::new();
+    for path in ["x", "y"] {
+        let asked = ask_for(&session, card(path)).await;
+        assert_eq!(server.query().await, try_lock(card(path).locks()));
+        server.answer(&[("done", "{t,t}")]).await;
+        held.push(asked.await.unwrap().expect("granted"));
+        advance(SHARE_TIME - SHARE_TIME / 1000).await;
+        if held.len() == 1 {
+            continue;
+        }
+        // The first holder came that long ago. PostgreSQL would let this one overtake who waits for the realm there.
+        assert!(ask_for(&session, card("z")).await.await.unwrap().is_none());
+    }
+    for (lock, path) in held.into_iter().zip(["x", "y"]) {
+        let unlocked = lock.unlock();
+        assert_eq!(server.query().await, unlock(card(path).locks()));
+        server.answer(&[("done", "{t,t}")]).await;
+        assert!(unlocked.await);
+    }
+    let asked = ask_for(&session, card("z")).await;
+    assert_eq!(server.query().await, try_lock(card("z").locks()));
+    server.answer(&[("done", "{t,t}")]).await;
+    assert!(asked.await.unwrap().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_shares_a_realm_is_not_asked_for_it_whole_nor_the_other_way_round() {
+    let (session, mut server) = Server::start(false).await;
+    for (first, second) in [(card("x"), claim("a")), (claim("a"), card("x"))] {
+        let asked = ask_for(&session, first.clone()).await;
+        server.query().await;
+        let answer = if first.locks().len() == 2 {
+            "{t,t}"
+        } else {
+            "{t}"
+        };
+        server.answer(&[("done", answer)]).await;
+        let held = asked.await.unwrap().expect("granted");
+        // The caller before has left, and its turn has gone on. To PostgreSQL one session never excludes itself.
+        assert!(ask_for(&session, second).await.await.unwrap().is_none());
+        drop(held);
+        assert_eq!(server.query().await, unlock(first.locks()));
+        server.answer(&[("done", answer)]).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_is_granted_in_part_is_unlocked_and_refused() {
+    let (session, mut server) = Server::start(false).await;
+    let both = claim("a").and(&claim("b"));
+    let asked = ask_for(&session, both.clone()).await;
+    assert_eq!(server.query().await, try_lock(both.locks()));
+    server.answer(&[("done", "{f,t}")]).await;
+    assert_eq!(server.query().await, unlock(&both.locks()[1..]));
+    assert!(asked.await.unwrap().is_none());
+    server.answer(&[("done", "{t}")]).await;
+    let again = ask_for(&session, both.clone()).await;
+    assert_eq!(server.query().await, try_lock(both.locks()));
+    server.answer(&[("done", "{t,t}")]).await;
+    assert!(again.await.unwrap().is_some());
 }
