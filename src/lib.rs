@@ -103,7 +103,7 @@ pub use self::layer::{
 };
 pub use self::lock::{
     Claim, ClaimStatus, FencingToken, HeldLock, LockError, LockKey, LockTransaction,
-    PostgresBuilder, RealmLocks, TransactionClient,
+    PostgresBuilder, RealmEvent, RealmLocks, RealmWrite, RealmWrites, TransactionClient,
 };
 pub use self::realm::{LockRules, RealmError, RealmPaths, RealmUrl};
 

@@ -135,6 +135,7 @@ async fn held_call<B: Body, E>(
         return (Ok(holding), None);
     }
     if !layer.confirm && !layer.locks.shares_transaction() {
+        hold.release_unconfirmed();
         return (Ok(response.map(LockBody::passed)), None);
     }
     match hold.release().await {

@@ -67,9 +67,10 @@ pub enum LockError {
         /// Host, port and database.
         server: Arc<str>,
     },
-    /// Sessions were asked for, and a pooler answers: it announces another process than the one that works for it.
+    /// Sessions or [`RealmWrites`](crate::RealmWrites) were asked for, and a pooler answers: it announces another process than the one
+    /// that works for it.
     #[error(
-        "sessions need PostgreSQL itself: at {server} a pooler answers, which may spread one session over several; connect directly, or leave sessions off"
+        "sessions and listeners need PostgreSQL itself: at {server} a pooler answers, which may spread one session over several; connect directly, or leave sessions and RealmWrites off"
     )]
     Pooler {
         /// Host, port and database.

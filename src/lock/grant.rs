@@ -5,8 +5,8 @@ use tokio::time::Instant;
 
 use super::background::Background;
 use super::lease::Lease;
-use super::postgres::{Answer, LockedTransaction, SessionLock, Urgency};
-use super::{FencingToken, LockError, LockTransaction, queue};
+use super::postgres::{Answer, LockedTransaction, SessionLock, Urgency, announcement};
+use super::{Claim, FencingToken, LockError, LockTransaction, queue};
 
 /// The right to ask for a key, with the lock itself where the owner before has handed it on.
 pub(crate) type Turn = queue::Turn<Box<Grant>>;
@@ -21,6 +21,8 @@ pub(crate) struct Grant {
     hand_offs_left: u32,
     hand_off_until: Option<Instant>,
     was_handed_on: bool,
+    /// As whom this process tells others of successful writes; `None` where it does not.
+    sender: Option<Arc<str>>,
     background: Background,
 }
 
@@ -58,22 +60,34 @@ impl Grant {
     pub(crate) fn transaction(
         transaction: LockedTransaction,
         hand_off: HandOff,
+        sender: Option<Arc<str>>,
         background: Background,
     ) -> Self {
-        Self::new(Lock::Transaction(transaction), hand_off, background)
+        Self::new(Lock::Transaction(transaction), hand_off, sender, background)
     }
 
-    pub(crate) fn session(lock: SessionLock, hand_off: HandOff, background: Background) -> Self {
-        Self::new(Lock::Session(lock), hand_off, background)
+    pub(crate) fn session(
+        lock: SessionLock,
+        hand_off: HandOff,
+        sender: Option<Arc<str>>,
+        background: Background,
+    ) -> Self {
+        Self::new(Lock::Session(lock), hand_off, sender, background)
     }
 
-    fn new(lock: Lock, hand_off: HandOff, background: Background) -> Self {
+    fn new(
+        lock: Lock,
+        hand_off: HandOff,
+        sender: Option<Arc<str>>,
+        background: Background,
+    ) -> Self {
         Self {
             lock,
             hand_offs_left: hand_off.max,
             // A bound too far away to be a point in time is none.
             hand_off_until: Instant::now().checked_add(hand_off.max_time),
             was_handed_on: false,
+            sender,
             background,
         }
     }
@@ -118,19 +132,21 @@ impl Grant {
     /// # Errors and cancel safety
     ///
     /// As [`LockedTransaction::commit_shared`].
-    pub(crate) async fn commit_shared(&mut self) -> Result<(), LockError> {
+    pub(crate) async fn commit_shared(&mut self, claim: &Claim) -> Result<(), LockError> {
+        let announcement = self.announcement(claim);
         match &mut self.lock {
-            Lock::Transaction(transaction) => transaction.commit_shared().await,
+            Lock::Transaction(transaction) => transaction.commit_shared(announcement).await,
             Lock::Session(_) => Ok(()),
         }
     }
 
-    /// Ends a hold: hands the lock on to the next local waiter, or gives it back. Must be called within a runtime.
+    /// Ends the hold of a success: hands the lock on to the next local waiter, or gives it back. Must be called within a runtime.
     ///
     /// The answer is the server's word that the lock was held until now. It comes while the next hold has begun.
-    pub(crate) fn end_hold(mut self: Box<Self>, turn: Turn) -> Answer {
-        if !self.may_be_handed_on() {
-            return self.give_back();
+    pub(crate) fn end_hold(mut self: Box<Self>, turn: Turn, claim: &Claim) -> Answer {
+        let announcement = self.announcement(claim);
+        if announcement.is_some() || !self.may_be_handed_on() {
+            return self.give_back(announcement);
         }
         if turn.is_awaited() {
             let answer = self.confirmation(Urgency::WithTheNext);
@@ -138,7 +154,7 @@ impl Grant {
             return answer;
         }
         if !self.was_handed_on {
-            return self.give_back();
+            return self.give_back(None);
         }
         // A busy realm: its writers may all be waiting for this very answer, and come again with it.
         let answer = self.confirmation(Urgency::Now);
@@ -153,7 +169,7 @@ impl Grant {
         answer
     }
 
-    /// As [`Grant::end_hold`], where nobody asks for a confirmation.
+    /// Ends the hold of what did not succeed, or need not be told or confirmed.
     pub(crate) fn end_unconfirmed(self: Box<Self>, turn: Turn) {
         if self.may_be_handed_on() && turn.is_awaited() {
             self.hand_on(turn);
@@ -162,6 +178,19 @@ impl Grant {
             drop(self);
             drop(turn);
         }
+    }
+
+    /// As [`Grant::end_hold`], where nobody asks for a confirmation of the success.
+    pub(crate) fn end_success(self: Box<Self>, turn: Turn, claim: &Claim) {
+        match self.announcement(claim) {
+            None => self.end_unconfirmed(turn),
+            announcement => drop(self.give_back(announcement)),
+        }
+    }
+
+    /// What others are told of a write under this claim. That is done by what gives the lock back, so it is not handed on then.
+    fn announcement(&self, claim: &Claim) -> Option<String> {
+        announcement(claim, self.token(), self.sender.as_ref()?)
     }
 
     /// Whether the lock is there and within its bounds. A handler may have left anything in a shared transaction.
@@ -191,10 +220,10 @@ impl Grant {
     }
 
     /// Gives the lock back, with the server's word that it was held until now.
-    fn give_back(self) -> Answer {
+    fn give_back(self, announcement: Option<String>) -> Answer {
         match self.lock {
-            Lock::Transaction(transaction) => transaction.commit(),
-            Lock::Session(lock) => Answer::to(lock.unlock()),
+            Lock::Transaction(transaction) => transaction.commit(announcement),
+            Lock::Session(lock) => Answer::to(lock.unlock(announcement)),
         }
     }
 }

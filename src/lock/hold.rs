@@ -120,7 +120,7 @@ impl Hold {
         if let Some(grant) = &mut self.grant
             && grant.shared().is_some()
         {
-            grant.commit_shared().await?;
+            grant.commit_shared(&claim).await?;
             return Ok(Released {
                 claim,
                 answer: None,
@@ -128,8 +128,19 @@ impl Hold {
         }
         self.held.mark_released();
         let grant = self.grant.take().zip(self.turn.take());
-        let answer = grant.map(|(grant, turn)| grant.end_hold(turn));
+        let answer = grant.map(|(grant, turn)| grant.end_hold(turn, &claim));
         Ok(Released { claim, answer })
+    }
+
+    /// Releases the lock of a success that nobody wants to have confirmed. Must be called within a runtime.
+    pub(crate) fn release_unconfirmed(mut self) {
+        if !self.held.is_held() {
+            return;
+        }
+        self.held.mark_released();
+        if let (Some(grant), Some(turn)) = (self.grant.take(), self.turn.take()) {
+            grant.end_success(turn, self.held.claim());
+        }
     }
 
     pub(crate) fn lost(&self) -> LockError {

@@ -1,4 +1,5 @@
 use std::future::{Future, poll_fn};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -30,6 +31,7 @@ pub(super) struct Shared {
     pub(super) queue: Arc<Queue<Box<Grant>>>,
     /// None for locks in process alone.
     pub(super) postgres: Option<Postgres>,
+    sender: Arc<str>,
     /// Holds, and the tasks that run, release and cancel them.
     pub(super) tasks: TaskTracker,
     pub(super) closing: CancellationToken,
@@ -61,14 +63,15 @@ impl RealmLocks {
     /// Right for one replica and for tests. Two processes do not exclude each other.
     #[must_use]
     pub fn in_process() -> Self {
-        Self::new(None)
+        Self::new(None, Self::new_sender())
     }
 
-    pub(super) fn new(postgres: Option<Postgres>) -> Self {
+    pub(super) fn new(postgres: Option<Postgres>, sender: Arc<str>) -> Self {
         Self {
             shared: Arc::new(Shared {
                 queue: Arc::default(),
                 postgres,
+                sender,
                 tasks: TaskTracker::new(),
                 closing: CancellationToken::new(),
             }),
@@ -79,6 +82,19 @@ impl RealmLocks {
                 share_transaction: false,
             },
         }
+    }
+
+    /// A name that no other locks have, of this process or of another one.
+    pub(super) fn new_sender() -> Arc<str> {
+        // The keys of each state are random.
+        let number = RandomState::new().hash_one(std::process::id());
+        format!("{number:016x}").into()
+    }
+
+    /// As whom these locks tell other replicas of their writes: [`RealmWrite::sender`](crate::RealmWrite::sender). Random.
+    #[must_use]
+    pub fn sender(&self) -> &str {
+        &self.shared.sender
     }
 
     /// How long a caller waits for its lock, in the queue and in PostgreSQL together. Default 10 seconds.

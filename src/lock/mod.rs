@@ -29,6 +29,8 @@ pub(crate) use self::hold::{Hold, Released};
 pub use self::key::LockKey;
 pub use self::locks::RealmLocks;
 pub(crate) use self::nesting::within_step;
-pub use self::postgres::{LockTransaction, PostgresBuilder, TransactionClient};
+pub use self::postgres::{
+    LockTransaction, PostgresBuilder, RealmEvent, RealmWrite, RealmWrites, TransactionClient,
+};
 pub use self::status::ClaimStatus;
 pub use self::token::FencingToken;

@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::Config;
@@ -38,6 +39,7 @@ pub struct PostgresBuilder {
     pub(super) fencing: bool,
     pub(super) hand_off: HandOff,
     pub(super) sessions: u32,
+    pub(super) broadcast: bool,
 }
 
 impl PostgresBuilder {
@@ -53,6 +55,7 @@ impl PostgresBuilder {
                 max_time: Duration::from_millis(100),
             },
             sessions: 0,
+            broadcast: false,
         }
     }
 
@@ -122,6 +125,22 @@ impl PostgresBuilder {
         self
     }
 
+    /// Whether the other replicas are told of each successful write: see [`RealmWrites`](crate::RealmWrites).
+    ///
+    /// Default `false`. The NOTIFY is a part of the transaction that gives the lock back; with [`sessions`](Self::sessions) it comes
+    /// right after the unlock. It names the realm, the [resource](crate::Claim::resources) if the claim has any, the fencing token
+    /// and the [sender](RealmLocks::sender), in 7,900 bytes at most: a path that has no room is left out, so that any may have been
+    /// written, and a realm URL that has none interrupts the listeners.
+    ///
+    /// A write that could not be told is answered as one whose lock was lost: others may go on with what it has changed.
+    ///
+    /// What it costs: a lock is not handed on after a write that is told, but given back; and PostgreSQL lets only one transaction
+    /// with a NOTIFY commit at a time, in all databases of the server together. See `docs/benchmarks.md`.
+    pub fn broadcast(mut self, broadcast: bool) -> Self {
+        self.broadcast = broadcast;
+        self
+    }
+
     /// How long one attempt to connect may take at each address, the server's first answers included. It stands in the place of
     /// the URL's own `connect_timeout`.
     ///
@@ -141,21 +160,9 @@ impl PostgresBuilder {
     /// [`sessions`](Self::sessions).
     pub async fn build(self) -> Result<RealmLocks, LockError> {
         self.check()?;
-        let config: Config = self
-            .url
-            .parse()
-            .map_err(|error| LockError::InvalidDatabaseUrl {
-                problem: crate::lock::error::chain(&error),
-            })?;
-        if config.get_ssl_mode() == SslMode::Require {
-            return Err(LockError::InvalidOption {
-                option: "sslmode",
-                value: "require".into(),
-                remedy: "there is no TLS yet; reach PostgreSQL over a private network or a tunnel",
-            });
-        }
-        let postgres = Postgres::connect(config, &self).await?;
-        Ok(RealmLocks::new(Some(postgres)))
+        let sender = RealmLocks::new_sender();
+        let postgres = Postgres::connect(config(&self.url)?, &self, Arc::clone(&sender)).await?;
+        Ok(RealmLocks::new(Some(postgres), sender))
     }
 
     fn check(&self) -> Result<(), LockError> {
@@ -196,6 +203,21 @@ impl PostgresBuilder {
     }
 }
 
+/// Reads a database URL.
+pub(super) fn config(url: &str) -> Result<Config, LockError> {
+    let config: Config = url.parse().map_err(|error| LockError::InvalidDatabaseUrl {
+        problem: crate::lock::error::chain(&error),
+    })?;
+    if config.get_ssl_mode() == SslMode::Require {
+        return Err(LockError::InvalidOption {
+            option: "sslmode",
+            value: "require".into(),
+            remedy: "there is no TLS yet; reach PostgreSQL over a private network or a tunnel",
+        });
+    }
+    Ok(config)
+}
+
 impl std::fmt::Debug for PostgresBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Without the URL, which may hold a password.
@@ -206,6 +228,7 @@ impl std::fmt::Debug for PostgresBuilder {
             .field("fencing", &self.fencing)
             .field("hand_off", &self.hand_off)
             .field("sessions", &self.sessions)
+            .field("broadcast", &self.broadcast)
             .finish_non_exhaustive()
     }
 }

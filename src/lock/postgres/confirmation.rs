@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::fmt;
 use std::future::{Future, poll_fn, ready};
 use std::pin::{Pin, pin};
@@ -213,13 +214,14 @@ impl Question {
 /// by then: what comes after it is not answered either.
 pub(super) fn last(
     connection: &LockConnection,
-    message: &'static str,
+    message: impl Into<Cow<'static, str>>,
     patience: Duration,
 ) -> Answer {
     let client = Arc::clone(&connection.client);
     let task = connection.task.clone();
+    let message = message.into();
     let answer = async move {
-        let answer = timeout(patience, client.batch_execute(message)).await;
+        let answer = timeout(patience, client.batch_execute(&message)).await;
         if answer.is_err() {
             task.abort();
         }

@@ -1,16 +1,22 @@
+use std::fmt;
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bb8::ManageConnection;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_postgres::error::{DbError, Severity};
-use tokio_postgres::{Client, Config, Error, NoTls, SimpleQueryMessage};
+use tokio_postgres::{
+    AsyncMessage, Client, Config, Error, NoTls, Notification, SimpleQueryMessage,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::address::{Address, Canceller};
 use super::confirmation::Answer;
+use super::value;
 use crate::lock::LockError;
 
 /// Whether the server is a primary, and whether an advisory lock that it grants shows up among its locks. The lock is shared,
@@ -35,12 +41,15 @@ const CANCEL_LIMIT: Duration = Duration::from_secs(5);
 pub(super) const CANCEL_TRIES: u32 = 10;
 
 /// Makes the lock connections of a pool and says which may go back into it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Connector {
     config: Config,
     addresses: Vec<Address>,
     timeout: Duration,
+    on_notification: Arc<OnNotification>,
 }
+
+type OnNotification = dyn Fn(Notification) + Send + Sync;
 
 /// A connection that holds at most one lock transaction.
 pub(crate) struct LockConnection {
@@ -67,7 +76,17 @@ impl Connector {
             addresses: Address::all(&config),
             config,
             timeout,
+            on_notification: Arc::new(|_| {}),
         }
+    }
+
+    /// Calls this with each notification that comes on one of its connections.
+    pub(super) fn on_notification(
+        mut self,
+        call: impl Fn(Notification) + Send + Sync + 'static,
+    ) -> Self {
+        self.on_notification = Arc::new(call);
+        self
     }
 
     /// Connects to the first address whose server can be used: several are a primary and its standbys.
@@ -101,13 +120,24 @@ impl Connector {
             .connect()
             .await
             .map_err(|error| failed(Arc::new(error)))?;
-        let (client, connection) = self
+        let (client, mut connection) = self
             .config
             .connect_raw(stream, NoTls)
             .await
             .map_err(|error| failed(Arc::new(error)))?;
         let server = self.describe(address);
-        let mut connection = LockConnection::start(client, connection, peer, server);
+        let on_notification = Arc::clone(&self.on_notification);
+        let driven = poll_fn(move |cx| {
+            loop {
+                match ready!(connection.poll_message(cx)) {
+                    Some(Ok(AsyncMessage::Notification(it))) => on_notification(it),
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => return Poll::Ready(Err(error)),
+                    None => return Poll::Ready(Ok(())),
+                }
+            }
+        });
+        let mut connection = LockConnection::start(client, driven, peer, server);
         let answers = connection.client.simple_query(PROBE).await;
         let answers = answers.map_err(|error| failed(Arc::new(error)))?;
         self.judge(address, &answers)?;
@@ -196,6 +226,27 @@ impl LockConnection {
         self.closed.is_cancelled() || self.client.is_closed()
     }
 
+    pub(super) fn failed(&self, source: Error) -> LockError {
+        LockError::Connect {
+            server: Arc::clone(&self.server),
+            source: Arc::new(source),
+        }
+    }
+
+    /// Whether the server itself answers, and not a pooler, which announces a number of its own to its clients.
+    pub(super) async fn refuse_pooler(&self) -> Result<(), LockError> {
+        let backend = self.client.simple_query("SELECT pg_backend_pid()").await;
+        let backend = backend.map_err(|error| self.failed(error))?;
+        let announced = self.canceller.process_id().await;
+        let answering = value(&backend, "pg_backend_pid").and_then(|id| id.parse().ok());
+        if announced.is_none() || answering != announced {
+            return Err(LockError::Pooler {
+                server: Arc::clone(&self.server),
+            });
+        }
+        Ok(())
+    }
+
     /// Ends the transaction, whatever state it is in; only then may the connection be used again.
     ///
     /// A statement that a handler left running is cancelled. The connection is then given up: a cancellation that comes late
@@ -232,6 +283,15 @@ impl Drop for LockConnection {
         if self.in_use {
             self.task.abort();
         }
+    }
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector")
+            .field("addresses", &self.addresses)
+            .field("timeout", &self.timeout)
+            .finish_non_exhaustive()
     }
 }
 

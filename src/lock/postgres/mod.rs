@@ -4,6 +4,7 @@
 
 mod address;
 mod attempt;
+mod broadcast;
 mod builder;
 mod comment;
 mod confirmation;
@@ -13,6 +14,7 @@ mod session;
 mod shared;
 mod transaction;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
@@ -21,6 +23,8 @@ use tokio_postgres::{Config, SimpleQueryMessage};
 use tokio_util::task::TaskTracker;
 
 use self::attempt::{Answered, Attempt};
+pub(crate) use self::broadcast::announcement;
+pub use self::broadcast::{RealmEvent, RealmWrite, RealmWrites};
 pub use self::builder::PostgresBuilder;
 use self::comment::comment;
 pub(crate) use self::confirmation::{Answer, Urgency};
@@ -52,11 +56,17 @@ pub(crate) struct Postgres {
     lease: Duration,
     fencing: bool,
     hand_off: HandOff,
+    /// As whom it tells others of successful writes.
+    sender: Option<Arc<str>>,
 }
 
 impl Postgres {
     /// Opens a pool and its first connection, and the first session where sessions are wanted.
-    async fn connect(config: Config, options: &PostgresBuilder) -> Result<Self, LockError> {
+    async fn connect(
+        config: Config,
+        options: &PostgresBuilder,
+        sender: Arc<str>,
+    ) -> Result<Self, LockError> {
         let connector = Connector::new(config, options.connect_timeout);
         let (lease, fencing) = (options.lease, options.fencing);
         let shared = Options {
@@ -75,6 +85,7 @@ impl Postgres {
             lease,
             fencing,
             hand_off: options.hand_off,
+            sender: options.broadcast.then_some(sender),
         })
     }
 
@@ -94,7 +105,8 @@ impl Postgres {
         if let Some(sessions) = self.sessions.as_ref().filter(|_| !wanted.share)
             && let Some(lock) = sessions.try_lock(wanted.claim, wanted.deadline).await
         {
-            return Ok((turn, Grant::session(lock, self.hand_off, background)));
+            let grant = Grant::session(lock, self.hand_off, self.sender.clone(), background);
+            return Ok((turn, grant));
         }
         self.transaction(wanted, turn, background).await
     }
@@ -205,7 +217,8 @@ impl Postgres {
         } else {
             self.hand_off
         };
-        Ok((turn, Grant::transaction(transaction, hand_off, background)))
+        let grant = Grant::transaction(transaction, hand_off, self.sender.clone(), background);
+        Ok((turn, grant))
     }
 
     /// Gives up the connections: idle ones close now, others when their hold ends.

@@ -19,11 +19,11 @@ use crate::lock::{Claim, FencingToken, LockError};
 pub(super) const SHARE: &str = "; SET LOCAL lock_timeout TO DEFAULT; \
      SELECT set_config('tower_realm_lock.shared', 'yes', true)";
 
-/// Commits a shared transaction, unless it is no longer the one that took the lock: then the division fails, and the rest of
+/// Goes before the COMMIT of a shared transaction, and keeps it from being run unless it is no longer the one that took the lock: then the division fails, and the rest of
 /// the message is skipped. In a transaction that an error has aborted the first statement fails too; a plain `COMMIT` would
 /// roll back without a word.
-const COMMIT_SHARED: &str = "SELECT 1 / (current_setting('tower_realm_lock.shared', true) \
-     IS NOT DISTINCT FROM 'yes')::int; COMMIT";
+const PROVE_SHARED: &str = "SELECT 1 / (current_setting('tower_realm_lock.shared', true) \
+     IS NOT DISTINCT FROM 'yes')::int";
 
 /// A transaction that holds an advisory lock, on its pooled connection. It can serve several holds, one after the other.
 ///
@@ -114,10 +114,19 @@ impl LockedTransaction {
         self.pings.join(urgency)
     }
 
-    /// Gives the lock back; the answer is the server's word that it was held until now. Must be called within a runtime.
-    pub(crate) fn commit(mut self) -> Answer {
+    /// Gives the lock back, and tells others of the write; the answer is the server's word that it was held until now. Must be
+    /// called within a runtime.
+    pub(crate) fn commit(mut self, announcement: Option<String>) -> Answer {
         match self.connection.take() {
-            Some(connection) => self.end(connection, "COMMIT"),
+            Some(connection) => match announcement {
+                None => self.end(connection, "COMMIT"),
+                Some(announcement) => {
+                    // A message of its own: if it fails, the COMMIT still gives the lock back.
+                    let told = last(&connection, announcement, self.lease.patience());
+                    let ended = self.end(connection, "COMMIT");
+                    Answer::to(async { told.await & ended.await })
+                }
+            },
             // It has ended already, and has no word left to give.
             None => Answer::to(ready(false)),
         }
@@ -144,14 +153,19 @@ impl LockedTransaction {
     /// # Cancel safety
     ///
     /// If dropped, drop the transaction: it then rolls back.
-    pub(crate) async fn commit_shared(&mut self) -> Result<(), LockError> {
+    pub(crate) async fn commit_shared(
+        &mut self,
+        announcement: Option<String>,
+    ) -> Result<(), LockError> {
         if !self.close_shared() {
             return Err(self.commit_failed("the handler still uses it"));
         }
+        let announcement = announcement.map_or_else(String::new, |statement| statement + "; ");
+        let commit = format!("{PROVE_SHARED}; {announcement}COMMIT");
         let answer = tokio::select! {
             // First: an answer is the proof, even where the connection ends right after it.
             biased;
-            answer = self.client.batch_execute(COMMIT_SHARED) => answer,
+            answer = self.client.batch_execute(&commit) => answer,
             () = self.keep() => return Err(self.lost()),
         };
         match answer {

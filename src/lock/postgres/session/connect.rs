@@ -2,13 +2,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
-use tokio_postgres::Error;
 use tokio_postgres::error::SqlState;
 
 use crate::lock::LockError;
 use crate::lock::lease::Lease;
 use crate::lock::postgres::connection::{Connector, LockConnection};
-use crate::lock::postgres::{milliseconds, value};
+use crate::lock::postgres::milliseconds;
 
 /// Opens a connection whose session can hold locks, and refuses a server that cannot keep them as promised.
 pub(super) async fn connect(
@@ -31,23 +30,8 @@ pub(super) async fn connect(
 }
 
 async fn prepare(connection: &LockConnection, period: Duration) -> Result<Lease, LockError> {
-    let server = || Arc::clone(&connection.server);
-    let failed = |source: Error| LockError::Connect {
-        server: server(),
-        source: Arc::new(source),
-    };
     // Before anything is changed in a session that may be somebody else's as well.
-    let backend = connection
-        .client
-        .simple_query("SELECT pg_backend_pid()")
-        .await
-        .map_err(failed)?;
-    // A pooler announces a number of its own to its clients.
-    let announced = connection.canceller().process_id().await;
-    let answering = value(&backend, "pg_backend_pid").and_then(|id| id.parse().ok());
-    if announced.is_none() || answering != announced {
-        return Err(LockError::Pooler { server: server() });
-    }
+    connection.refuse_pooler().await?;
     let sent = Instant::now();
     let milliseconds = milliseconds(period);
     let limited = connection
@@ -59,8 +43,10 @@ async fn prepare(connection: &LockConnection, period: Duration) -> Result<Lease,
     match limited {
         Ok(()) => Ok(Lease::new(period, sent, &connection.closed)),
         Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => {
-            Err(LockError::NoSessionTimeout { server: server() })
+            Err(LockError::NoSessionTimeout {
+                server: Arc::clone(&connection.server),
+            })
         }
-        Err(error) => Err(failed(error)),
+        Err(error) => Err(connection.failed(error)),
     }
 }

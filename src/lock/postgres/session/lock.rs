@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Options;
 use super::connect::connect;
-use super::task::{Asked, Command, Release, SessionTask};
+use super::task::{Asked, Command, Release, SessionTask, Telling};
 use crate::lock::claim::Lock;
 use crate::lock::lease::Lease;
 use crate::lock::postgres::connection::{Connector, LockConnection};
@@ -109,11 +109,27 @@ impl SessionLock {
         async { confirmed.await.unwrap_or(false) }
     }
 
-    /// Unlocks; `true` is the server's word that the lock was held until now. Asked when called, not when first polled.
-    pub(crate) fn unlock(mut self) -> impl Future<Output = bool> + Send + 'static {
+    /// Unlocks, and tells others of the write; `true` is the server's word that the lock was held until now. Asked when called, not
+    /// when first polled.
+    pub(crate) fn unlock(
+        mut self,
+        announcement: Option<String>,
+    ) -> impl Future<Output = bool> + Send + 'static {
         let (reply, unlocked) = oneshot::channel();
         self.release(Some(reply));
-        async { unlocked.await.unwrap_or(false) }
+        let told = announcement.map(|statement| {
+            let (reply, told) = oneshot::channel();
+            self.session
+                .send(Command::Tell(Telling { statement, reply }));
+            told
+        });
+        async {
+            let told = match told {
+                Some(told) => told.await.unwrap_or(false),
+                None => true,
+            };
+            told && unlocked.await.unwrap_or(false)
+        }
     }
 
     fn release(&mut self, reply: Option<oneshot::Sender<bool>>) {

@@ -28,6 +28,8 @@ const IN_FLIGHT: usize = 4;
 pub(super) enum Command {
     Lock(Asked),
     Unlock(Release),
+    /// Sent after the unlocks that were asked for before.
+    Tell(Telling),
     /// Answered when anything that was sent later is.
     Confirm(oneshot::Sender<bool>),
 }
@@ -45,6 +47,12 @@ pub(super) struct Release {
     pub(super) locks: Vec<Lock>,
     /// None where nobody waits for the answer.
     pub(super) reply: Option<oneshot::Sender<bool>>,
+}
+
+/// A statement that tells others of a write.
+pub(super) struct Telling {
+    pub(super) statement: String,
+    pub(super) reply: oneshot::Sender<bool>,
 }
 
 /// Serves one session: turns commands into batches, and the server's answers into replies.
@@ -77,6 +85,7 @@ struct Sent {
 enum Message {
     Lock(Vec<Asked>),
     Unlock(Vec<Release>),
+    Tell(Vec<Telling>),
     /// The smallest message that the server answers: an empty query.
     Empty,
 }
@@ -155,6 +164,7 @@ impl SessionTask {
     async fn send_batch(&mut self, batch: impl Iterator<Item = Command>) -> Result<(), Lost> {
         let mut releases = Vec::new();
         let mut asked = Vec::new();
+        let mut tellings = Vec::new();
         let mut confirms = Vec::new();
         for command in batch {
             match command {
@@ -162,6 +172,7 @@ impl SessionTask {
                     self.forget(&release.locks);
                     releases.push(release);
                 }
+                Command::Tell(telling) => tellings.push(telling),
                 Command::Confirm(reply) => confirms.push(reply),
                 Command::Lock(Asked { reply, .. }) if reply.is_closed() => {}
                 Command::Lock(ask) if self.note(ask.lock.locks()) => asked.push(ask),
@@ -175,6 +186,10 @@ impl SessionTask {
         if !asked.is_empty() {
             let confirms = std::mem::take(&mut confirms);
             self.send(Message::Lock(asked), confirms).await?;
+        }
+        if !tellings.is_empty() {
+            // By itself: where it fails, nothing else does.
+            self.send(Message::Tell(tellings), Vec::new()).await?;
         }
         if !confirms.is_empty() {
             self.send(Message::Empty, confirms).await?;
@@ -251,6 +266,10 @@ impl SessionTask {
         match sent.message {
             Message::Lock(asked) => self.settle_locks(asked, answer).await,
             Message::Unlock(releases) => settle_unlocks(releases, answer),
+            Message::Tell(tellings) => {
+                settle_tellings(tellings, &answer);
+                Ok(())
+            }
             Message::Empty => Ok(()),
         }
     }
@@ -339,6 +358,15 @@ fn settle_unlocks(releases: Vec<Release>, answer: Answer) -> Result<(), Lost> {
     Ok(())
 }
 
+fn settle_tellings(tellings: Vec<Telling>, answer: &Answer) {
+    if let Err(error) = answer {
+        tracing::warn!(error = %chain(error), "writes could not be told to the other replicas");
+    }
+    for Telling { reply, .. } in tellings {
+        let _ = reply.send(answer.is_ok());
+    }
+}
+
 fn refuse(reply: oneshot::Sender<Option<SessionLock>>) {
     let _ = reply.send(None);
 }
@@ -355,6 +383,11 @@ impl Message {
                 statement
             }
             Self::Unlock(releases) => unlock(releases.iter().flat_map(|release| &release.locks)),
+            Self::Tell(tellings) => {
+                let statements: Vec<&str> = tellings.iter().map(|it| &*it.statement).collect();
+                // One transaction: PostgreSQL commits them one at a time.
+                statements.join("; ")
+            }
             Self::Empty => String::new(),
         }
     }

@@ -124,7 +124,7 @@ async fn a_message_that_fails_is_taken_back_and_costs_no_other_lock() {
     assert!(asked.await.unwrap().is_none());
     server.answer(&[("done", "{f}")]).await;
     assert!(held.lease().is_current());
-    let unlocked = held.unlock();
+    let unlocked = held.unlock(None);
     assert_eq!(server.query().await, unlocking(["a"]));
     server.answer(&[("done", "{t}")]).await;
     assert!(unlocked.await);
@@ -167,7 +167,7 @@ async fn a_lock_that_was_not_held_any_more_is_lost_alone() {
     let (session, mut server) = Server::start(false).await;
     let one = granted(&session, &mut server, "a").await;
     let other = granted(&session, &mut server, "b").await;
-    let unlocked = [one.unlock(), other.unlock()];
+    let unlocked = [one.unlock(None), other.unlock(None)];
     assert_eq!(server.query().await, unlocking(["a", "b"]));
     server.answer(&[("done", "{f,t}")]).await;
     let [one, other] = unlocked;
@@ -180,7 +180,7 @@ async fn an_unlock_that_fails_ends_the_session() {
     let (session, mut server) = Server::start(false).await;
     let one = granted(&session, &mut server, "a").await;
     let other = granted(&session, &mut server, "b").await;
-    let unlocked = one.unlock();
+    let unlocked = one.unlock(None);
     server.query().await;
     server.fail().await;
     assert!(!unlocked.await);
@@ -238,7 +238,7 @@ async fn silence_ends_the_session_at_two_thirds_of_the_lease() {
     assert!((&mut lost).now_or_never().is_none());
     lost.await;
     assert!(!session.is_open());
-    assert!(!lock.unlock().await);
+    assert!(!lock.unlock(None).await);
     // Although an answer is due, and the handle is still there.
     assert_eq!(server.end().await, End::BrokenOff);
 }
@@ -250,7 +250,7 @@ async fn a_session_that_nobody_uses_any_more_ends_in_order_after_its_last_lock()
     drop(session);
     assert_eq!(server.query().await, "", "a heartbeat");
     server.answer(&[]).await;
-    let unlocked = lock.unlock();
+    let unlocked = lock.unlock(None);
     assert_eq!(server.query().await, unlocking(["a"]));
     server.answer(&[("done", "{t}")]).await;
     assert!(unlocked.await);
@@ -310,7 +310,7 @@ async fn a_realm_is_shared_on_a_session_only_for_a_while() {
         assert!(ask_for(&session, card("z")).await.await.unwrap().is_none());
     }
     for (lock, path) in held.into_iter().zip(["x", "y"]) {
-        let unlocked = lock.unlock();
+        let unlocked = lock.unlock(None);
         assert_eq!(server.query().await, unlock(card(path).locks()));
         server.answer(&[("done", "{t,t}")]).await;
         assert!(unlocked.await);

@@ -1,0 +1,256 @@
+use std::collections::VecDeque;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::Stream;
+use futures_util::task::AtomicWaker;
+use tokio::task::AbortHandle;
+use tokio::time::{sleep, timeout};
+use tokio_postgres::Notification;
+
+use super::payload::read;
+use super::{CHANNEL, RealmEvent};
+use crate::lock::LockError;
+use crate::lock::postgres::builder::config;
+use crate::lock::postgres::connection::{Connector, LockConnection};
+
+/// How many events wait to be taken. Beyond that they are dropped, and an interruption is told.
+const MOST_EVENTS: usize = 4096;
+/// How often the server is asked whether it is still there, and how long it has to answer.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// The pause after an attempt to connect that has failed.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How long an attempt to connect may take, the server's first answers included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The successful writes of all replicas on one database, as a stream of [`RealmEvent`]s: what a cache needs to stay right.
+///
+/// Replicas tell of their writes if their locks were built with [`broadcast(true)`](crate::PostgresBuilder::broadcast). An event
+/// comes after the write's lock is free, and only for a write that succeeded; soon after, but at no certain time. Events of one
+/// realm come in the order of its writes.
+///
+/// It reconnects by itself, for ever, and the stream does not end. It says when it may have missed some: a lost connection at once,
+/// a silent network within 4 seconds. A consumer that is 4,096 events behind is interrupted too.
+///
+/// # Cancel safety
+///
+/// Dropping it ends its connection. Between two polls nothing is lost.
+///
+/// ```no_run
+/// use futures_util::StreamExt;
+/// use tower_realm_lock::{RealmEvent, RealmWrites};
+///
+/// # async fn run() -> Result<(), tower_realm_lock::LockError> {
+/// let mut writes = RealmWrites::listen("postgres://localhost/realms").await?;
+/// while let Some(event) = writes.next().await {
+///     match event {
+///         RealmEvent::Write(write) => println!("{} {:?}", write.realm(), write.path()),
+///         RealmEvent::Interrupted => println!("from here on some may be missed"),
+///         _ => println!("all that was cached is stale"),
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub struct RealmWrites {
+    events: Arc<Events>,
+    task: AbortHandle,
+}
+
+impl RealmWrites {
+    /// Connects to the PostgreSQL database at `url`, read as [`RealmLocks::postgres_builder`](crate::RealmLocks::postgres_builder)
+    /// does, and listens from then on. Must be called within a runtime.
+    ///
+    /// # Errors
+    ///
+    /// Those of connecting at first: [`LockError::InvalidDatabaseUrl`], [`LockError::Connect`], [`LockError::Standby`]; and
+    /// [`LockError::Pooler`], as a pooler does not pass notifications on.
+    ///
+    /// # Cancel safety
+    ///
+    /// If dropped, the connection is closed.
+    pub async fn listen(url: &str) -> Result<Self, LockError> {
+        let events = Arc::new(Events::default());
+        let notified = Arc::clone(&events);
+        let connector = Connector::new(config(url)?, CONNECT_TIMEOUT)
+            .on_notification(move |notification| notified.note(&notification));
+        let connection = listen(&connector).await?;
+        let told = Arc::clone(&events);
+        let task = tokio::spawn(async move {
+            let mut connection = connection;
+            loop {
+                attend(&connection).await;
+                drop(connection);
+                told.push(RealmEvent::Interrupted);
+                connection = reconnect(&connector).await;
+                told.push(RealmEvent::Resumed);
+            }
+        });
+        Ok(Self {
+            events,
+            task: task.abort_handle(),
+        })
+    }
+}
+
+/// Connects once, and listens.
+async fn listen(connector: &Connector) -> Result<LockConnection, LockError> {
+    let mut connection = connector.open().await?;
+    // To its end, so that it is broken off when it is dropped.
+    connection.in_use = true;
+    let after = CONNECT_TIMEOUT;
+    let listening = async {
+        connection.refuse_pooler().await?;
+        let listen = format!("LISTEN {CHANNEL}");
+        let listening = connection.client.batch_execute(&listen).await;
+        listening.map_err(|error| connection.failed(error))
+    };
+    let server = Arc::clone(&connection.server);
+    timeout(after, listening)
+        .await
+        .unwrap_or(Err(LockError::ConnectTimeout { server, after }))?;
+    Ok(connection)
+}
+
+async fn reconnect(connector: &Connector) -> LockConnection {
+    loop {
+        match listen(connector).await {
+            Ok(connection) => return connection,
+            Err(error) => tracing::warn!(%error, "writes cannot be listened to"),
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// Returns when the connection is lost, or the server silent.
+async fn attend(connection: &LockConnection) {
+    let beats = async {
+        loop {
+            sleep(HEARTBEAT).await;
+            let beat = timeout(HEARTBEAT, connection.client.batch_execute("")).await;
+            if !matches!(beat, Ok(Ok(()))) {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = connection.closed.cancelled() => {}
+        () = beats => {}
+    }
+}
+
+impl Stream for RealmWrites {
+    type Item = RealmEvent;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<RealmEvent>> {
+        // First the waker: an event that comes in between is not slept through.
+        self.events.waker.register(cx.waker());
+        match self.events.queue().pop_front() {
+            Some(event) => Poll::Ready(Some(event)),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for RealmWrites {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl fmt::Debug for RealmWrites {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RealmWrites").finish_non_exhaustive()
+    }
+}
+
+/// The events that nobody has taken yet. Whoever adds one does not wait: a server must not wait for a consumer.
+#[derive(Default)]
+struct Events {
+    queue: Mutex<VecDeque<RealmEvent>>,
+    waker: AtomicWaker,
+}
+
+impl Events {
+    fn note(&self, notification: &Notification) {
+        if notification.channel() != CHANNEL {
+            return;
+        }
+        match read(notification.payload()) {
+            Some(write) => self.push(RealmEvent::Write(write)),
+            // A realm too long to be named, or another version's notice: it may be about anything.
+            None => {
+                self.push(RealmEvent::Interrupted);
+                self.push(RealmEvent::Resumed);
+            }
+        }
+    }
+
+    fn push(&self, event: RealmEvent) {
+        let mut queue = self.queue();
+        if queue.len() < MOST_EVENTS {
+            queue.push_back(event);
+        } else {
+            interrupt(&mut queue, event);
+        }
+        drop(queue);
+        self.waker.wake();
+    }
+
+    fn queue(&self) -> MutexGuard<'_, VecDeque<RealmEvent>> {
+        // No code that can panic runs under this mutex, so a poisoned one is whole.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Puts an interruption in the place of all that nobody has taken, and of one more event.
+fn interrupt(queue: &mut VecDeque<RealmEvent>, event: RealmEvent) {
+    queue.clear();
+    queue.push_back(RealmEvent::Interrupted);
+    if event != RealmEvent::Interrupted {
+        queue.push_back(RealmEvent::Resumed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lock::postgres::broadcast::payload::payload;
+
+    fn write(path: &str) -> RealmEvent {
+        let realm = "http://h/a/".parse().unwrap();
+        let write = read(&payload(Some(&realm), Some(path), None, "me"));
+        RealmEvent::Write(write.unwrap())
+    }
+
+    fn taken(events: &Events) -> Vec<RealmEvent> {
+        events.queue().drain(..).collect()
+    }
+
+    #[test]
+    fn a_consumer_that_is_too_slow_is_interrupted_and_costs_no_more_memory() {
+        let events = Events::default();
+        for number in 0..MOST_EVENTS + 3 {
+            events.push(write(&number.to_string()));
+        }
+        let taken = taken(&events);
+        assert_eq!(taken[..2], [RealmEvent::Interrupted, RealmEvent::Resumed]);
+        assert_eq!(taken.last(), Some(&write(&(MOST_EVENTS + 2).to_string())));
+        assert_eq!(taken.len(), 2 + 2);
+    }
+
+    #[test]
+    fn an_interruption_of_a_full_queue_is_not_ended_by_it() {
+        let events = Events::default();
+        for number in 0..MOST_EVENTS {
+            events.push(write(&number.to_string()));
+        }
+        events.push(RealmEvent::Interrupted);
+        assert_eq!(taken(&events), [RealmEvent::Interrupted]);
+        events.push(RealmEvent::Resumed);
+        assert_eq!(taken(&events), [RealmEvent::Resumed]);
+    }
+}

@@ -1,0 +1,124 @@
+//! What replicas tell each other of successful writes: a NOTIFY in the transaction that gives the lock back.
+//!
+//! Source: PostgreSQL manual, *NOTIFY* and *LISTEN*.
+
+mod event;
+mod listen;
+mod payload;
+
+pub use self::event::{RealmEvent, RealmWrite};
+pub use self::listen::RealmWrites;
+use self::payload::{LONGEST, payload};
+use crate::lock::{Claim, FencingToken};
+use crate::realm::RealmUrl;
+
+/// One for each database, as locks are.
+const CHANNEL: &str = "tower_realm_lock";
+
+/// As many resources of one realm are named; of more it is said that any may have been written.
+const MOST_PATHS: usize = 16;
+
+/// The statement that tells others of a write under this claim; none for a claim that is about no realm.
+pub(crate) fn announcement(
+    claim: &Claim,
+    token: Option<FencingToken>,
+    sender: &str,
+) -> Option<String> {
+    let notices = claim.realms().iter().flat_map(|realm| {
+        let paths = claim.resources_of(realm).unwrap_or_default();
+        let paths: Vec<Option<&str>> = if paths.is_empty() || paths.len() > MOST_PATHS {
+            vec![None]
+        } else {
+            paths.into_iter().map(Some).collect()
+        };
+        paths.into_iter().map(move |path| (realm, path))
+    });
+    let calls: Vec<String> = notices
+        .map(|(realm, path)| notify(&shortened(realm, path, token, sender)))
+        .collect();
+    (!calls.is_empty()).then(|| format!("SELECT {}", calls.join(", ")))
+}
+
+/// The payload, with as much in it as PostgreSQL allows.
+fn shortened(
+    realm: &RealmUrl,
+    path: Option<&str>,
+    token: Option<FencingToken>,
+    sender: &str,
+) -> String {
+    let fits = |payload: &String| payload.len() <= LONGEST;
+    let tries = [(Some(realm), path), (Some(realm), None)];
+    let named = tries
+        .into_iter()
+        .map(|(realm, path)| payload(realm, path, token, sender))
+        .find(fits);
+    named.unwrap_or_else(|| payload(None, None, token, sender))
+}
+
+fn notify(payload: &str) -> String {
+    // An escape string reads the same whatever the server's settings are.
+    let literal = payload.replace('\\', "\\\\").replace('\'', "''");
+    format!("pg_notify('{CHANNEL}', E'{literal}')")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn realm(path: &str) -> RealmUrl {
+        format!("http://h/{path}/").parse().unwrap()
+    }
+
+    fn announced(claim: &Claim) -> String {
+        announcement(claim, None, "me").unwrap()
+    }
+
+    #[test]
+    fn each_realm_and_each_resource_has_a_notice() {
+        let claim = Claim::realm(&realm("a")).and(&Claim::resources(&realm("b"), ["x", "y"]));
+        let said = announced(&claim);
+        assert_eq!(said.matches("pg_notify(").count(), 3, "{said}");
+        assert!(
+            said.contains(r#"{"realm":"http://h/a/","path":"*","sender":"me"}"#),
+            "{said}"
+        );
+        assert!(
+            said.contains(r#""path":"x""#) && said.contains(r#""path":"y""#),
+            "{said}"
+        );
+        let many = Claim::resources(&realm("b"), (0..17).map(|number| number.to_string()));
+        assert_eq!(announced(&many).matches("pg_notify(").count(), 1);
+        assert!(announced(&Claim::resources::<&str>(&realm("b"), [])).contains(r#""path":"*""#));
+        let key = crate::lock::LockKey::in_space("user-cost", 1);
+        assert_eq!(announcement(&key.into(), None, "me"), None);
+    }
+
+    #[test]
+    fn what_is_too_long_is_left_out() {
+        let long = "x".repeat(LONGEST);
+        let path = announced(&Claim::resources(&realm("a"), [&long]));
+        assert!(
+            path.contains(r#""path":"*""#) && path.contains("http://h/a/"),
+            "{path}"
+        );
+        let both = announced(&Claim::realm(&realm(&long)));
+        assert!(both.contains(r#"{"realm":null,"path":"*""#), "{both}");
+    }
+
+    #[test]
+    fn no_text_ends_the_literal() {
+        let claim = Claim::resources(
+            &realm("it's"),
+            ["'); DROP TABLE cards; --", "\\", "\\'", "ü\0\n"],
+        );
+        let said = announced(&claim);
+        assert!(said.is_ascii() && !said.contains('\n'), "{said}");
+        // Without what is escaped, the quotes that are left begin and end a literal each.
+        let quotes = said
+            .replace("\\\\", "")
+            .replace("''", "")
+            .matches('\'')
+            .count();
+        assert_eq!(quotes, 4 * 4, "{said}");
+    }
+}

@@ -1,0 +1,328 @@
+//! Replicas tell each other of successful writes: after the lock is free, only of those that succeeded, and never so that one is
+//! missed without a word.
+
+mod support;
+
+use futures_util::{FutureExt, StreamExt};
+use support::bouncer::{Bouncer, Pooling};
+use support::claims::{cards, realm, realm_key, whole, work};
+use support::cluster::Cluster;
+use support::database::{TestDatabase, database, database_on};
+use support::gate::{answered, gate, patch, postgres_layer_with, postgres_locks_with};
+use support::proxy::Proxy;
+use support::wait::PATIENCE;
+use tokio::time::timeout;
+use tower_realm_lock::{LockError, LockKey, RealmEvent, RealmLocks, RealmWrite, RealmWrites};
+
+async fn next(writes: &mut RealmWrites) -> RealmEvent {
+    let event = timeout(PATIENCE, writes.next()).await;
+    event.expect("an event in time").expect("it never ends")
+}
+
+async fn next_write(writes: &mut RealmWrites) -> RealmWrite {
+    match next(writes).await {
+        RealmEvent::Write(write) => write,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Locks that tell of their writes, with transactions and with sessions.
+async fn telling(database: &TestDatabase) -> [RealmLocks; 2] {
+    let with = |sessions| {
+        postgres_locks_with(database.url(), move |builder| {
+            builder.sessions(sessions).broadcast(true).fencing(true)
+        })
+    };
+    [with(0).await, with(1).await]
+}
+
+async fn succeed(locks: &RealmLocks, name: &str) {
+    work(locks, &whole([name])).inside().await.end().await;
+}
+
+#[tokio::test]
+async fn a_write_is_told_with_all_that_is_known_of_it() {
+    let database = database().await;
+    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
+    for locks in telling(&database).await {
+        let told = locks.with_write_lock(whole(["a"]), |held| async move {
+            Ok::<_, LockError>(held.fencing_token())
+        });
+        let token = told.await.unwrap();
+        let write = next_write(&mut writes).await;
+        assert_eq!((write.realm(), write.path()), (&realm("a"), None));
+        assert!(token.is_some() && write.token() == token);
+        assert_eq!(write.sender(), locks.sender());
+
+        let both = cards("b", ["x", "it's \\ \"*\"/ü"]).and(&whole(["c"]));
+        work(&locks, &both).inside().await.end().await;
+        let mut told = Vec::new();
+        for _ in 0..3 {
+            let write = next_write(&mut writes).await;
+            told.push((write.realm().clone(), write.path().map(str::to_owned)));
+        }
+        let path = |path: &str| Some(path.to_owned());
+        assert_eq!(
+            told,
+            [
+                (realm("b"), path("x")),
+                (realm("b"), path("it's \\ \"*\"/ü")),
+                (realm("c"), None)
+            ]
+        );
+
+        // What is about no realm is nobody's concern.
+        work(&locks, &LockKey::in_space("user-cost", 1).into())
+            .inside()
+            .await
+            .end()
+            .await;
+        assert!(writes.next().now_or_never().is_none());
+    }
+}
+
+#[tokio::test]
+async fn what_did_not_succeed_is_not_told() {
+    let database = database().await;
+    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
+    for sessions in [0, 1] {
+        for confirm in [true, false] {
+            let layer = postgres_layer_with(database.url(), |builder| {
+                builder.sessions(sessions).broadcast(true)
+            })
+            .await
+            .confirm(confirm);
+            let (handler, mut gate) = gate();
+            for status in [404, 500, 200] {
+                let write = patch(&layer, &handler, &format!("/luke/{status}/card"));
+                gate.entered().await.answer(status);
+                assert_eq!(answered(write).await.status(), status);
+            }
+            let fails = patch(&layer, &handler, "/luke/fails/card");
+            gate.entered().await.fail();
+            assert!(fails.await.unwrap().is_err());
+            let panics = patch(&layer, &handler, "/luke/panics/card");
+            gate.entered().await.panic();
+            assert!(panics.await.unwrap_err().is_panic());
+            let last = patch(&layer, &handler, "/luke/last/card");
+            gate.entered().await.answer(204);
+            assert_eq!(answered(last).await.status(), 204);
+            for name in ["200", "last"] {
+                assert_eq!(next_write(&mut writes).await.realm(), &realm(name));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn it_is_told_when_the_lock_is_free_and_not_before() {
+    let database = database().await;
+    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
+    for locks in telling(&database).await {
+        for _ in 0..50 {
+            succeed(&locks, "a").await;
+            assert_eq!(next_write(&mut writes).await.realm(), &realm("a"));
+            // Nobody else wants it, so that whoever still had it would be the writer.
+            assert_eq!(database.advisory_locks(realm_key("a")).await, (0, 0));
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_write_of_a_busy_realm_is_told_though_locks_are_handed_on() {
+    let database = database().await;
+    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
+    for locks in telling(&database).await {
+        let first = work(&locks, &whole(["a"])).inside().await;
+        let others: Vec<_> = (0..20)
+            .map(|number| {
+                let locks = locks.clone();
+                tokio::spawn(async move {
+                    let work = move |held: tower_realm_lock::HeldLock| async move {
+                        // Every second one fails.
+                        if number % 2 == 0 {
+                            Ok(held.fencing_token())
+                        } else {
+                            Err(LockError::ShuttingDown)
+                        }
+                    };
+                    locks.with_write_lock(&realm("a"), work).await
+                })
+            })
+            .collect();
+        first.end().await;
+        next_write(&mut writes).await;
+        let mut tokens = Vec::new();
+        for other in others {
+            tokens.extend(other.await.unwrap().ok());
+        }
+        tokens.sort();
+        let mut told = Vec::new();
+        for _ in 0..tokens.len() {
+            told.push(next_write(&mut writes).await.token());
+        }
+        assert_eq!(told, tokens, "in the order of the writes");
+    }
+}
+
+#[tokio::test]
+async fn a_shared_transaction_that_does_not_commit_is_not_told() {
+    let database = database().await;
+    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
+    let locks = postgres_locks_with(database.url(), |builder| builder.broadcast(true))
+        .await
+        .share_transaction(true);
+    for statement in ["SELECT 1", "SELECT 1 / 0", "COMMIT"] {
+        let done = locks.with_write_lock(whole(["a"]), move |held| async move {
+            let client = held.transaction().unwrap().client().unwrap();
+            let _ = client.batch_execute(statement).await;
+            Ok::<_, LockError>(())
+        });
+        assert_eq!(done.await.is_ok(), statement == "SELECT 1", "{statement}");
+    }
+    next_write(&mut writes).await;
+    succeed(&locks, "b").await;
+    assert_eq!(next_write(&mut writes).await.realm(), &realm("b"));
+}
+
+#[tokio::test]
+async fn a_lost_connection_is_told_at_once_and_made_again() {
+    let database = database().await;
+    let proxy = Proxy::to(database.url()).await;
+    let mut writes = RealmWrites::listen(&proxy.url(database.url()))
+        .await
+        .unwrap();
+    let [locks, _] = telling(&database).await;
+    for _ in 0..2 {
+        proxy.cut();
+        assert_eq!(next(&mut writes).await, RealmEvent::Interrupted);
+        assert_eq!(next(&mut writes).await, RealmEvent::Resumed);
+        succeed(&locks, "a").await;
+        assert_eq!(next_write(&mut writes).await.realm(), &realm("a"));
+    }
+    // A network that goes silent.
+    proxy.freeze();
+    assert_eq!(next(&mut writes).await, RealmEvent::Interrupted);
+    succeed(&locks, "missed").await;
+    proxy.thaw();
+    assert_eq!(next(&mut writes).await, RealmEvent::Resumed);
+    succeed(&locks, "b").await;
+    assert_eq!(next_write(&mut writes).await.realm(), &realm("b"));
+}
+
+#[tokio::test]
+async fn a_server_that_restarts_is_listened_to_again() {
+    let cluster = Cluster::create().await;
+    let database = database_on(&cluster).await;
+    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
+    cluster.restart_fast().await;
+    assert_eq!(next(&mut writes).await, RealmEvent::Interrupted);
+    assert_eq!(next(&mut writes).await, RealmEvent::Resumed);
+    let [locks, _] = telling(&database).await;
+    succeed(&locks, "a").await;
+    assert_eq!(next_write(&mut writes).await.realm(), &realm("a"));
+}
+
+#[tokio::test]
+async fn a_realm_too_long_to_be_told_interrupts() {
+    let database = database().await;
+    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
+    let [locks, _] = telling(&database).await;
+    succeed(&locks, &"x".repeat(9_000)).await;
+    assert_eq!(next(&mut writes).await, RealmEvent::Interrupted);
+    assert_eq!(next(&mut writes).await, RealmEvent::Resumed);
+    // Long, and not too long: the path is left out.
+    work(&locks, &cards("a", [&"y".repeat(9_000)]))
+        .inside()
+        .await
+        .end()
+        .await;
+    assert_eq!(next_write(&mut writes).await.path(), None);
+}
+
+#[tokio::test]
+async fn what_others_say_on_the_channel_does_no_harm() {
+    let database = database().await;
+    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
+    let client = database.connect().await;
+    client
+        .batch_execute("NOTIFY tower_realm_lock, 'nonsense'; NOTIFY other, 'x'")
+        .await
+        .unwrap();
+    assert_eq!(next(&mut writes).await, RealmEvent::Interrupted);
+    assert_eq!(next(&mut writes).await, RealmEvent::Resumed);
+    let [locks, _] = telling(&database).await;
+    succeed(&locks, "a").await;
+    assert_eq!(next_write(&mut writes).await.realm(), &realm("a"));
+}
+
+#[tokio::test]
+async fn nothing_is_told_unless_asked_for_and_a_dropped_listener_leaves_nothing() {
+    let database = database().await;
+    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
+    let silent = postgres_locks_with(database.url(), |builder| builder).await;
+    let [locks, _] = telling(&database).await;
+    succeed(&silent, "silent").await;
+    succeed(&locks, "told").await;
+    assert_eq!(next_write(&mut writes).await.realm(), &realm("told"));
+    let before = database.backends().await;
+    drop(writes);
+    database
+        .wait_until("the listener's end", async || {
+            database.backends().await < before
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_pooler_is_no_place_to_listen() {
+    let database = database().await;
+    let bouncer = Bouncer::to(database.url(), Pooling::Transaction, 4).await;
+    let refused = RealmWrites::listen(&bouncer.url(database.url()))
+        .await
+        .unwrap_err();
+    assert!(matches!(refused, LockError::Pooler { .. }), "{refused}");
+    // But locks behind it tell all the same.
+    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
+    let locks = postgres_locks_with(&bouncer.url(database.url()), |builder| {
+        builder.broadcast(true)
+    })
+    .await;
+    succeed(&locks, "a").await;
+    assert_eq!(next_write(&mut writes).await.realm(), &realm("a"));
+}
+
+#[tokio::test]
+async fn a_write_that_cannot_be_told_is_no_success_and_frees_its_lock() {
+    let database = database().await;
+    let client = database.connect().await;
+    let broken = "CREATE SCHEMA broken; CREATE FUNCTION broken.pg_notify(text, text) RETURNS void \
+         LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'the queue is full'; END $$";
+    client.batch_execute(broken).await.unwrap();
+    let mark = if database.url().contains('?') {
+        '&'
+    } else {
+        '?'
+    };
+    let url = format!(
+        "{}{mark}options=-csearch_path%3Dbroken,pg_catalog",
+        database.url()
+    );
+    for sessions in [0, 1] {
+        let locks = postgres_locks_with(&url, |builder| {
+            builder.sessions(sessions).pool_size(1).broadcast(true)
+        })
+        .await;
+        for _ in 0..3 {
+            let told = locks.with_write_lock(whole(["a"]), |_| async { Ok::<_, LockError>(()) });
+            assert!(matches!(told.await, Err(LockError::Lost { .. })));
+            database.wait_for_granted(realm_key("a"), 0).await;
+        }
+        // The connection is as good as before.
+        work(&locks, &LockKey::in_space("user-cost", 1).into())
+            .inside()
+            .await
+            .end()
+            .await;
+    }
+}
