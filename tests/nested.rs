@@ -7,15 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
+use support::claims::{cards, realm, whole};
 use support::database::{TestDatabase, database};
 use support::gate::{key, postgres_locks_with, realms};
 use tokio::sync::Barrier;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_realm_lock::{HeldLock, LockError, RealmLocks, RealmUrl, RealmWriteLockLayer};
-
-fn realm(name: &str) -> RealmUrl {
-    format!("http://realms.test/luke/{name}/").parse().unwrap()
-}
+use tower_realm_lock::{Claim, HeldLock, LockError, RealmLocks, RealmWriteLockLayer};
 
 async fn locks(database: &TestDatabase) -> RealmLocks {
     postgres_locks_with(database.url(), |builder| builder.pool_size(2))
@@ -158,4 +155,51 @@ async fn one_that_is_busy() -> RealmLocks {
     });
     is_inside.await.unwrap();
     locks
+}
+
+/// Asks for `inner` within a hold of `outer`.
+async fn within(locks: &RealmLocks, outer: Claim, inner: Claim) -> Result<Claim, LockError> {
+    let nested = locks.clone();
+    let work = move |_| async move {
+        let work = |held: HeldLock| async move { Ok::<_, LockError>(held.claim().clone()) };
+        nested.with_write_lock(inner, work).await
+    };
+    locks.with_write_lock(outer, work).await
+}
+
+#[tokio::test]
+async fn a_part_of_what_is_held_is_held() {
+    let database = database().await;
+    for locks in [locks(&database).await, RealmLocks::in_process()] {
+        for (outer, inner) in [
+            (whole(["a", "b"]), whole(["b"])),
+            (whole(["a"]), cards("a", ["x"])),
+            (whole(["a"]), cards("a", [])),
+            (cards("a", ["x", "y"]), cards("a", ["y"])),
+        ] {
+            let held = within(&locks, outer.clone(), inner).await.unwrap();
+            assert_eq!(held, outer);
+        }
+    }
+}
+
+#[tokio::test]
+async fn more_of_what_is_held_in_part_is_refused_at_once_instead_of_waiting_for_itself() {
+    let locks = RealmLocks::in_process().acquire_timeout(Duration::from_secs(3600));
+    for (outer, inner) in [
+        (cards("a", ["x"]), whole(["a"])),
+        (cards("a", ["x"]), cards("a", ["x", "y"])),
+        (cards("a", ["x"]), cards("a", ["y"])),
+        (whole(["a"]), whole(["a", "b"])),
+    ] {
+        let refused = within(&locks, outer.clone(), inner.clone())
+            .await
+            .unwrap_err();
+        assert!(matches!(refused, LockError::OwnLock { .. }), "{refused}");
+        let text = refused.to_string();
+        assert!(
+            text.contains(&outer.to_string()) && text.contains(&inner.to_string()),
+            "{text}"
+        );
+    }
 }
