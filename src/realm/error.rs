@@ -1,5 +1,7 @@
 use std::fmt;
 
+use super::RealmUrl;
+
 /// Why no realm URL could be made: of a configuration value or of a request.
 ///
 /// Every message names the offending value and what would be right.
@@ -38,6 +40,89 @@ pub enum RealmError {
         /// What makes it ambiguous.
         problem: PathProblem,
     },
+    /// No mounted realm is a beginning of the path of a request.
+    #[error("the path `{path}` is in no mounted realm")]
+    NotMounted {
+        /// The path of the request.
+        path: String,
+    },
+    /// Another realm is mounted at the same path.
+    #[error(
+        "`{url}` cannot be mounted: `{mounted}` has the same path; tell them apart by their origin with `origin_from_request`"
+    )]
+    MountTaken {
+        /// The realm that was to be mounted.
+        url: RealmUrl,
+        /// The realm that is.
+        mounted: RealmUrl,
+    },
+    /// A text is not a JSON pointer (RFC 6901).
+    #[error("`{pointer}` is not a JSON pointer: {problem}")]
+    InvalidPointer {
+        /// The text as given, with control characters escaped.
+        pointer: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// The body of a request cannot be read as JSON.
+    #[error("the body of the request names no realm: {problem}")]
+    InvalidBody {
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A pointer into the body of a request leads to no realm URL.
+    #[error("`{pointer}` in the body of the request names no realm: {problem}")]
+    BodyPointer {
+        /// The JSON pointer.
+        pointer: String,
+        /// What is there instead; a value of the client's is escaped.
+        problem: String,
+    },
+    /// A text is neither an IP address nor a network.
+    #[error("`{value}` is not a proxy's address: write `10.0.0.7`, `10.0.0.0/8` or `fd00::/8`")]
+    InvalidProxy {
+        /// The text as given, with control characters escaped.
+        value: String,
+    },
+    /// The origin of a request cannot be told, or is not one of those that are allowed.
+    #[error("the origin of the request cannot be told: {problem}")]
+    Origin {
+        /// What is wrong; a value of the client's is escaped.
+        problem: String,
+    },
+    /// A request can be read as one with another method, of another realm.
+    #[error(
+        "the method of the request is overridden in a way that leaves open which realm it is for"
+    )]
+    AmbiguousMethod,
+    /// A resolver of the application's own found no realm.
+    #[error("the request names no realm: {problem}")]
+    Unresolved {
+        /// Why, for the client; with control characters escaped.
+        problem: String,
+    },
+    /// A resolver of the application's own could not work: a fault of the server's, not of the request.
+    #[error("the realm of the request cannot be looked up: {problem}")]
+    Unavailable {
+        /// Why, for the log; with control characters escaped. The client does not see it.
+        problem: String,
+    },
+}
+
+impl RealmError {
+    /// A request that names no realm, for a resolver of the application's own. Its client gets 400 and reads `problem`.
+    #[must_use]
+    pub fn unresolved(problem: impl fmt::Display) -> Self {
+        let problem = problem.to_string().escape_debug().to_string();
+        Self::Unresolved { problem }
+    }
+
+    /// A look-up that failed, for a resolver of the application's own. The client gets 503; `problem` goes to the log.
+    #[must_use]
+    pub fn unavailable(problem: impl fmt::Display) -> Self {
+        let problem = problem.to_string().escape_debug().to_string();
+        Self::Unavailable { problem }
+    }
 }
 
 /// What makes a path readable as another path, so that two servers could see two realms in it.

@@ -92,6 +92,18 @@ pub(crate) fn push_segment(url: &mut String, segment: &str) {
     url.push('/');
 }
 
+/// The one spelling of a path below a realm, without a slash at its beginning and end; none if it could be read as another
+/// path.
+pub(crate) fn canonical_rest<'a>(segments: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let mut rest = String::new();
+    for segment in segments {
+        refuse_separators(segment).ok()?;
+        push_segment(&mut rest, segment);
+    }
+    rest.pop();
+    Some(rest)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,8 @@
 use std::sync::Arc;
 
+use super::head::Head;
 use super::path::{decode_path, refuse_separators};
+use super::resolver::Found;
 use super::template::{PathTemplate, Segment};
 use super::{PathProblem, RealmError, RealmUrl};
 
@@ -57,12 +59,20 @@ impl RealmPaths {
     /// read as another path: with dot segments, empty segments, control characters, invalid UTF-8 or malformed escapes
     /// anywhere, or an encoded slash or a backslash in a segment that names the realm.
     pub fn resolve(&self, path: &str) -> Result<RealmUrl, RealmError> {
+        self.find_below(&self.0.base, path).map(|found| found.realm)
+    }
+
+    pub(super) fn find(&self, head: Head<'_>) -> Result<Found, RealmError> {
+        self.find_below(&self.0.base, head.path())
+    }
+
+    fn find_below(&self, base: &RealmUrl, path: &str) -> Result<Found, RealmError> {
         let ambiguous = |problem: PathProblem| RealmError::AmbiguousPath {
             path: path.escape_debug().to_string(),
             problem,
         };
         let decoded = decode_path(path).map_err(ambiguous)?;
-        let Paths { base, template } = &*self.0;
+        let template = &self.0.template;
 
         let mut segments = decoded.iter();
         let mut realm = Vec::with_capacity(template.segments().len());
@@ -86,7 +96,9 @@ impl RealmPaths {
         for segment in &realm {
             refuse_separators(segment).map_err(ambiguous)?;
         }
-        Ok(base.below(realm.into_iter().map(|segment| &**segment)))
+        let depth = realm.len();
+        let realm = base.below(realm.into_iter().map(|segment| &**segment));
+        Ok(Found::at(realm, depth))
     }
 }
 

@@ -1,10 +1,16 @@
 use http::Method;
+use http::header::HeaderName;
 
-use super::RealmError;
+use super::head::Head;
+use super::methods::Methods;
 use super::path::is_unambiguous;
 use super::template::PathTemplate;
+use super::{RealmError, Scope};
 
-/// Which requests are locked, by method and path.
+/// Above so many resources of one request its realm is taken whole, unless the rules say otherwise.
+const MAX_RESOURCES: usize = 16;
+
+/// Which requests are locked, by method and path, and how much of their realm.
 ///
 /// By default the safe methods (GET, HEAD, OPTIONS, TRACE, QUERY; RFC 9110 section 9.2.1) pass, and every other method,
 /// known or not, is locked. Routes are exceptions to that; they are tried in the order they were added, and the first that
@@ -23,9 +29,45 @@ use super::template::PathTemplate;
 /// assert!(rules.locks(&Method::GET, "/luke/my-realm/_reindex"));
 /// # Ok::<(), tower_realm_lock::RealmError>(())
 /// ```
-#[derive(Debug, Clone, Default)]
+///
+/// A locked request takes its realm whole, unless its route has a narrower [`Scope`]: then writers of two cards of one realm
+/// run side by side, and whoever takes the realm whole excludes them all.
+///
+/// ```
+/// use http::Method;
+/// use tower_realm_lock::{LockRules, Scope};
+///
+/// let rules = LockRules::new()
+///     .scope(Method::POST, "/{owner}/{realm}/_atomic", Scope::atomic_hrefs())?
+///     .scope(Method::PATCH, "/{owner}/{realm}/{*card}", Scope::resource())?
+///     .max_resources(32);
+/// # let _ = rules;
+/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// ```
+#[derive(Debug, Clone)]
 pub struct LockRules {
     routes: Vec<Route>,
+    scopes: Vec<ScopeRoute>,
+    max_resources: usize,
+    method_override: Option<HeaderName>,
+}
+
+impl Default for LockRules {
+    fn default() -> Self {
+        Self {
+            routes: Vec::new(),
+            scopes: Vec::new(),
+            max_resources: MAX_RESOURCES,
+            method_override: None,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct ScopeRoute {
+    method: Method,
+    pattern: PathTemplate,
+    scope: Scope,
 }
 
 #[derive(Debug, Clone)]
@@ -76,6 +118,83 @@ impl LockRules {
         Ok(self)
     }
 
+    /// How much of its realm a route locks. Default [`Scope::realm`]. Whether it is locked at all is not changed by this.
+    ///
+    /// Scopes are tried in the order they were added, and the first whose pattern fits any spelling of the path decides. A
+    /// narrower scope than the realm counts only if method and path fit it to the letter: of another spelling it is not
+    /// certain what the handler makes of it, so it takes the realm whole. A request for several realms takes each of them whole.
+    ///
+    /// # Errors
+    ///
+    /// [`RealmError::InvalidTemplate`] for a bad pattern.
+    pub fn scope(
+        mut self,
+        method: Method,
+        pattern: &str,
+        scope: Scope,
+    ) -> Result<Self, RealmError> {
+        let pattern = PathTemplate::parse(pattern)?;
+        self.scopes.push(ScopeRoute {
+            method,
+            pattern,
+            scope,
+        });
+        Ok(self)
+    }
+
+    /// How many resources one request may lock by themselves; one with more takes its realm whole. Default 16.
+    ///
+    /// Each of them is a lock in PostgreSQL's shared lock table.
+    #[must_use]
+    pub fn max_resources(mut self, resources: usize) -> Self {
+        self.max_resources = resources;
+        self
+    }
+
+    /// A header that overrides the method, such as `X-HTTP-Method-Override`, as a layer behind this one reads it. Default
+    /// none: no header changes what is locked.
+    ///
+    /// A POST with one such header is judged as the method that the header names: it passes as a QUERY. As many layers
+    /// override nothing but POST, every other method is judged as both, and locked if either is: a GET that says DELETE, and a
+    /// DELETE that says GET. As some fold letter case, `delete` is judged as DELETE too. A request with two such headers, or one
+    /// that is not a method, is locked, with its realm whole.
+    #[must_use]
+    pub fn method_override(mut self, header: HeaderName) -> Self {
+        self.method_override = Some(header);
+        self
+    }
+
+    /// The ways to read the request's method.
+    pub(crate) fn methods(&self, head: Head<'_>) -> Methods {
+        Methods::of(head.method, head.headers, self.method_override.as_ref())
+    }
+
+    /// Whether a request is locked.
+    pub(crate) fn lock_any(&self, methods: &Methods, path: &str) -> bool {
+        methods.unclear || methods.iter().any(|method| self.locks(method, path))
+    }
+
+    /// How much of its realm a request locks, and the most resources.
+    pub(crate) fn scope_of(&self, methods: &Methods, path: &str) -> (&Scope, usize) {
+        let mut of_each = methods.iter().map(|method| self.scope_for(method, path));
+        let scope = of_each.next().filter(|_| !methods.unclear);
+        let agreed = scope.filter(|first| of_each.all(|scope| std::ptr::eq(scope, *first)));
+        (agreed.unwrap_or(&Scope::WHOLE), self.max_resources)
+    }
+
+    fn scope_for(&self, method: &Method, path: &str) -> &Scope {
+        let mut fitting = self
+            .scopes
+            .iter()
+            .filter(|route| route.method == *method && route.pattern.matches_any_spelling(path));
+        match fitting.next() {
+            Some(route) if route.pattern.matches_exactly(path) && is_unambiguous(path) => {
+                &route.scope
+            }
+            _ => &Scope::WHOLE,
+        }
+    }
+
     /// Whether a request with this method and raw path is locked. Allocates nothing for a safe method.
     #[must_use]
     pub fn locks(&self, method: &Method, path: &str) -> bool {
@@ -96,8 +215,7 @@ impl Route {
 
     fn verdict(&self, path: &str) -> Option<bool> {
         let fits = if self.locked {
-            let without_slash = path.strip_suffix('/').unwrap_or(path);
-            self.pattern.matches_decoded(path) || self.pattern.matches_decoded(without_slash)
+            self.pattern.matches_any_spelling(path)
         } else {
             self.pattern.matches_exactly(path) && is_unambiguous(path)
         };

@@ -75,6 +75,12 @@ impl PathTemplate {
         self.matches(path, |raw, expected| raw == expected)
     }
 
+    /// Whether any reader might take the path for one that fits: decoded, with or without a slash at its end.
+    pub(crate) fn matches_any_spelling(&self, path: &str) -> bool {
+        let without_slash = path.strip_suffix('/').unwrap_or(path);
+        self.matches_decoded(path) || self.matches_decoded(without_slash)
+    }
+
     /// Whether the path fits once it is decoded.
     pub(crate) fn matches_decoded(&self, path: &str) -> bool {
         self.matches(path, |raw, expected| {

@@ -47,6 +47,13 @@ impl RealmUrl {
         &self.0
     }
 
+    /// Its path: what follows the origin.
+    pub(crate) fn path(&self) -> &str {
+        let authority = self.0.find("://").map_or(0, |at| at + "://".len());
+        let path = self.0[authority..].find('/').unwrap_or(0);
+        &self.0[authority + path..]
+    }
+
     /// The realm below this URL whose path goes on with these decoded segments.
     pub(crate) fn below<'a>(&self, segments: impl IntoIterator<Item = &'a str>) -> Self {
         let mut url = self.0.to_string();

@@ -1,0 +1,265 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::head::Head;
+use super::path::{decode_path, push_segment};
+use super::resolver::Found;
+use super::{PathProblem, RealmError, RealmUrl};
+
+/// Finds a request's realm in a list of mounted realms: the one whose path is the longest beginning of the request's.
+///
+/// Beginnings are compared by whole segments, decoded: `/luke/` is not a beginning of `/lukes/card`. The list can be changed
+/// while the layer is in use, through any clone: all of them share it. A realm at `/` takes what no other one does.
+///
+/// The path of a realm URL must be the one that requests have. All replicas must mount a realm before the first of them serves
+/// a write to it; a write that is under way keeps the lock that it has.
+///
+/// ```
+/// use tower_realm_lock::{RealmMounts, RealmUrl};
+///
+/// let base: RealmUrl = "https://realms.example.com/base/".parse()?;
+/// let skills: RealmUrl = "https://realms.example.com/base/skills/".parse()?;
+/// let mounts = RealmMounts::new([base.clone()])?;
+/// assert_eq!(mounts.resolve("/base/skills/1")?, base);
+///
+/// mounts.insert(&skills)?;
+/// assert_eq!(mounts.resolve("/base/skills/1")?, skills);
+/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// ```
+#[derive(Clone, Default)]
+pub struct RealmMounts(Arc<RwLock<Mounted>>);
+
+/// By their canonical paths, which end in `/`.
+type Mounted = BTreeMap<Box<str>, RealmUrl>;
+
+impl RealmMounts {
+    /// These realms; the list may be empty.
+    ///
+    /// # Errors
+    ///
+    /// As [`insert`](Self::insert).
+    pub fn new(realms: impl IntoIterator<Item = RealmUrl>) -> Result<Self, RealmError> {
+        let mounts = Self::default();
+        mounts.set(realms)?;
+        Ok(mounts)
+    }
+
+    /// Mounts a realm; whether it was not mounted before.
+    ///
+    /// # Errors
+    ///
+    /// [`RealmError::MountTaken`] if a realm of another origin is mounted at the same path.
+    pub fn insert(&self, realm: &RealmUrl) -> Result<bool, RealmError> {
+        insert(&mut self.write(), realm)
+    }
+
+    /// Takes a realm off the list; whether it was on it.
+    pub fn remove(&self, realm: &RealmUrl) -> bool {
+        let mut mounted = self.write();
+        let there = mounted.get(realm.path()) == Some(realm);
+        if there {
+            mounted.remove(realm.path());
+        }
+        there
+    }
+
+    /// Replaces the whole list at once: no request sees a part of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`insert`](Self::insert); the list is then as it was.
+    pub fn set(&self, realms: impl IntoIterator<Item = RealmUrl>) -> Result<(), RealmError> {
+        let mut mounted = Mounted::new();
+        for realm in realms {
+            insert(&mut mounted, &realm)?;
+        }
+        *self.write() = mounted;
+        Ok(())
+    }
+
+    /// The mounted realms, sorted by their paths.
+    #[must_use]
+    pub fn list(&self) -> Vec<RealmUrl> {
+        self.read().values().cloned().collect()
+    }
+
+    /// The realm that a request path belongs to. `path` is the raw path of a request, still percent-encoded.
+    ///
+    /// # Errors
+    ///
+    /// [`RealmError::NotMounted`] if it is in none, [`RealmError::AmbiguousPath`] if it could be read as another path.
+    pub fn resolve(&self, path: &str) -> Result<RealmUrl, RealmError> {
+        self.find_at(path).map(|found| found.realm)
+    }
+
+    pub(super) fn find(&self, head: Head<'_>) -> Result<Found, RealmError> {
+        self.find_at(head.path())
+    }
+
+    fn find_at(&self, path: &str) -> Result<Found, RealmError> {
+        let ambiguous = |problem: PathProblem| RealmError::AmbiguousPath {
+            path: path.escape_debug().to_string(),
+            problem,
+        };
+        let decoded = decode_path(path).map_err(ambiguous)?;
+        let mounted = self.read();
+        let found = longest(&mounted, decoded.iter().map(|segment| &**segment));
+        if decoded.iter().any(|segment| segment.contains(['/', '\\'])) {
+            // A server that splits such a segment may find a longer one.
+            let split = decoded
+                .iter()
+                .flat_map(|segment| segment.split(['/', '\\']));
+            let split = longest(&mounted, split.filter(|part| !part.is_empty()));
+            if split.as_ref().map(|it| &it.realm) != found.as_ref().map(|it| &it.realm) {
+                return Err(ambiguous(PathProblem::Separator));
+            }
+        }
+        found.ok_or_else(|| RealmError::NotMounted {
+            path: path.escape_debug().to_string(),
+        })
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Mounted> {
+        // Nothing panics in the middle of a change.
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Mounted> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn insert(mounted: &mut Mounted, realm: &RealmUrl) -> Result<bool, RealmError> {
+    match mounted.get(realm.path()) {
+        Some(there) if there == realm => Ok(false),
+        Some(there) => Err(RealmError::MountTaken {
+            url: realm.clone(),
+            mounted: there.clone(),
+        }),
+        None => {
+            mounted.insert(realm.path().into(), realm.clone());
+            Ok(true)
+        }
+    }
+}
+
+/// The mounted realm with the longest path that these segments begin with, and how many of them are in it.
+fn longest<'a>(mounted: &Mounted, segments: impl Iterator<Item = &'a str>) -> Option<Found> {
+    let mut path = String::from("/");
+    let mut found = mounted.get(&*path).map(|realm| (realm, 0));
+    for (index, segment) in segments.enumerate() {
+        push_segment(&mut path, segment);
+        if let Some(realm) = mounted.get(&*path) {
+            found = Some((realm, index + 1));
+        }
+    }
+    found.map(|(realm, depth)| Found::at(realm.clone(), depth))
+}
+
+impl fmt::Debug for RealmMounts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RealmMounts")?;
+        f.debug_list().entries(self.read().values()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(url: &str) -> RealmUrl {
+        RealmUrl::parse(url).unwrap()
+    }
+
+    fn mounts(realms: &[&str]) -> RealmMounts {
+        RealmMounts::new(realms.iter().map(|realm| url(realm))).unwrap()
+    }
+
+    fn resolved(mounts: &RealmMounts, path: &str) -> String {
+        mounts.resolve(path).unwrap().to_string()
+    }
+
+    #[test]
+    fn the_longest_beginning_wins_segment_by_segment() {
+        let mounts = mounts(&["http://h/a/", "http://h/a/b/c/", "http://h/%C3%BC/"]);
+        for (path, realm) in [
+            ("/a", "http://h/a/"),
+            ("/a/", "http://h/a/"),
+            ("/a/b", "http://h/a/"),
+            ("/a/b/cc", "http://h/a/"),
+            ("/a/b/c", "http://h/a/b/c/"),
+            ("/%61/b/%63/d/", "http://h/a/b/c/"),
+            ("/%c3%bc/x", "http://h/%C3%BC/"),
+            ("/ü/x", "http://h/%C3%BC/"),
+        ] {
+            assert_eq!(resolved(&mounts, path), realm, "{path}");
+        }
+        for path in ["/", "/aa", "/b", "/A/x"] {
+            let error = mounts.resolve(path).unwrap_err();
+            assert!(matches!(error, RealmError::NotMounted { .. }), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_realm_at_the_root_takes_the_rest() {
+        let mounts = mounts(&["http://h/", "http://h/a/"]);
+        assert_eq!(resolved(&mounts, "/"), "http://h/");
+        assert_eq!(resolved(&mounts, "/b/c"), "http://h/");
+        assert_eq!(resolved(&mounts, "/a/c"), "http://h/a/");
+    }
+
+    #[test]
+    fn what_could_be_another_realm_is_refused() {
+        let mounts = mounts(&["http://h/a/", "http://h/a/b/"]);
+        for path in [
+            "/a//b/x",
+            "/a/../b",
+            "/a/%2e%2e/b",
+            "/a%2Fb/x",
+            "/a/b%5Cx",
+            "/a/b%2F",
+        ] {
+            let error = mounts.resolve(path).unwrap_err();
+            assert!(
+                matches!(error, RealmError::AmbiguousPath { .. }),
+                "{path}: {error}"
+            );
+        }
+        // However it is split, it is in the same realm.
+        assert_eq!(resolved(&mounts, "/a/b/x%2Fy"), "http://h/a/b/");
+    }
+
+    #[test]
+    fn every_clone_sees_a_change() {
+        let mounts = mounts(&["http://h/a/"]);
+        let clone = mounts.clone();
+        assert!(clone.insert(&url("http://h/a/b/")).unwrap());
+        assert!(!clone.insert(&url("http://h/a/b/")).unwrap());
+        assert_eq!(resolved(&mounts, "/a/b/x"), "http://h/a/b/");
+        assert!(!clone.remove(&url("http://other/a/b/")));
+        assert!(clone.remove(&url("http://h/a/b/")));
+        assert_eq!(resolved(&mounts, "/a/b/x"), "http://h/a/");
+        mounts.set([url("http://h/c/")]).unwrap();
+        assert_eq!(clone.list(), [url("http://h/c/")]);
+    }
+
+    #[test]
+    fn two_realms_at_one_path_are_refused_and_change_nothing() {
+        let mounts = mounts(&["http://h/a/"]);
+        let other = url("http://other/a/");
+        assert!(
+            mounts
+                .insert(&other)
+                .unwrap_err()
+                .to_string()
+                .contains("http://h/a/")
+        );
+        assert!(
+            mounts
+                .set([url("http://h/b/"), other, url("http://h/a/")])
+                .is_err()
+        );
+        assert_eq!(mounts.list(), [url("http://h/a/")]);
+    }
+}

@@ -1,0 +1,215 @@
+use std::fmt;
+use std::str;
+use std::sync::Arc;
+
+use http::{HeaderMap, header};
+
+use super::json::{Found, Step, seek};
+use super::{RealmError, RealmUrl};
+
+/// No realm URL is longer. What is longer is not shown either.
+const LONGEST_URL: usize = 2048;
+
+/// Finds a request's realms in its JSON body, by JSON pointers (RFC 6901).
+///
+/// For routes that name realms in their body, such as publishing one to another. Each pointer must lead to a string that is
+/// a realm URL; all of these realms are locked, in one claim. A body with the same name twice in an object on the way is refused:
+/// the handler may read the other one. So is a body with a `Content-Encoding`.
+///
+/// The layer must be told how to [read bodies](crate::RealmWriteLockLayer::read_bodies). Cheap to clone.
+///
+/// ```
+/// use http::Method;
+/// use tower_realm_lock::{RealmPaths, RealmPointers, RealmResolver};
+///
+/// let published = RealmPointers::new(["/sourceRealmURL", "/publishedRealmURL"])?;
+/// let realms = RealmResolver::from(RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?)
+///     .route(Method::POST, "/_publish-realm", published)?;
+/// # let _ = realms;
+/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// ```
+#[derive(Clone)]
+pub struct RealmPointers(Arc<[Pointer]>);
+
+struct Pointer {
+    source: Box<str>,
+    steps: Vec<Step>,
+}
+
+impl RealmPointers {
+    /// The realms at these JSON pointers, such as `/data/attributes/realmURL`.
+    ///
+    /// # Errors
+    ///
+    /// [`RealmError::InvalidPointer`] for what is no JSON pointer, and where there is none.
+    pub fn new<P: AsRef<str>>(pointers: impl IntoIterator<Item = P>) -> Result<Self, RealmError> {
+        let pointers: Vec<Pointer> = pointers
+            .into_iter()
+            .map(|pointer| Pointer::parse(pointer.as_ref()))
+            .collect::<Result<_, _>>()?;
+        if pointers.is_empty() {
+            return Err(RealmError::InvalidPointer {
+                pointer: String::new(),
+                problem: "name at least one, such as `/realmURL`".into(),
+            });
+        }
+        Ok(Self(pointers.into()))
+    }
+
+    pub(super) fn resolve(
+        &self,
+        headers: &HeaderMap,
+        body: &[u8],
+    ) -> Result<Vec<RealmUrl>, RealmError> {
+        if let Some(encoding) = encoding(headers) {
+            let problem = format!(
+                "it has the Content-Encoding `{}`; send it without one",
+                encoding.escape_debug()
+            );
+            return Err(RealmError::InvalidBody { problem });
+        }
+        let text = str::from_utf8(body).map_err(|_| RealmError::InvalidBody {
+            problem: "it is not UTF-8".into(),
+        })?;
+        self.0.iter().map(|pointer| pointer.realm(text)).collect()
+    }
+}
+
+impl Pointer {
+    fn parse(pointer: &str) -> Result<Self, RealmError> {
+        let invalid = |problem: &str| RealmError::InvalidPointer {
+            pointer: pointer.escape_debug().to_string(),
+            problem: problem.into(),
+        };
+        let mut tokens = pointer.split('/');
+        if tokens.next() != Some("") {
+            return Err(invalid("it must start with `/`, as in `/realmURL`"));
+        }
+        let tokens = tokens.map(|token| {
+            let plain = token.replace("~0", "").replace("~1", "");
+            if plain.contains('~') {
+                return Err(invalid("write `~0` for `~` and `~1` for `/`"));
+            }
+            // In this order: `~01` is `~1`, not a slash.
+            Ok(Step::Name(
+                token.replace("~1", "/").replace("~0", "~").into(),
+            ))
+        });
+        Ok(Self {
+            source: pointer.into(),
+            steps: tokens.collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn realm(&self, text: &str) -> Result<RealmUrl, RealmError> {
+        let found = seek(text, &self.steps).map_err(|error| RealmError::InvalidBody {
+            problem: format!("it is not JSON: {error}"),
+        })?;
+        let unresolved = |problem: String| RealmError::BodyPointer {
+            pointer: self.source.escape_debug().to_string(),
+            problem,
+        };
+        match found.into_iter().next() {
+            Some(Found::Text(url)) if url.len() > LONGEST_URL => Err(unresolved(format!(
+                "its {} bytes are too many for a realm URL",
+                url.len()
+            ))),
+            Some(Found::Text(url)) => {
+                RealmUrl::parse(&url).map_err(|error| unresolved(error.to_string()))
+            }
+            Some(Found::NotText) => Err(unresolved("it must be a string: a realm URL".into())),
+            Some(Found::Twice) => Err(unresolved(
+                "a name on the way stands twice in its object; which one counts is not certain"
+                    .into(),
+            )),
+            Some(Found::Missing) | None => Err(unresolved("it is missing".into())),
+        }
+    }
+}
+
+/// The coding of a body that has one.
+pub(super) fn encoding(headers: &HeaderMap) -> Option<String> {
+    headers
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+        .find(|value| !value.trim().eq_ignore_ascii_case("identity"))
+}
+
+impl fmt::Debug for RealmPointers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pointers = self.0.iter().map(|pointer| &pointer.source);
+        f.write_str("RealmPointers")?;
+        f.debug_list().entries(pointers).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn resolve(pointers: &[&str], body: &str) -> Result<Vec<String>, String> {
+        let pointers = RealmPointers::new(pointers).unwrap();
+        let realms = pointers.resolve(&HeaderMap::new(), body.as_bytes());
+        realms
+            .map(|realms| realms.iter().map(ToString::to_string).collect())
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn each_pointer_gives_a_realm() {
+        let body = r#"{"s":"http://H/a","data":{"t~/":["x","http://h/%62/"]}}"#;
+        assert_eq!(
+            resolve(&["/s", "/data/t~0~1/1"], body).unwrap(),
+            ["http://h/a/", "http://h/b/"]
+        );
+        assert_eq!(resolve(&[""], r#""http://h/a""#).unwrap(), ["http://h/a/"]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_and_escaped() {
+        let long = format!(r#"{{"s":"http://h/{}"}}"#, "a".repeat(3000));
+        for (body, reason) in [
+            (r#"{"t":"http://h/a"}"#, "`/s`"),
+            (r#"{"s":1}"#, "must be a string"),
+            (r#"{"s":"a","s":"b"}"#, "twice"),
+            (r#"{"s":"/luke/a/"}"#, "`/luke/a/` is not a realm URL"),
+            (r#"{"s":"x\u001b[31m\n`</script>"}"#, r"x\u{1b}[31m\n"),
+            (r#"{"s":"http://h/a/../b/"}"#, "dot segment"),
+            ("{", "not JSON"),
+            ("", "not JSON"),
+            (r#"{"s":"http://h/a"} x"#, "not JSON"),
+            (&long, "too many"),
+        ] {
+            let error = resolve(&["/s"], body).unwrap_err();
+            assert!(error.contains(reason), "{body}: {error}");
+            assert!(!error.contains(char::is_control), "{error:?}");
+            assert!(error.len() < 500, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_encoded_or_not_utf8_is_refused() {
+        let pointers = RealmPointers::new(["/s"]).unwrap();
+        let plain = br#"{"s":"http://h/a"}"#;
+        let mut headers = HeaderMap::new();
+        headers.insert("content-encoding", HeaderValue::from_static("Identity"));
+        assert!(pointers.resolve(&headers, plain).is_ok());
+        headers.append("content-encoding", HeaderValue::from_static("gzip"));
+        let error = pointers.resolve(&headers, plain).unwrap_err();
+        assert!(error.to_string().contains("`gzip`"), "{error}");
+        let error = pointers.resolve(&HeaderMap::new(), b"{\"x\":\"\xff\",\"s\":\"http://h/a\"}");
+        assert!(error.unwrap_err().to_string().contains("UTF-8"));
+    }
+
+    #[test]
+    fn a_bad_pointer_is_refused_by_name() {
+        for pointer in ["s", "s/t", "/~", "/a~2b", "#/s"] {
+            let error = RealmPointers::new([pointer]).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{pointer}`")), "{error}");
+        }
+        assert!(RealmPointers::new::<&str>([]).is_err());
+    }
+}
