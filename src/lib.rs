@@ -92,20 +92,28 @@
 //! | <a id="lock-lost"></a>the lock was lost during the call; the write may or may not stand | 503 | `lock-lost` |
 //! | <a id="commit-failed"></a>a shared transaction could not commit; the write does not stand | 503 | `commit-failed` |
 //! | <a id="hold-expired"></a>the call took longer than `max_hold` and was stopped | 504 | `hold-expired` |
-//! | <a id="realm-unresolved"></a>no realm in the path, or a path that can be read in two ways | 400 | `realm-unresolved` |
+//! | <a id="realm-unresolved"></a>no realm in the request, or a request that can be read in two ways | 400 | `realm-unresolved` |
+//! | <a id="realm-unavailable"></a>a resolver of the application's own could not look the realm up | 503, `Retry-After` | `realm-unavailable` |
+//! | <a id="body-too-large"></a>a body in which realms or resources stand is over the limit | 413 | `body-too-large` |
+//! | <a id="body-timeout"></a>such a body did not come in time | 408 | `body-timeout` |
+//! | <a id="body-broken"></a>such a body broke off | 400 | `body-broken` |
+//! | <a id="body-unread"></a>such a body must be read, and the layer has no `read_bodies` for its type | 500 | `body-unread` |
 
 pub mod layer;
 pub mod lock;
 pub mod realm;
 
 pub use self::layer::{
-    HoldUntil, LockBody, OnDisconnect, RealmWriteLock, RealmWriteLockLayer, Rejection,
+    BodyError, HoldUntil, LockBody, OnDisconnect, ReadBody, RealmWriteLock, RealmWriteLockLayer,
+    Rejection,
 };
 pub use self::lock::{
     Claim, ClaimStatus, FencingToken, HeldLock, LockError, LockKey, LockTransaction,
     PostgresBuilder, RealmEvent, RealmLocks, RealmWrite, RealmWrites, TransactionClient,
 };
-pub use self::realm::{LockRules, RealmError, RealmPaths, RealmUrl};
+pub use self::realm::{
+    LockRules, RealmError, RealmMounts, RealmPaths, RealmPointers, RealmResolver, RealmUrl, Scope,
+};
 
 #[cfg(doctest)]
 #[doc = include_str!("../docs/scaling.md")]

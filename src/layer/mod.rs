@@ -3,25 +3,31 @@
 //! [`RealmWriteLockLayer`] asks the realm room for a request's realm, the lock room for a hold, calls the inner service,
 //! and releases.
 
+mod asking;
 mod body;
 mod future;
+mod read_body;
 mod rejection;
 mod service;
 
+use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
+use http_body::Body;
 use tower_layer::Layer;
 
 pub use self::body::LockBody;
 pub use self::future::ResponseFuture;
+use self::read_body::BodyReading;
+pub use self::read_body::{BodyError, ReadBody};
 pub use self::rejection::Rejection;
 pub use self::service::RealmWriteLock;
 use crate::lock::RealmLocks;
-use crate::realm::{LockRules, RealmPaths};
+use crate::realm::{LockRules, RealmResolver};
 
 /// Holds the write lock of a request's realm for the whole inner call.
 ///
@@ -35,8 +41,9 @@ use crate::realm::{LockRules, RealmPaths};
 #[derive(Clone)]
 pub struct RealmWriteLockLayer {
     pub(super) locks: RealmLocks,
-    pub(super) realms: RealmPaths,
+    pub(super) realms: RealmResolver,
     pub(super) rules: LockRules,
+    bodies: BodyReading,
     pub(super) confirm: bool,
     pub(super) hold_until: HoldUntil,
     pub(super) on_disconnect: OnDisconnect,
@@ -74,13 +81,17 @@ pub enum OnDisconnect {
 }
 
 impl RealmWriteLockLayer {
-    /// A layer that locks with `locks` the realm that `realms` finds, for every method that is not safe.
+    /// A layer that locks with `locks` the realms that `realms` finds, for every method that is not safe.
+    ///
+    /// `realms` is a [`RealmPaths`](crate::RealmPaths), a [`RealmMounts`](crate::RealmMounts), a
+    /// [`RealmPointers`](crate::RealmPointers) or a [`RealmResolver`] that combines them.
     #[must_use]
-    pub fn new(locks: RealmLocks, realms: RealmPaths) -> Self {
+    pub fn new(locks: RealmLocks, realms: impl Into<RealmResolver>) -> Self {
         Self {
             locks,
-            realms,
+            realms: realms.into(),
             rules: LockRules::default(),
+            bodies: BodyReading::default(),
             confirm: true,
             hold_until: HoldUntil::default(),
             on_disconnect: OnDisconnect::default(),
@@ -88,10 +99,56 @@ impl RealmWriteLockLayer {
         }
     }
 
-    /// Which requests are locked. Default: all but the safe methods.
+    /// Which requests are locked, and how much of their realm. Default: all but the safe methods, and the realm as a whole.
     #[must_use]
     pub fn rules(mut self, rules: LockRules) -> Self {
         self.rules = rules;
+        self
+    }
+
+    /// Reads the bodies of requests whose realms or resources stand in them, up to `limit` bytes. Default: none is read.
+    ///
+    /// `make` gives the inner service what was read, in the type of body that it takes: the same bytes and trailers. In axum that is
+    /// `axum::body::Body::new`. A body is read before its request waits for a lock, and only where a [`RealmPointers`], a
+    /// [`Scope`] or a closure needs it; every other request keeps the very body that it came with.
+    ///
+    /// A longer body is answered with 413 `body-too-large`, one that breaks off with 400 `body-broken`, and one that takes longer than the
+    /// [`body_timeout`](Self::body_timeout) with 408 `body-timeout`. What was read stays in memory while its request waits: at
+    /// most `limit` bytes for each. A request whose body must be read, and has another type than the one that `make` makes, is answered
+    /// with 500 `body-unread`.
+    ///
+    /// ```
+    /// use http::Method;
+    /// use tower_realm_lock::{LockRules, RealmLocks, RealmPaths, RealmWriteLockLayer, Scope};
+    ///
+    /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
+    /// let rules = LockRules::new()
+    ///     .scope(Method::POST, "/{owner}/{realm}/_atomic", Scope::atomic_hrefs())?;
+    /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms)
+    ///     .rules(rules)
+    ///     .read_bodies(1024 * 1024, axum::body::Body::new);
+    /// # let _ = layer;
+    /// # Ok::<(), tower_realm_lock::RealmError>(())
+    /// ```
+    ///
+    /// [`RealmPointers`]: crate::RealmPointers
+    /// [`Scope`]: crate::Scope
+    #[must_use]
+    pub fn read_bodies<A, F>(mut self, limit: usize, make: F) -> Self
+    where
+        A: Body + Send + 'static,
+        A::Data: Send,
+        A::Error: Into<Box<dyn Error + Send + Sync>>,
+        F: Fn(ReadBody) -> A + Send + Sync + 'static,
+    {
+        self.bodies.set(limit, make);
+        self
+    }
+
+    /// How long a client may take to send a body that is read before its lock. Default 30 seconds.
+    #[must_use]
+    pub fn body_timeout(mut self, timeout: Duration) -> Self {
+        self.bodies.timeout = timeout;
         self
     }
 
@@ -180,6 +237,7 @@ impl fmt::Debug for RealmWriteLockLayer {
             .field("locks", &self.locks)
             .field("realms", &self.realms)
             .field("rules", &self.rules)
+            .field("bodies", &self.bodies)
             .field("confirm", &self.confirm)
             .field("hold_until", &self.hold_until)
             .field("on_disconnect", &self.on_disconnect)

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
-use crate::lock::LockError;
+use super::BodyError;
+use crate::lock::{Claim, LockError};
 use crate::realm::{RealmError, RealmUrl};
 
 /// Why a request got a response of the layer's instead of the inner service's.
@@ -15,6 +16,8 @@ use crate::realm::{RealmError, RealmUrl};
 pub enum Rejection {
     /// The request's realm could not be told.
     Realm(RealmError),
+    /// The request's body, in which its realm or its resources stand, could not be read.
+    Body(BodyError),
     /// The lock was not granted, or did not hold.
     Lock(LockError),
 }
@@ -36,9 +39,30 @@ impl Rejection {
             retry,
         };
         let busy = StatusCode::SERVICE_UNAVAILABLE;
-        let Self::Lock(error) = self else {
-            let status = StatusCode::BAD_REQUEST;
-            return kind(status, "realm-unresolved", "No realm in the request", false);
+        let error = match self {
+            Self::Lock(error) => error,
+            Self::Realm(RealmError::Unavailable { .. }) => {
+                return kind(
+                    busy,
+                    "realm-unavailable",
+                    "The realm cannot be looked up",
+                    true,
+                );
+            }
+            Self::Realm(_) => {
+                let status = StatusCode::BAD_REQUEST;
+                return kind(status, "realm-unresolved", "No realm in the request", false);
+            }
+            Self::Body(error) => {
+                let (status, code, title) = match error {
+                    BodyError::TooLarge { .. } => (413, "body-too-large", "The body is too large"),
+                    BodyError::TimedOut { .. } => (408, "body-timeout", "The body came too slowly"),
+                    BodyError::Broken { .. } => (400, "body-broken", "The body broke off"),
+                    BodyError::Unread { .. } => (500, "body-unread", "The body cannot be read"),
+                };
+                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
+                return kind(status, code, title, false);
+            }
         };
         match error.innermost() {
             LockError::Timeout { .. } => kind(busy, "lock-timeout", "The realm is busy", true),
@@ -63,7 +87,8 @@ impl Rejection {
     }
 
     /// What happened, in one stable word: `lock-timeout`, `queue-full`, `lock-unavailable`, `lock-lost`, `hold-expired`,
-    /// `commit-failed` or `realm-unresolved`. The suffix of [`problem_type`](Self::problem_type).
+    /// `commit-failed`, `realm-unresolved`, `realm-unavailable`, `body-too-large`, `body-timeout`, `body-broken` or `body-unread`.
+    /// The suffix of [`problem_type`](Self::problem_type).
     #[must_use]
     pub fn code(&self) -> &'static str {
         self.kind().code
@@ -86,8 +111,16 @@ impl Rejection {
                 "the write could not be committed and does not stand; read before you try again"
                     .into()
             }
+            (_, "realm-unavailable") => {
+                "the realm of the request could not be looked up and nothing was written; try again later".into()
+            }
+            (_, "body-unread") => {
+                "the server is not set up to read the body of this request; nothing was written"
+                    .into()
+            }
             (Self::Lock(error), _) => error.to_string(),
             (Self::Realm(error), _) => error.to_string(),
+            (Self::Body(error), _) => error.to_string(),
         }
     }
 
@@ -104,16 +137,24 @@ impl Rejection {
         self.kind().retry.then_some(Duration::from_secs(1))
     }
 
-    /// The realm that the request was for, where it could be told.
+    /// The realm that the request was for, where it could be told; the first one if there are several.
     #[must_use]
     pub fn realm(&self) -> Option<&RealmUrl> {
+        self.realms().first()
+    }
+
+    /// All realms that the request was for, where they could be told.
+    #[must_use]
+    pub fn realms(&self) -> &[RealmUrl] {
         match self {
-            Self::Lock(error) => error.claim()?.realms().first(),
-            Self::Realm(_) => None,
+            Self::Lock(error) => error.claim().map_or(&[], Claim::realms),
+            Self::Realm(_) | Self::Body(_) => &[],
         }
     }
 
     /// The response as `application/problem+json` (RFC 9457), with `Retry-After` where trying again helps.
+    ///
+    /// It names the request's realm in the member `realm`, or several of them in `realms`.
     #[must_use]
     pub fn to_response(&self) -> Response<Bytes> {
         let mut problem = json!({
@@ -122,8 +163,10 @@ impl Rejection {
             "status": self.status().as_u16(),
             "detail": self.detail(),
         });
-        if let Some(realm) = self.realm() {
-            problem["realm"] = realm.as_str().into();
+        match self.realms() {
+            [] => {}
+            [realm] => problem["realm"] = realm.as_str().into(),
+            realms => problem["realms"] = realms.iter().map(RealmUrl::as_str).collect(),
         }
         let mut response = Response::new(Bytes::from(problem.to_string()));
         *response.status_mut() = self.status();
@@ -145,6 +188,12 @@ impl From<RealmError> for Rejection {
     }
 }
 
+impl From<BodyError> for Rejection {
+    fn from(error: BodyError) -> Self {
+        Self::Body(error)
+    }
+}
+
 impl From<LockError> for Rejection {
     fn from(error: LockError) -> Self {
         Self::Lock(error)
@@ -154,7 +203,6 @@ impl From<LockError> for Rejection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lock::Claim;
 
     fn claim() -> Claim {
         Claim::realm(&"https://r.example/luke/a/".parse().unwrap())

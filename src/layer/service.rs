@@ -10,9 +10,13 @@ use tower::ServiceExt;
 use tower_service::Service;
 use tracing::Instrument;
 
+use super::asking::Verdict;
 use super::future::Outcome;
-use super::{HoldUntil, LockBody, OnDisconnect, RealmWriteLockLayer, Rejection, ResponseFuture};
+use super::{
+    BodyError, HoldUntil, LockBody, OnDisconnect, RealmWriteLockLayer, Rejection, ResponseFuture,
+};
 use crate::lock::{Claim, HeldLock, Hold, Released};
+use crate::realm::RealmError;
 
 /// A service whose mutating calls hold their realm's lock. Made by [`RealmWriteLockLayer`].
 ///
@@ -51,19 +55,45 @@ where
     }
 
     fn call(&mut self, request: Request<A>) -> Self::Future {
-        match self.layer.claim_of(&request) {
-            Ok(None) => ResponseFuture::passed(self.inner.call(request)),
-            Ok(Some(claim)) => {
-                let inner = self.inner.clone();
-                // The service that was polled ready holds what that gave it, such as a permit, until it is dropped.
-                drop(mem::replace(&mut self.inner, inner.clone()));
-                let layer = Arc::clone(&self.layer);
-                let span = tracing::debug_span!("realm_write_lock", %claim);
+        match self.layer.judge(&request) {
+            Verdict::Pass => ResponseFuture::passed(self.inner.call(request)),
+            Verdict::Lock(claim) => {
+                let (layer, inner) = self.given_back();
+                let span = span(&claim);
                 ResponseFuture::locked(locked_call(layer, claim, inner, request).instrument(span))
             }
-            Err(rejection) => ResponseFuture::locked(ready(Ok(self.layer.reject(&rejection)))),
+            Verdict::Ask => {
+                let (layer, inner) = self.given_back();
+                ResponseFuture::locked(async move {
+                    // Boxed: whoever waits for the lock would have room for it.
+                    let (claim, request) = match Box::pin(layer.ask(request)).await {
+                        Ok(asked) => asked,
+                        Err(rejection) => return Ok(layer.reject(&rejection)),
+                    };
+                    let span = span(&claim);
+                    let call = locked_call(layer, claim, inner, request);
+                    call.instrument(span).await
+                })
+            }
+            Verdict::Reject(rejection) => {
+                ResponseFuture::locked(ready(Ok(self.layer.reject(&rejection))))
+            }
         }
     }
+}
+
+impl<S: Clone> RealmWriteLock<S> {
+    /// What a call that may wait goes on with, after it has given back the inner service's readiness.
+    fn given_back(&mut self) -> (Arc<RealmWriteLockLayer>, S) {
+        let inner = self.inner.clone();
+        // The service that was polled ready holds what that gave it, such as a permit, until it is dropped.
+        drop(mem::replace(&mut self.inner, inner.clone()));
+        (Arc::clone(&self.layer), inner)
+    }
+}
+
+fn span(claim: &Claim) -> tracing::Span {
+    tracing::debug_span!("realm_write_lock", %claim)
 }
 
 /// One locked call: wait, then call under the lock. Within a call that has the lock already, just the call.
@@ -159,19 +189,17 @@ fn is_success(status: StatusCode) -> bool {
 }
 
 impl RealmWriteLockLayer {
-    /// What to lock for a request, or none if it passes.
-    fn claim_of<A>(&self, request: &Request<A>) -> Result<Option<Claim>, Rejection> {
-        let path = request.uri().path();
-        if !self.rules.locks(request.method(), path) {
-            return Ok(None);
-        }
-        Ok(Some(Claim::realm(&self.realms.resolve(path)?)))
-    }
-
     fn reject<B: Body>(&self, rejection: &Rejection) -> Response<LockBody<B>> {
         let code = rejection.code();
         match rejection {
+            Rejection::Realm(error @ RealmError::Unavailable { .. }) => {
+                tracing::warn!(code, %error, "a write was rejected");
+            }
             Rejection::Realm(error) => tracing::debug!(code, %error, "a request was rejected"),
+            Rejection::Body(error @ BodyError::Unread { .. }) => {
+                tracing::error!(code, %error, "a write was rejected");
+            }
+            Rejection::Body(error) => tracing::debug!(code, %error, "a request was rejected"),
             Rejection::Lock(error) => tracing::warn!(code, %error, "a write was rejected"),
         }
         let mut response = (self.rejection)(rejection);

@@ -1,0 +1,270 @@
+//! A body in which realms stand is read within its bounds and handed on as it was; every other body is left alone.
+
+mod support;
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use futures_util::stream;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::{BodyExt, StreamBody};
+use support::gate::realms;
+use tower::{Layer, ServiceExt, service_fn};
+use tower_realm_lock::{
+    HeldLock, LockRules, RealmLocks, RealmPointers, RealmResolver, RealmWriteLockLayer, Rejection,
+    Scope,
+};
+
+const LIMIT: usize = 64;
+
+/// Realms in the path, but of one route in the body.
+fn layer() -> RealmWriteLockLayer {
+    let publish = RealmPointers::new(["/realm"]).unwrap();
+    let realms = RealmResolver::from(realms())
+        .route(Method::POST, "/_publish", publish)
+        .unwrap();
+    let rules = LockRules::new()
+        .scope(
+            Method::POST,
+            "/{owner}/{realm}/_atomic",
+            Scope::atomic_hrefs(),
+        )
+        .unwrap();
+    RealmWriteLockLayer::new(RealmLocks::in_process(), realms)
+        .rules(rules)
+        .read_bodies(LIMIT, Body::new)
+}
+
+/// What a handler gets of a body, frame by frame, and what it was told of it before.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    hint: SizeHintOf,
+    ended_before: bool,
+    data: Bytes,
+    trailers: Option<HeaderMap>,
+    ended_after: bool,
+}
+
+type SizeHintOf = (u64, Option<u64>);
+
+async fn seen(mut body: Body) -> Seen {
+    let hint = body.size_hint();
+    let ended_before = body.is_end_stream();
+    let mut data = Vec::new();
+    let mut trailers = None;
+    while let Some(frame) = body.frame().await {
+        match frame.expect("no error").into_data() {
+            Ok(chunk) => data.extend_from_slice(&chunk),
+            Err(frame) => trailers = frame.into_trailers().ok(),
+        }
+    }
+    Seen {
+        hint: (hint.lower(), hint.upper()),
+        ended_before,
+        data: data.into(),
+        trailers,
+        ended_after: body.is_end_stream(),
+    }
+}
+
+type Answer = (StatusCode, Option<Seen>, Option<Rejection>);
+
+/// Sends a body through the layer; what the handler saw, and why not.
+async fn send(layer: &RealmWriteLockLayer, path: &str, body: Body) -> Answer {
+    let handler = service_fn(async |request: Request<Body>| {
+        assert!(request.extensions().get::<HeldLock>().is_some());
+        let mut response = Response::new(String::new());
+        let seen = seen(request.into_body()).await;
+        response.extensions_mut().insert(std::sync::Arc::new(seen));
+        Ok::<_, Infallible>(response)
+    });
+    let request = Request::post(path).body(body).unwrap();
+    let mut response = layer.layer(handler).oneshot(request).await.unwrap();
+    let seen = response.extensions_mut().remove::<std::sync::Arc<Seen>>();
+    let rejection = response.extensions_mut().remove::<Rejection>();
+    let seen = seen.map(|seen| std::sync::Arc::into_inner(seen).expect("the only one"));
+    (response.status(), seen, rejection)
+}
+
+fn chunked(frames: Vec<Frame<Bytes>>) -> Body {
+    let frames = frames.into_iter().map(Ok::<_, Infallible>);
+    Body::new(StreamBody::new(stream::iter(frames)))
+}
+
+fn data(text: &'static str) -> Frame<Bytes> {
+    Frame::data(Bytes::from_static(text.as_bytes()))
+}
+
+const DOCUMENT: &str = r#"{"realm":"http://realms.test/luke/a/"}"#;
+
+#[tokio::test]
+async fn a_body_that_was_read_is_handed_on_byte_for_byte_with_its_trailers_and_length() {
+    let mut trailers = HeaderMap::new();
+    trailers.append("digest", HeaderValue::from_static("x"));
+    trailers.append("digest", HeaderValue::from_static("y"));
+    let (head, tail) = DOCUMENT.split_at(7);
+    let frames = vec![
+        data(head),
+        data(""),
+        data(tail),
+        Frame::trailers(trailers.clone()),
+    ];
+    let (status, got, _) = send(&layer(), "/_publish", chunked(frames)).await;
+    assert_eq!(status, 200);
+    let length = DOCUMENT.len() as u64;
+    assert_eq!(
+        got.unwrap(),
+        Seen {
+            hint: (length, Some(length)),
+            ended_before: false,
+            data: DOCUMENT.into(),
+            trailers: Some(trailers),
+            ended_after: true
+        }
+    );
+}
+
+#[tokio::test]
+async fn an_empty_body_stays_one() {
+    let (status, got, _) = send(&layer(), "/luke/a/_atomic", Body::empty()).await;
+    assert_eq!(status, 200);
+    let got = got.unwrap();
+    assert_eq!((got.hint, got.ended_before), ((0, Some(0)), true));
+}
+
+#[tokio::test]
+async fn the_limit_is_kept_to_the_byte() {
+    let exact = format!("{DOCUMENT}{}", " ".repeat(LIMIT - DOCUMENT.len()));
+    for (body, status) in [
+        (Body::from(exact.clone()), 200),
+        (chunked(vec![Frame::data(exact.clone().into())]), 200),
+        (Body::from(exact.clone() + " "), 413),
+        (
+            chunked(vec![Frame::data(exact.clone().into()), data(" ")]),
+            413,
+        ),
+        (chunked(vec![Frame::data(Bytes::from(exact + " "))]), 413),
+    ] {
+        let (answered, _, rejection) = send(&layer(), "/_publish", body).await;
+        assert_eq!(answered, status);
+        let code = rejection.map(|rejection| rejection.code());
+        assert_eq!(code, (status == 413).then_some("body-too-large"));
+    }
+}
+
+/// A body that claims a length, and fails the test when it is read.
+struct Untouched(u64);
+
+impl http_body::Body for Untouched {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        panic!("nobody may read this body");
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0)
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_says_it_is_too_long_is_not_read_at_all() {
+    let body = Body::new(Untouched(LIMIT as u64 + 1));
+    let (status, ..) = send(&layer(), "/_publish", body).await;
+    assert_eq!(status, 413);
+}
+
+#[tokio::test]
+async fn a_request_that_does_not_need_its_body_keeps_the_very_same() {
+    let reading = RealmWriteLockLayer::new(RealmLocks::in_process(), realms());
+    let rules = LockRules::new()
+        .scope(
+            Method::PATCH,
+            "/{owner}/{realm}/_atomic",
+            Scope::atomic_hrefs(),
+        )
+        .and_then(|rules| rules.scope(Method::POST, "/{*card}", Scope::resource()))
+        .unwrap();
+    let reading = reading
+        .rules(rules)
+        .read_bodies(LIMIT, |_| -> Untouched { panic!("it is not made anew") });
+    for (method, path) in [
+        (Method::GET, "/luke/a/_atomic"),
+        (Method::POST, "/luke/a/_atomic"),
+        (Method::PATCH, "/luke/a/card"),
+        (Method::PATCH, "/luke/a/%5Fatomic"),
+    ] {
+        let handler = service_fn(async |request: Request<Untouched>| {
+            assert_eq!(request.into_body().0, 1 << 40);
+            Ok::<_, Infallible>(Response::new(String::new()))
+        });
+        let request = Request::builder().method(&method).uri(path);
+        let request = request.body(Untouched(1 << 40)).unwrap();
+        let response = reading.layer(handler).oneshot(request).await.unwrap();
+        assert_eq!(response.status(), 200, "{method} {path}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_client_is_given_up() {
+    let endless = stream::pending::<Result<Frame<Bytes>, Infallible>>();
+    let layer = layer().body_timeout(Duration::from_secs(5));
+    let started = tokio::time::Instant::now();
+    let body = Body::new(StreamBody::new(endless));
+    let (status, _, rejection) = send(&layer, "/_publish", body).await;
+    assert_eq!(status, 408);
+    assert_eq!(rejection.unwrap().code(), "body-timeout");
+    assert_eq!(started.elapsed(), Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_a_bad_request() {
+    let broken = [Ok(data("{")), Err("reset\nby \u{1b}[31mpeer")];
+    let body = Body::new(StreamBody::new(stream::iter(broken)));
+    let (status, _, rejection) = send(&layer(), "/_publish", body).await;
+    assert_eq!(status, 400);
+    let rejection = rejection.unwrap();
+    assert_eq!(rejection.code(), "body-broken");
+    assert!(!rejection.detail().contains(char::is_control));
+}
+
+#[tokio::test]
+async fn a_layer_that_cannot_read_the_body_says_so() {
+    let realms = RealmPointers::new(["/realm"]).unwrap();
+    let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms);
+    for layer in [
+        layer.clone(),
+        layer.read_bodies(LIMIT, |read| {
+            String::from_utf8_lossy(read.bytes()).into_owned()
+        }),
+    ] {
+        let (status, _, rejection) = send(&layer, "/_publish", Body::from(DOCUMENT)).await;
+        assert_eq!(status, 500);
+        assert_eq!(rejection.unwrap().code(), "body-unread");
+    }
+}
+
+#[tokio::test]
+async fn any_type_of_body_can_be_read() {
+    let realms = RealmPointers::new(["/realm"]).unwrap();
+    let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms)
+        .read_bodies(LIMIT, |read| {
+            String::from_utf8(read.bytes().to_vec()).unwrap()
+        });
+    let handler = service_fn(async |request: Request<String>| {
+        Ok::<_, Infallible>(Response::new(request.into_body()))
+    });
+    let request = Request::post("/").body(DOCUMENT.to_owned()).unwrap();
+    let response = layer.layer(handler).oneshot(request).await.unwrap();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(body, DOCUMENT);
+}
