@@ -101,6 +101,7 @@
 
 pub mod layer;
 pub mod lock;
+mod metrics;
 pub mod realm;
 
 pub use self::layer::{

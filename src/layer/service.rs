@@ -191,6 +191,7 @@ fn is_success(status: StatusCode) -> bool {
 impl RealmWriteLockLayer {
     fn reject<B: Body>(&self, rejection: &Rejection) -> Response<LockBody<B>> {
         let code = rejection.code();
+        crate::metrics::rejected(code);
         match rejection {
             Rejection::Realm(error @ RealmError::Unavailable { .. }) => {
                 tracing::warn!(code, %error, "a write was rejected");

@@ -7,6 +7,7 @@ use super::grant::{Grant, Turn};
 use super::nesting::Nesting;
 use super::queue::{Entry, Full};
 use super::{Claim, HeldLock, Hold, LockError, RealmLocks};
+use crate::metrics::Waiting;
 
 /// How long and how many may wait, and what a hold may be. Each handle of the locks carries its own.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +51,7 @@ impl RealmLocks {
     pub(crate) async fn acquire(&self, claim: &Claim) -> Result<Hold, LockError> {
         // From here on a shutdown waits for this caller.
         let tracked = self.shared.tasks.token();
+        let waiting = Waiting::begin();
         let nesting = self.nesting();
         let wanted = Wanted::new(claim, &self.limits);
         let closing = &self.shared.closing;
@@ -64,7 +66,9 @@ impl RealmLocks {
             return Err(LockError::ShuttingDown);
         }
         turn.mark_held();
-        tracing::debug!(%claim, waited = ?wanted.started.elapsed(), "locked");
+        let waited = wanted.started.elapsed();
+        let counted = waiting.granted(waited);
+        tracing::debug!(%claim, ?waited, "locked");
         let held = HeldLock::new(
             claim.clone(),
             grant.as_ref().and_then(|grant| grant.token()),
@@ -73,7 +77,7 @@ impl RealmLocks {
             nesting,
         );
         let max_hold = self.limits.max_hold;
-        Ok(Hold::new(held, turn, grant, max_hold, tracked))
+        Ok(Hold::new(held, turn, grant, max_hold, tracked, counted))
     }
 
     async fn granted(&self, wanted: &Wanted<'_>) -> Result<(Turn, Option<Box<Grant>>), LockError> {

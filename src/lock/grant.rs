@@ -203,6 +203,7 @@ impl Grant {
 
     fn hand_on(mut self: Box<Self>, turn: Turn) {
         self.hand_offs_left -= 1;
+        crate::metrics::handed_on();
         self.was_handed_on = true;
         match &mut self.lock {
             Lock::Transaction(transaction) => transaction.begin_next_hold(),

@@ -10,6 +10,7 @@ use super::grant::{Grant, Turn};
 use super::nesting::within;
 use super::postgres::Answer;
 use super::{Claim, HeldLock, LockError};
+use crate::metrics;
 
 /// A granted lock and the duty to release it.
 ///
@@ -26,6 +27,7 @@ pub(crate) struct Hold {
     longest: Option<Duration>,
     /// Makes a shutdown wait for it, on whatever task it is.
     _tracked: TaskTrackerToken,
+    counted: metrics::Held,
 }
 
 impl Hold {
@@ -36,6 +38,7 @@ impl Hold {
         grant: Option<Box<Grant>>,
         max_hold: Option<Duration>,
         tracked: TaskTrackerToken,
+        counted: metrics::Held,
     ) -> Self {
         Self {
             held,
@@ -44,6 +47,7 @@ impl Hold {
             granted: Instant::now(),
             longest: max_hold,
             _tracked: tracked,
+            counted,
         }
     }
 
@@ -62,7 +66,7 @@ impl Hold {
         poll_fn(|cx| {
             // A process that was frozen must see the time before its work goes on, and timers may fire late.
             if !self.held.is_held() {
-                return Poll::Ready(Err(self.lost()));
+                return Poll::Ready(Err(self.loss()));
             }
             if let Poll::Ready(done) = work.as_mut().poll(cx) {
                 return Poll::Ready(Ok(done));
@@ -76,7 +80,7 @@ impl Hold {
     /// Keeps the hold alive; resolves when it must end before its work does.
     async fn end(&self) -> LockError {
         tokio::select! {
-            () = self.keep() => self.lost(),
+            () = self.keep() => self.loss(),
             error = self.expired() => error,
         }
     }
@@ -114,7 +118,7 @@ impl Hold {
     /// If dropped, the lock is released all the same; a shared transaction may then be rolled back.
     pub(crate) async fn release(mut self) -> Result<Released, LockError> {
         if !self.held.is_held() {
-            return Err(self.lost());
+            return Err(self.loss());
         }
         let claim = self.held.claim().clone();
         if let Some(grant) = &mut self.grant
@@ -141,6 +145,12 @@ impl Hold {
         if let (Some(grant), Some(turn)) = (self.grant.take(), self.turn.take()) {
             grant.end_success(turn, self.held.claim());
         }
+    }
+
+    /// A loss that is found out.
+    fn loss(&self) -> LockError {
+        metrics::lost();
+        self.lost()
     }
 
     pub(crate) fn lost(&self) -> LockError {
@@ -177,6 +187,7 @@ impl Released {
         if confirmed {
             Ok(())
         } else {
+            metrics::lost();
             Err(LockError::Lost { claim: self.claim })
         }
     }
@@ -184,7 +195,9 @@ impl Released {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        tracing::debug!(claim = %self.held.claim(), held = ?self.granted.elapsed(), "released");
+        let held = self.granted.elapsed();
+        self.counted.ended(held);
+        tracing::debug!(claim = %self.held.claim(), ?held, "released");
         self.held.mark_released();
         if let (Some(grant), Some(turn)) = (self.grant.take(), self.turn.take()) {
             grant.end_unconfirmed(turn);
@@ -231,7 +244,8 @@ pub(crate) mod tests {
         let nesting = Nesting::current(0);
         let handle = HeldLock::new(claim, None, Some(Arc::clone(&lease)), None, nesting);
         let tracked = TaskTracker::new().token();
-        (Hold::new(handle, turn, None, None, tracked), lease)
+        let counted = metrics::Waiting::begin().granted(Duration::ZERO);
+        (Hold::new(handle, turn, None, None, tracked, counted), lease)
     }
 
     async fn freeze() {

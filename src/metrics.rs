@@ -1,0 +1,74 @@
+//! The numbers that the feature `metrics` gives; without it nothing is counted and nothing is paid.
+//!
+//! They are about this process. The front page lists them.
+
+use std::time::Duration;
+
+/// A caller that has asked for a lock, until it is granted or refused.
+pub(crate) struct Waiting(());
+
+/// A lock that is held.
+#[derive(Debug)]
+pub(crate) struct Held(());
+
+impl Waiting {
+    pub(crate) fn begin() -> Self {
+        #[cfg(feature = "metrics")]
+        metrics::gauge!("realm_lock_waiting").increment(1.0);
+        Self(())
+    }
+
+    /// The lock is granted.
+    pub(crate) fn granted(self, waited: Duration) -> Held {
+        drop(self);
+        record("realm_lock_wait_seconds", waited);
+        #[cfg(feature = "metrics")]
+        metrics::gauge!("realm_lock_held").increment(1.0);
+        Held(())
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        #[cfg(feature = "metrics")]
+        metrics::gauge!("realm_lock_waiting").decrement(1.0);
+    }
+}
+
+impl Held {
+    pub(crate) fn ended(&self, held: Duration) {
+        record("realm_lock_hold_seconds", held);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        #[cfg(feature = "metrics")]
+        metrics::gauge!("realm_lock_held").decrement(1.0);
+    }
+}
+
+pub(crate) fn handed_on() {
+    #[cfg(feature = "metrics")]
+    metrics::counter!("realm_lock_hand_offs_total").increment(1);
+}
+
+pub(crate) fn lost() {
+    #[cfg(feature = "metrics")]
+    metrics::counter!("realm_lock_losses_total").increment(1);
+}
+
+/// `code` is that of the rejection.
+pub(crate) fn rejected(code: &'static str) {
+    #[cfg(feature = "metrics")]
+    metrics::counter!("realm_lock_rejections_total", "code" => code).increment(1);
+    #[cfg(not(feature = "metrics"))]
+    let _ = code;
+}
+
+fn record(name: &'static str, time: Duration) {
+    #[cfg(feature = "metrics")]
+    metrics::histogram!(name).record(time);
+    #[cfg(not(feature = "metrics"))]
+    let _ = (name, time);
+}
