@@ -4,12 +4,16 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 /// A caller that has asked for a lock, until it is granted or refused.
 pub(crate) struct Waiting(());
 
 /// A lock that is held.
 #[derive(Debug)]
-pub(crate) struct Held(());
+pub(crate) struct Held {
+    since: Instant,
+}
 
 impl Waiting {
     pub(crate) fn begin() -> Self {
@@ -24,7 +28,9 @@ impl Waiting {
         record("realm_lock_wait_seconds", waited);
         #[cfg(feature = "metrics")]
         metrics::gauge!("realm_lock_held").increment(1.0);
-        Held(())
+        Held {
+            since: Instant::now(),
+        }
     }
 }
 
@@ -35,14 +41,9 @@ impl Drop for Waiting {
     }
 }
 
-impl Held {
-    pub(crate) fn ended(&self, held: Duration) {
-        record("realm_lock_hold_seconds", held);
-    }
-}
-
 impl Drop for Held {
     fn drop(&mut self) {
+        record("realm_lock_hold_seconds", self.since.elapsed());
         #[cfg(feature = "metrics")]
         metrics::gauge!("realm_lock_held").decrement(1.0);
     }

@@ -36,7 +36,7 @@ async fn the_next_writers_are_inside_before_the_one_before_is_confirmed() {
         inside = gate.entered().await;
     }
     wait_until("the server is asked", async || {
-        proxy.queries().iter().any(is_ping)
+        proxy.queries().iter().any(|query| is_ping(query))
     })
     .await;
     // A round trip of the test's own: the server had the time to answer.
@@ -145,7 +145,7 @@ async fn holds_that_end_within_one_answer_share_the_next() {
     // Each was asked after the end of the last hold that it speaks for.
     let asked = proxy.queries();
     assert!((1..=2).contains(&asked.len()), "{asked:?}");
-    assert!(asked.iter().all(is_ping), "{asked:?}");
+    assert!(asked.iter().all(|query| is_ping(query)), "{asked:?}");
     inside.answer(200);
     assert_eq!(last.await.unwrap().unwrap().status(), 200);
 }

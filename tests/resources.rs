@@ -46,7 +46,7 @@ async fn one_card_has_one_writer() {
         first.end().await;
         // In whatever order.
         tokio::join!(async { near.inside().await.end().await }, async {
-            far.inside().await.end().await
+            far.inside().await.end().await;
         });
     }
 }
@@ -68,19 +68,19 @@ async fn a_realm_as_a_whole_excludes_the_writers_of_its_cards() {
         publish.end().await;
         // In whatever order.
         tokio::join!(async { near.inside().await.end().await }, async {
-            far.inside().await.end().await
+            far.inside().await.end().await;
         });
     }
 }
 
 /// Four writers of cards on each replica, each at it again as soon as it has ended, until told to stop.
-fn stream(
+fn start_stream(
     replicas: &[RealmLocks],
     stop: &Arc<AtomicBool>,
-    writes: &Arc<AtomicUsize>,
+    count: &Arc<AtomicUsize>,
 ) -> Vec<tokio::task::JoinHandle<()>> {
-    let writer = |locks: &RealmLocks, number: usize| {
-        let (locks, stop, writes) = (locks.clone(), Arc::clone(stop), Arc::clone(writes));
+    let start = |locks: &RealmLocks, number: usize| {
+        let (locks, stop, writes) = (locks.clone(), Arc::clone(stop), Arc::clone(count));
         tokio::spawn(async move {
             let paths = ["p", "q", "r", "s"];
             while !stop.load(Ordering::SeqCst) {
@@ -98,7 +98,7 @@ fn stream(
             }
         })
     };
-    let writers = |locks| (0..4).map(move |number| writer(locks, number));
+    let writers = |locks| (0..4).map(move |number| start(locks, number));
     replicas.iter().flat_map(writers).collect()
 }
 
@@ -112,7 +112,7 @@ async fn a_steady_stream_of_cards_does_not_starve_a_whole_realm() {
             (vec![one.clone()], &other),
         ] {
             let (stop, writes) = (Arc::default(), Arc::new(AtomicUsize::new(0)));
-            let streams = stream(&streaming, &stop, &writes);
+            let streams = start_stream(&streaming, &stop, &writes);
             support::wait::wait_until("a stream", async || writes.load(Ordering::SeqCst) > 20)
                 .await;
             for _ in 0..3 {

@@ -21,6 +21,8 @@ pub const TRANSACTION: Name = "this crate, transaction";
 pub const UNCONFIRMED: Name = "this crate, `confirm(false)`";
 pub const NO_HAND_OFF: Name = "this crate, no hand-off";
 pub const SESSIONS: Name = "this crate, sessions";
+pub const TRANSACTION_TELLS: Name = "this crate, transaction, tells";
+pub const SESSIONS_TELL: Name = "this crate, sessions, tell";
 pub const BY_HAND: Name = "written by hand";
 pub const SQLX: Name = "sqlx";
 pub const DISTRIBUTED_LOCK: Name = "distributed-lock-postgres";
@@ -59,21 +61,28 @@ impl Contender {
         let guard = match name {
             BARE => Guard::Nothing,
             MUTEX => Guard::Mutex(Arc::new(Mutex::new(()))),
-            IN_PROCESS => Guard::Layer(layer(RealmLocks::in_process())),
-            TRANSACTION => Guard::Layer(postgres(url, connections, |options| options).await),
+            IN_PROCESS => Guard::layer(layer(RealmLocks::in_process())),
+            TRANSACTION => Guard::layer(postgres(url, connections, |options| options).await),
+            TRANSACTION_TELLS => {
+                let options = |options: PostgresBuilder| options.broadcast(true);
+                Guard::layer(postgres(url, connections, options).await)
+            }
             UNCONFIRMED => {
                 let layer = postgres(url, connections, |options| options).await;
-                Guard::Layer(layer.confirm(false))
+                Guard::layer(layer.confirm(false))
             }
             NO_HAND_OFF => {
                 let options = |options: PostgresBuilder| options.max_hand_offs(0);
-                Guard::Layer(postgres(url, connections, options).await)
+                Guard::layer(postgres(url, connections, options).await)
             }
-            SESSIONS => {
+            SESSIONS | SESSIONS_TELL => {
                 // Together with the pool no more connections than the others.
                 let half = connections / 2;
-                let options = |options: PostgresBuilder| options.sessions(half).pool_size(half);
-                Guard::Layer(postgres(url, connections, options).await)
+                let tells = name == SESSIONS_TELL;
+                let options = |options: PostgresBuilder| {
+                    options.sessions(half).pool_size(half).broadcast(tells)
+                };
+                Guard::layer(postgres(url, connections, options).await)
             }
             BY_HAND => Guard::ByHand(ByHand::connect(url, connections).await),
             SQLX => Guard::Sqlx(Sqlx::connect(url, connections).await),

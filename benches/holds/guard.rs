@@ -35,7 +35,7 @@ pub enum Guard {
     Nothing,
     /// The same mutex for all realms.
     Mutex(Arc<Mutex<()>>),
-    Layer(RealmWriteLockLayer),
+    Layer(Box<RealmWriteLockLayer>),
     ByHand(ByHand),
     Sqlx(Sqlx),
     DistributedLock(DistributedLock),
@@ -53,6 +53,10 @@ pub enum Guarded<H> {
 }
 
 impl Guard {
+    pub fn layer(layer: RealmWriteLockLayer) -> Self {
+        Self::Layer(Box::new(layer))
+    }
+
     pub fn around<H: Handler>(&self, handler: H) -> Guarded<H> {
         match self {
             Self::Nothing => Guarded::Bare(handler),

@@ -25,6 +25,7 @@ mod statistics;
 mod support;
 mod table;
 mod targets;
+mod telling;
 mod thousands;
 mod throughput;
 mod uncontended;
@@ -85,6 +86,7 @@ enum Measurement {
     LoneWriter,
     Waiters,
     Replicas,
+    Telling,
     Growth,
 }
 
@@ -208,6 +210,7 @@ impl Measurement {
             Self::LoneWriter => ("lone-writer", lone_writer::measure(bench, figures).await),
             Self::Waiters => ("waiters", waiters::measure(bench, figures).await),
             Self::Replicas => ("replicas", replicas::measure(bench, figures).await),
+            Self::Telling => ("telling", telling::measure(bench).await),
             Self::Growth => {
                 for (name, curves) in [
                     ("growth-hot", growth::hot(bench).await),

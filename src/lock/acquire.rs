@@ -66,9 +66,9 @@ impl RealmLocks {
             return Err(LockError::ShuttingDown);
         }
         turn.mark_held();
-        let waited = wanted.started.elapsed();
-        let counted = waiting.granted(waited);
-        tracing::debug!(%claim, ?waited, "locked");
+        let wait = wanted.started.elapsed();
+        let counted = waiting.granted(wait);
+        tracing::debug!(%claim, waited = ?wait, "locked");
         let held = HeldLock::new(
             claim.clone(),
             grant.as_ref().and_then(|grant| grant.token()),

@@ -27,7 +27,7 @@ pub(crate) struct Hold {
     longest: Option<Duration>,
     /// Makes a shutdown wait for it, on whatever task it is.
     _tracked: TaskTrackerToken,
-    counted: metrics::Held,
+    _counted: metrics::Held,
 }
 
 impl Hold {
@@ -47,7 +47,7 @@ impl Hold {
             granted: Instant::now(),
             longest: max_hold,
             _tracked: tracked,
-            counted,
+            _counted: counted,
         }
     }
 
@@ -195,9 +195,7 @@ impl Released {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let held = self.granted.elapsed();
-        self.counted.ended(held);
-        tracing::debug!(claim = %self.held.claim(), ?held, "released");
+        tracing::debug!(claim = %self.held.claim(), held = ?self.granted.elapsed(), "released");
         self.held.mark_released();
         if let (Some(grant), Some(turn)) = (self.grant.take(), self.turn.take()) {
             grant.end_unconfirmed(turn);

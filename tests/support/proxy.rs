@@ -108,7 +108,7 @@ impl Proxy {
 
 /// Whether a query is empty, but for a comment that names the claim: a ping or a heartbeat.
 #[must_use]
-pub fn is_ping(query: &String) -> bool {
+pub fn is_ping(query: &str) -> bool {
     query.is_empty() || (query.starts_with("/* realm http") && query.ends_with(" */"))
 }
 

@@ -14,6 +14,7 @@ mod session;
 mod shared;
 mod transaction;
 
+use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -162,7 +163,9 @@ impl Postgres {
         for lock in wanted.claim.locks() {
             let Lock { key, .. } = lock;
             let shared = if lock.is_shared() { "_shared" } else { "" };
-            statement += &format!(
+            // Writing to a `String` does not fail.
+            let _ = write!(
+                statement,
                 "{separator} CASE WHEN pg_try_advisory_xact_lock{shared}({key}) THEN 't' ELSE \
                  set_config('lock_timeout', '{lock_timeout}', true) \
                  || pg_advisory_xact_lock{shared}({key})::text END AS {FREE}"

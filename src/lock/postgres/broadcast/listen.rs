@@ -179,13 +179,12 @@ impl Events {
         if notification.channel() != CHANNEL {
             return;
         }
-        match read(notification.payload()) {
-            Some(write) => self.push(RealmEvent::Write(write)),
+        if let Some(write) = read(notification.payload()) {
+            self.push(RealmEvent::Write(write));
+        } else {
             // A realm too long to be named, or another version's notice: it may be about anything.
-            None => {
-                self.push(RealmEvent::Interrupted);
-                self.push(RealmEvent::Resumed);
-            }
+            self.push(RealmEvent::Interrupted);
+            self.push(RealmEvent::Resumed);
         }
     }
 
@@ -194,7 +193,7 @@ impl Events {
         if queue.len() < MOST_EVENTS {
             queue.push_back(event);
         } else {
-            interrupt(&mut queue, event);
+            interrupt(&mut queue, event != RealmEvent::Interrupted);
         }
         drop(queue);
         self.waker.wake();
@@ -207,10 +206,10 @@ impl Events {
 }
 
 /// Puts an interruption in the place of all that nobody has taken, and of one more event.
-fn interrupt(queue: &mut VecDeque<RealmEvent>, event: RealmEvent) {
+fn interrupt(queue: &mut VecDeque<RealmEvent>, is_over: bool) {
     queue.clear();
     queue.push_back(RealmEvent::Interrupted);
-    if event != RealmEvent::Interrupted {
+    if is_over {
         queue.push_back(RealmEvent::Resumed);
     }
 }

@@ -302,7 +302,7 @@ async fn a_realm_is_shared_on_a_session_only_for_a_while() {
         assert_eq!(server.query().await, try_lock(card(path).locks()));
         server.answer(&[("done", "{t,t}")]).await;
         held.push(asked.await.unwrap().expect("granted"));
-        advance(SHARE_TIME - SHARE_TIME / 1000).await;
+        advance(SHARE_TIME.mul_f64(0.999)).await;
         if held.len() == 1 {
             continue;
         }
