@@ -105,7 +105,7 @@ async fn work_outside_of_http_holds_and_releases_alike() {
         .await
         .unwrap();
     assert!(!held.is_held());
-    assert_eq!(held.realms(), [realm.clone()]);
+    assert_eq!(held.realms(), std::slice::from_ref(&realm));
 
     let failed = locks
         .with_write_lock(&realm, |_| async {
