@@ -1,22 +1,35 @@
-//! The clients: each writes to one realm after another at its replica, and notes what it was told.
+//! The clients: each writes to one card after another at its replica, and notes what it was told.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use http::Method;
 use tokio::time::{sleep, timeout};
 
 use crate::fleet::{Fleet, Replica};
 use crate::random::Random;
 use crate::support::history::{Outcome, Request};
 
-/// The realms that are written.
-pub const REALMS: [&str; 6] = ["luke/a", "luke/b", "leia/a", "leia/b", "han/a", "chewie/a"];
+/// The cards that are written, each in its realm.
+pub const CARDS: [&str; 8] = [
+    "luke/a/x",
+    "luke/b/x",
+    "luke/a/y",
+    "leia/a/x",
+    "leia/b/x",
+    "leia/b/y",
+    "han/a/x",
+    "chewie/a/x",
+];
 
-/// Every other request is for one of the first few realms, so that locks are handed on there. In the others a lock is often
-/// free, so that sessions get theirs.
+/// Every other request is for one of the first few cards, so that locks are handed on there. In the realms of the others a lock is
+/// often free, so that sessions get theirs.
 const BUSY: usize = 2;
+
+/// Every so many requests one locks its card alone, and the others their realm whole.
+const CARD_ONCE_IN: u64 = 4;
 
 /// How many clients each replica has.
 const CLIENTS: usize = 8;
@@ -114,12 +127,17 @@ impl Client {
     }
 
     async fn write(&mut self, replica: &Replica, id: String) -> Sent {
-        let realms = if self.random.once_in(2) {
-            &REALMS[..BUSY]
+        let cards = if self.random.once_in(2) {
+            &CARDS[..BUSY]
         } else {
-            &REALMS[..]
+            &CARDS[..]
         };
-        let realm = realms[self.random.index(realms.len())];
+        let card = cards[self.random.index(cards.len())];
+        let method = if self.random.once_in(CARD_ONCE_IN) {
+            Method::PATCH
+        } else {
+            Method::POST
+        };
         let delay = if self.random.once_in(SLOW_ONCE_IN) {
             &SLOW
         } else {
@@ -132,17 +150,17 @@ impl Client {
             PATIENCE
         };
         let origin = replica.origin().await;
-        let url = format!("{origin}/{realm}/{id}?delay={delay}");
+        let url = format!("{origin}/{card}/{id}?delay={delay}");
         let begun = Instant::now();
         let mut leave = replica.leave.subscribe();
         let outcome = tokio::select! {
-            outcome = timeout(patience, answer(self.http.post(url))) => outcome.ok().flatten(),
+            outcome = timeout(patience, answer(self.http.request(method, url))) => outcome.ok().flatten(),
             _ = leave.changed() => None,
         };
         Sent {
             request: Request {
                 id,
-                realm: realm.to_owned(),
+                realm: card.to_owned(),
                 outcome: outcome.unwrap_or(Outcome::Unknown),
             },
             begun,

@@ -12,11 +12,11 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::post;
 use axum::{Extension, Router};
 use clap::{Parser, ValueEnum};
-use http::StatusCode;
+use http::{Method, StatusCode};
 use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::time::sleep;
-use tower_realm_lock::{HeldLock, RealmLocks, RealmWriteLockLayer};
+use tower_realm_lock::{HeldLock, LockRules, RealmLocks, RealmWriteLockLayer, Scope};
 
 use crate::naive::{self, Naive};
 use crate::store::{Store, Visit};
@@ -43,6 +43,9 @@ impl fmt::Display for Lock {
         })
     }
 }
+
+/// A POST locks its realm, and a PATCH the card alone.
+const PATTERN: &str = "/{owner}/{realm}/{card}/{request}";
 
 /// The flags of a replica.
 #[derive(Debug, Parser)]
@@ -81,7 +84,7 @@ pub fn run(flags: &Flags) -> ExitCode {
 async fn serve(flags: &Flags) -> Result<(), Box<dyn Error>> {
     let store = Arc::new(Store::open(&flags.directory, &flags.name)?);
     let handlers = Router::new()
-        .route("/{owner}/{realm}/{request}", post(write))
+        .route(PATTERN, post(write).patch(write))
         .with_state(store);
     let app = match flags.lock {
         Lock::None => handlers,
@@ -112,8 +115,14 @@ async fn layer(flags: &Flags) -> RealmWriteLockLayer {
             .build();
         match locks.await {
             Ok(locks) => {
-                let layer = RealmWriteLockLayer::new(locks, realms());
-                return layer.acquire_timeout(ACQUIRE_TIMEOUT);
+                // To the history a card is what has one writer at a time.
+                let card = Scope::from_fn(|parts, _| {
+                    Some(vec![parts.uri.path().split('/').nth(3)?.to_owned()])
+                });
+                let rules = LockRules::new().scope(Method::PATCH, PATTERN, card);
+                return RealmWriteLockLayer::new(locks, realms())
+                    .rules(rules.expect("the pattern is right"))
+                    .acquire_timeout(ACQUIRE_TIMEOUT);
             }
             Err(error) => eprintln!("{error}"),
         }
@@ -130,13 +139,13 @@ struct Pace {
 /// Writes, and answers 200 whatever the store said: that a success is a success is the layer's word alone.
 async fn write(
     State(store): State<Arc<Store>>,
-    Path((owner, realm, request)): Path<(String, String, String)>,
+    Path((owner, realm, card, request)): Path<(String, String, String, String)>,
     Query(pace): Query<Pace>,
     held: Option<Extension<HeldLock>>,
 ) -> StatusCode {
     let visit = Visit {
         store: &store,
-        realm: format!("{owner}/{realm}"),
+        realm: format!("{owner}/{realm}/{card}"),
         request,
         token: held.and_then(|Extension(held)| held.fencing_token()),
     };

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::load::{REALMS, Sent};
+use crate::load::{CARDS, Sent};
 use crate::nemesis::Counts;
 use crate::store;
 use crate::strategies::Seen;
@@ -37,7 +37,7 @@ pub struct Recovery {
 
 impl Recovery {
     pub fn of(sent: &[Sent], begun: Instant, well: Instant, last_fault: Instant) -> Self {
-        let written = REALMS.map(|realm| acknowledged(sent, realm));
+        let written = CARDS.map(|card| acknowledged(sent, card));
         Self {
             when_well: written_again(&written, well),
             from_last_fault: written_again(&written, last_fault),

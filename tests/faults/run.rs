@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use crate::LEASE;
 use crate::fleet::Fleet;
-use crate::load::{Load, REALMS, Sent};
+use crate::load::{CARDS, Load, Sent};
 use crate::nemesis::Nemesis;
 use crate::random::Random;
 use crate::replica::Lock;
@@ -77,7 +77,7 @@ fn history_of(directory: &Path, lock: Lock, sent: &[Sent]) -> History {
     History {
         records: record::read(&store::history(directory)),
         requests: sent.iter().map(|sent| sent.request.clone()).collect(),
-        stored: REALMS
+        stored: CARDS
             .iter()
             .map(|realm| ((*realm).to_owned(), stored(realm)))
             .collect(),
