@@ -12,6 +12,7 @@ use tracing::Instrument;
 
 use super::asking::Verdict;
 use super::future::Outcome;
+use super::timing::{Timing, tell};
 use super::{
     BodyError, HoldUntil, LockBody, OnDisconnect, RealmWriteLockLayer, Rejection, ResponseFuture,
 };
@@ -120,10 +121,18 @@ where
         }
         Err(error) => return Ok(layer.reject(&error.into())),
     }
+    let mut timing = Timing::begin();
     let hold = match layer.locks.acquire(&claim).await {
         Ok(hold) => hold,
-        Err(error) => return Ok(layer.reject(&error.into())),
+        Err(error) => {
+            let mut response = layer.reject(&error.into());
+            if layer.server_timing {
+                tell(&mut response, timing.header());
+            }
+            return Ok(response);
+        }
     };
+    timing.granted();
     insert(&mut request, hold.held());
     // Boxed, as is the nested call: whoever waits for the lock would have room for it.
     let call = Box::pin(inner.oneshot(request));
@@ -132,14 +141,18 @@ where
         OnDisconnect::Finish => layer.locks.run_to_completion(work).await,
         OnDisconnect::Cancel => Ok(work.await),
     };
-    let (outcome, released) = match ended {
-        Ok(ended) => ended,
-        Err(error) => return Ok(layer.reject(&error.into())),
+    // Before the confirmation: by then the next writer is inside.
+    let timing = layer.server_timing.then(|| timing.header());
+    let mut outcome = match ended {
+        Ok((outcome, None)) => outcome,
+        Ok((outcome, Some(released))) => match released.confirmed().await {
+            Ok(()) => outcome,
+            Err(error) => Ok(layer.reject(&error.into())),
+        },
+        Err(error) => Ok(layer.reject(&error.into())),
     };
-    if let Some(released) = released
-        && let Err(error) = released.confirmed().await
-    {
-        return Ok(layer.reject(&error.into()));
+    if let (Ok(response), Some(timing)) = (&mut outcome, timing) {
+        tell(response, timing);
     }
     outcome
 }
