@@ -113,7 +113,8 @@ pub use self::lock::{
     PostgresBuilder, RealmEvent, RealmLocks, RealmWrite, RealmWrites, TransactionClient,
 };
 pub use self::realm::{
-    LockRules, RealmError, RealmMounts, RealmPaths, RealmPointers, RealmResolver, RealmUrl, Scope,
+    LockRules, PeerAddr, RealmError, RealmMounts, RealmPaths, RealmPointers, RealmResolver,
+    RealmUrl, RequestOrigin, Scope, TrustedProxies,
 };
 
 #[cfg(doctest)]

@@ -48,7 +48,7 @@ pub enum RealmError {
     },
     /// Another realm is mounted at the same path.
     #[error(
-        "`{url}` cannot be mounted: `{mounted}` has the same path; tell them apart by their origin with `origin_from_request`"
+        "`{url}` cannot be mounted: `{mounted}` has the same path, and requests are told apart by that"
     )]
     MountTaken {
         /// The realm that was to be mounted.

@@ -4,10 +4,12 @@
 //! [`RealmUrl`] is a realm's one canonical name. Nothing here knows of locks being held.
 
 mod error;
+mod forwarded;
 mod head;
 mod json;
 mod methods;
 mod mounts;
+mod origin;
 mod path;
 mod pointers;
 mod resolve;
@@ -20,6 +22,7 @@ mod url;
 pub use self::error::{PathProblem, RealmError};
 pub(crate) use self::head::Head;
 pub use self::mounts::RealmMounts;
+pub use self::origin::{PeerAddr, RequestOrigin, TrustedProxies};
 pub use self::pointers::RealmPointers;
 pub use self::resolve::RealmPaths;
 pub(crate) use self::resolver::Found;

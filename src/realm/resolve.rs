@@ -4,12 +4,12 @@ use super::head::Head;
 use super::path::{decode_path, refuse_separators};
 use super::resolver::Found;
 use super::template::{PathTemplate, Segment};
-use super::{PathProblem, RealmError, RealmUrl};
+use super::{PathProblem, RealmError, RealmUrl, RequestOrigin};
 
 /// Finds a request's realm in the beginning of its path, by a template.
 ///
-/// The origin comes from the base URL, never from the request, so every replica computes the same realm URL whatever
-/// `Host` a client sends. Literal segments of the template are a part of the realm URL. Cheap to clone.
+/// The origin comes from the base URL, so every replica computes the same realm URL whatever `Host` a client sends, unless
+/// [`origin_from_request`](Self::origin_from_request) says otherwise. Literal segments of the template are a part of the realm URL. Cheap to clone.
 ///
 /// ```
 /// use tower_realm_lock::RealmPaths;
@@ -26,6 +26,8 @@ pub struct RealmPaths(Arc<Paths>);
 struct Paths {
     base: RealmUrl,
     template: PathTemplate,
+    /// Where the origin is not the base URL's.
+    origin: Option<RequestOrigin>,
 }
 
 impl RealmPaths {
@@ -48,10 +50,25 @@ impl RealmPaths {
                 ),
             });
         }
-        Ok(Self(Arc::new(Paths { base, template })))
+        Ok(Self(Arc::new(Paths {
+            base,
+            template,
+            origin: None,
+        })))
     }
 
-    /// The realm that a request path belongs to. `path` is the raw path of a request, still percent-encoded.
+    /// Takes the origin of realm URLs from each request instead of the base URL. What that means, and what it asks of a server, says
+    /// [`RequestOrigin`].
+    #[must_use]
+    pub fn origin_from_request(self, origin: RequestOrigin) -> Self {
+        Self(Arc::new(Paths {
+            base: self.0.base.clone(),
+            template: self.0.template.clone(),
+            origin: Some(origin),
+        }))
+    }
+
+    /// The realm that a request path belongs to, at the base URL. `path` is the raw path of a request, still percent-encoded.
     ///
     /// # Errors
     ///
@@ -63,7 +80,11 @@ impl RealmPaths {
     }
 
     pub(super) fn find(&self, head: Head<'_>) -> Result<Found, RealmError> {
-        self.find_below(&self.0.base, head.path())
+        let Paths { base, origin, .. } = &*self.0;
+        match origin {
+            None => self.find_below(base, head.path()),
+            Some(origin) => self.find_below(&origin.base_of(head, base)?, head.path()),
+        }
     }
 
     fn find_below(&self, base: &RealmUrl, path: &str) -> Result<Found, RealmError> {

@@ -1,0 +1,369 @@
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use http::header;
+use http::uri::Authority;
+use ipnet::IpNet;
+
+use super::forwarded::Forwarded;
+use super::head::Head;
+use super::{RealmError, RealmUrl};
+
+/// The address that a request came from, for servers other than axum's: an extension of the request.
+///
+/// With the feature `axum`, what axum's `into_make_service_with_connect_info::<SocketAddr>()` says is read as well.
+///
+/// ```
+/// use tower_realm_lock::PeerAddr;
+///
+/// # let accepted: std::net::SocketAddr = "127.0.0.1:80".parse()?;
+/// let mut request = http::Request::new(());
+/// request.extensions_mut().insert(PeerAddr(accepted));
+/// # Ok::<(), std::net::AddrParseError>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PeerAddr(pub SocketAddr);
+
+/// The proxies whose word on a request counts, by their addresses. Default: none. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct TrustedProxies(Arc<[IpNet]>);
+
+impl TrustedProxies {
+    /// These addresses and networks, such as `10.0.0.7`, `10.0.0.0/8` or `fd00::/8`.
+    ///
+    /// # Errors
+    ///
+    /// [`RealmError::InvalidProxy`] for what is neither.
+    pub fn new<P: AsRef<str>>(proxies: impl IntoIterator<Item = P>) -> Result<Self, RealmError> {
+        let network = |text: &str| {
+            let address = || text.parse::<IpAddr>().map(IpNet::from);
+            text.parse().or_else(|_| address())
+        };
+        let proxies = proxies.into_iter().map(|proxy| {
+            network(proxy.as_ref()).map_err(|_| RealmError::InvalidProxy {
+                value: proxy.as_ref().escape_debug().to_string(),
+            })
+        });
+        proxies.collect::<Result<_, _>>().map(Self)
+    }
+
+    pub(super) fn trusts(&self, address: IpAddr) -> bool {
+        // A socket for both versions shows an IPv4 peer as an IPv6 address.
+        let address = address.to_canonical();
+        self.0.iter().any(|network| network.contains(&address))
+    }
+}
+
+/// The origin of a realm URL as the request itself says it, for servers that are reached by several names.
+///
+/// - The **host** is the authority of the request's URI (HTTP/2 `:authority`, or the absolute form of HTTP/1.1), else `Host`. A request
+///   with several of them that differ is refused.
+/// - The **scheme** is that of the base URL: a client cannot choose it.
+/// - `Forwarded` (RFC 7239), `X-Forwarded-Host` and `X-Forwarded-Proto` count instead of these, and `X-Forwarded-Prefix` instead of the
+///   base URL's path, only if the request comes from a trusted proxy. Of the elements of `Forwarded` the one counts that the outermost trusted
+///   proxy wrote, as `for` tells; of the lists in the other headers, what the nearest proxy wrote: the last one. Where both kinds
+///   are there they must agree.
+///
+/// **A client can write any `Host`**, and with it the realm URL that is locked. Two spellings of one server are two keys that
+/// do not exclude each other. Name the origins that there are with [`only`](Self::only), unless the handlers, too, take every host for
+/// a place of its own.
+///
+/// ```
+/// use tower_realm_lock::{RealmPaths, RequestOrigin, TrustedProxies};
+///
+/// let proxies = TrustedProxies::new(["10.0.0.0/8"])?;
+/// let origin = RequestOrigin::new(proxies).only(["https://a.example", "https://b.example"])?;
+/// let realms = RealmPaths::new("https://a.example", "/{owner}/{realm}")?.origin_from_request(origin);
+/// # let _ = realms;
+/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct RequestOrigin {
+    proxies: TrustedProxies,
+    /// Origins as realm URLs of their roots.
+    only: Option<Arc<[RealmUrl]>>,
+}
+
+impl RequestOrigin {
+    /// What a request says, and what these proxies say of it. Any origin counts.
+    #[must_use]
+    pub fn new(proxies: TrustedProxies) -> Self {
+        let only = None;
+        Self { proxies, only }
+    }
+
+    /// Refuses requests of every other origin, with 400. Default: any origin counts.
+    ///
+    /// # Errors
+    ///
+    /// [`RealmError::InvalidUrl`] for what is no origin, such as `https://realms.example.com`.
+    pub fn only<O: AsRef<str>>(
+        mut self,
+        origins: impl IntoIterator<Item = O>,
+    ) -> Result<Self, RealmError> {
+        let origins = origins.into_iter().map(|origin| {
+            let url = RealmUrl::parse(origin.as_ref())?;
+            if url.path() == "/" {
+                return Ok(url);
+            }
+            Err(RealmError::InvalidUrl {
+                url: origin.as_ref().escape_debug().to_string(),
+                problem: "an origin has no path; write it like `https://realms.example.com`".into(),
+            })
+        });
+        self.only = Some(origins.collect::<Result<_, _>>()?);
+        Ok(self)
+    }
+
+    /// Where the realms of a request begin: its origin and what its path is below, as `base` unless the request says otherwise.
+    pub(super) fn base_of(&self, head: Head<'_>, base: &RealmUrl) -> Result<RealmUrl, RealmError> {
+        let refused = |problem| RealmError::Origin { problem };
+        let own = host(head).map_err(refused)?;
+        let forwarded = if peer(head).is_some_and(|peer| self.proxies.trusts(peer)) {
+            Forwarded::of(head.headers, &self.proxies).map_err(refused)?
+        } else {
+            Forwarded::default()
+        };
+        let host = match &forwarded.host {
+            Some(host) => authority(host).map_err(refused)?,
+            None => own.ok_or_else(|| refused("it has no `Host`".into()))?,
+        };
+        let own_scheme = base.as_str().split(':').next().unwrap_or("https");
+        let scheme = forwarded.proto.as_deref().unwrap_or(own_scheme);
+        let path = forwarded.prefix.as_deref().unwrap_or(base.path());
+        if !path.starts_with('/') {
+            let path = path.escape_debug();
+            return Err(refused(format!(
+                "`X-Forwarded-Prefix: {path}` does not begin with `/`"
+            )));
+        }
+        let url = |path| {
+            RealmUrl::parse(&format!("{scheme}://{host}{path}"))
+                .map_err(|error| refused(error.to_string()))
+        };
+        if let Some(only) = &self.only {
+            let origin = url("/")?;
+            if !only.contains(&origin) {
+                return Err(refused(format!(
+                    "`{origin}` is none of the server's origins"
+                )));
+            }
+        }
+        url(path)
+    }
+}
+
+/// The host that the request is for, as its client or the nearest proxy wrote it.
+fn host(head: Head<'_>) -> Result<Option<Authority>, String> {
+    let in_uri = head.uri().authority();
+    if let Some(in_uri) = in_uri {
+        authority(in_uri.as_str())?;
+    }
+    let mut values = head.headers.get_all(header::HOST).iter();
+    let Some(value) = values.next() else {
+        return Ok(in_uri.cloned());
+    };
+    if values.next().is_some() {
+        return Err("it has more than one `Host`".into());
+    }
+    let value = value.to_str().map_err(|_| "its `Host` is not ASCII")?;
+    let in_header = authority(value)?;
+    match in_uri {
+        // Case does not count here either.
+        Some(in_uri) if *in_uri != in_header => Err(format!(
+            "its URI is for `{in_uri}`, and its `Host` is `{in_header}`"
+        )),
+        _ => Ok(Some(in_header)),
+    }
+}
+
+/// A host and a port, and nothing else.
+fn authority(text: &str) -> Result<Authority, String> {
+    let bad = |problem| format!("`{}` is not a host: {problem}", text.escape_debug());
+    let authority: Authority = text
+        .parse()
+        .map_err(|_| bad("write `name` or `name:port`"))?;
+    if text.contains('@') {
+        return Err(bad("it has user information"));
+    }
+    // `example.com.` is the same server, and would be another realm.
+    if authority.host().ends_with('.') {
+        return Err(bad("it ends with a dot"));
+    }
+    Ok(authority)
+}
+
+fn peer(head: Head<'_>) -> Option<IpAddr> {
+    if let Some(PeerAddr(peer)) = head.extensions.get() {
+        return Some(peer.ip());
+    }
+    #[cfg(feature = "axum")]
+    if let Some(axum::extract::ConnectInfo(peer)) = head
+        .extensions
+        .get::<axum::extract::ConnectInfo<SocketAddr>>()
+    {
+        return Some(peer.ip());
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderValue, Request};
+
+    use super::*;
+
+    const TRUSTED: &str = "10.1.2.3:99";
+
+    /// The base of a request from a peer, with these headers.
+    fn base(uri: &str, peer: &str, headers: &[(&'static str, &str)]) -> Result<String, String> {
+        base_by(&origin(), uri, peer, headers)
+    }
+
+    fn origin() -> RequestOrigin {
+        RequestOrigin::new(TrustedProxies::new(["10.0.0.0/8", "::1"]).unwrap())
+    }
+
+    fn base_by(
+        origin: &RequestOrigin,
+        uri: &str,
+        peer: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<String, String> {
+        let mut request = Request::patch(uri).body(()).unwrap();
+        for (name, value) in headers {
+            let value = HeaderValue::from_str(value).unwrap();
+            request.headers_mut().append(*name, value);
+        }
+        if !peer.is_empty() {
+            request
+                .extensions_mut()
+                .insert(PeerAddr(peer.parse().unwrap()));
+        }
+        let configured = RealmUrl::parse("https://base.example/api").unwrap();
+        let base = origin.base_of(Head::of(&request), &configured);
+        base.map(|url| url.to_string())
+            .map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_host_is_the_requests_and_the_rest_is_configured() {
+        for (uri, host, expected) in [
+            ("/x", "A.example", "https://a.example/api/"),
+            ("/x", "a.example:443", "https://a.example/api/"),
+            ("/x", "a.example:8443", "https://a.example:8443/api/"),
+            ("/x", "[::1]:80", "https://[::1]:80/api/"),
+            ("http://a.example/x", "A.example", "https://a.example/api/"),
+            ("http://a.example/x", "", "https://a.example/api/"),
+        ] {
+            let host: &[_] = if host.is_empty() {
+                &[]
+            } else {
+                &[("host", host)]
+            };
+            assert_eq!(base(uri, "", host).unwrap(), expected, "{uri} {host:?}");
+        }
+    }
+
+    #[test]
+    fn a_host_that_is_not_certain_is_refused() {
+        for (uri, headers) in [
+            ("/x", &[][..]),
+            ("/x", &[("host", "a"), ("host", "a")][..]),
+            ("/x", &[("host", "a"), ("host", "b")]),
+            ("http://a/x", &[("host", "b")]),
+            ("http://a:80/x", &[("host", "a")]),
+            ("http://u@a/x", &[]),
+            ("/x", &[("host", "")]),
+            ("/x", &[("host", "a/b")]),
+            ("/x", &[("host", "a, b")]),
+            ("/x", &[("host", "u@a")]),
+            ("/x", &[("host", "a.example.")]),
+            ("/x", &[("host", "a.example.:80")]),
+            ("/x", &[("host", "a?b")]),
+            ("/x", &[("host", "a#b")]),
+            ("/x", &[("host", "a\\b")]),
+            ("/x", &[("host", "a:b")]),
+            ("/x", &[("host", "a:99999")]),
+        ] {
+            let error = base(uri, "", headers).unwrap_err();
+            assert!(error.contains("origin"), "{uri} {headers:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn forwarded_headers_count_only_from_a_trusted_peer() {
+        let headers = [
+            ("host", "inner"),
+            ("x-forwarded-host", "outer"),
+            ("x-forwarded-proto", "http"),
+            ("x-forwarded-prefix", "/pre%66ix/"),
+        ];
+        for (peer, expected) in [
+            (TRUSTED, "http://outer/prefix/"),
+            ("[::1]:1", "http://outer/prefix/"),
+            ("[::ffff:10.1.2.3]:1", "http://outer/prefix/"),
+            ("192.0.2.1:1", "https://inner/api/"),
+            ("[::ffff:192.0.2.1]:1", "https://inner/api/"),
+            ("", "https://inner/api/"),
+        ] {
+            assert_eq!(base("/x", peer, &headers).unwrap(), expected, "{peer}");
+        }
+    }
+
+    #[test]
+    fn a_bad_word_of_a_trusted_proxy_is_refused() {
+        for header in [
+            ("x-forwarded-host", "a/b"),
+            ("x-forwarded-host", ""),
+            ("x-forwarded-host", "outer."),
+            ("x-forwarded-proto", "ftp"),
+            ("x-forwarded-proto", "https://evil/"),
+            ("x-forwarded-prefix", "prefix"),
+            ("x-forwarded-prefix", "@evil/"),
+            ("x-forwarded-prefix", "/a/../b"),
+            ("x-forwarded-prefix", "/a%2fb"),
+            ("x-forwarded-prefix", ""),
+            ("forwarded", "host"),
+        ] {
+            let headers = [("host", "inner"), header];
+            let error = base("/x", TRUSTED, &headers).unwrap_err();
+            assert!(!error.contains(char::is_control), "{header:?}: {error}");
+            assert!(base("/x", "192.0.2.1:1", &headers).is_ok(), "{header:?}");
+        }
+        // Not even a trusted proxy can make two hosts of a request one.
+        let twice = [("host", "a"), ("host", "b"), ("x-forwarded-host", "c")];
+        assert!(base("/x", TRUSTED, &twice).is_err());
+    }
+
+    #[test]
+    fn origins_can_be_named() {
+        let only = origin()
+            .only(["https://A.example:443", "http://b.example"])
+            .unwrap();
+        let base = |host| base_by(&only, "/x", "", &[("host", host)]);
+        assert_eq!(base("a.example").unwrap(), "https://a.example/api/");
+        for host in ["b.example", "c.example", "a.example:80"] {
+            assert!(base(host).unwrap_err().contains("none of"), "{host}");
+        }
+        for origin in ["a.example", "https://a.example/x", "ftp://a"] {
+            assert!(
+                super::RequestOrigin::new(TrustedProxies::default())
+                    .only([origin])
+                    .is_err()
+            );
+        }
+    }
+
+    #[test]
+    fn a_proxy_is_an_address_or_a_network() {
+        for bad in ["", "10.0.0.0/33", "proxy.example", "10.0.0.1:80", "x\n"] {
+            let error = TrustedProxies::new([bad]).unwrap_err().to_string();
+            assert!(error.contains("proxy") && !error.contains('\n'), "{error}");
+        }
+        let one = TrustedProxies::new(["10.0.0.1"]).unwrap();
+        assert!(one.trusts("10.0.0.1".parse().unwrap()));
+        assert!(!one.trusts("10.0.0.2".parse().unwrap()));
+        assert!(!TrustedProxies::default().trusts("127.0.0.1".parse().unwrap()));
+    }
+}
