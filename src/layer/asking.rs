@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use http::Request;
 
 use super::read_body::RequestBody;
@@ -48,6 +50,7 @@ impl RealmWriteLockLayer {
         request: Request<A>,
     ) -> Result<(Claim, Request<A>), Rejection> {
         let (parts, body) = request.into_parts();
+        let parts = Arc::new(parts);
         let mut body = RequestBody::Unread(body);
         let head = Head::of_parts(&parts);
         let methods = self.rules.methods(head);
@@ -69,6 +72,8 @@ impl RealmWriteLockLayer {
             scope.extent_of(&parts, head.path(), &body.bytes(), first, most)
         };
         let claim = claim(first, others, &extent);
+        // A closure may have kept it.
+        let parts = Arc::unwrap_or_clone(parts);
         Ok((claim, Request::from_parts(parts, body.handed_on())))
     }
 }

@@ -53,8 +53,8 @@ pub(crate) enum Source {
 }
 
 type Resolving = Pin<Box<dyn Future<Output = Result<Vec<RealmUrl>, RealmError>> + Send>>;
-type ClosureFn = dyn Fn(&Parts) -> Resolving + Send + Sync;
-type BodyClosureFn = dyn Fn(&Parts, Bytes) -> Resolving + Send + Sync;
+type ClosureFn = dyn Fn(Arc<Parts>) -> Resolving + Send + Sync;
+type BodyClosureFn = dyn Fn(Arc<Parts>, Bytes) -> Resolving + Send + Sync;
 
 /// A realm that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,27 +74,25 @@ impl Found {
 impl RealmResolver {
     /// A closure that finds the realms of a request: in a header, in a registry.
     ///
-    /// It reads what it needs of the request's head at once, and looks up the rest in the future that it returns. That is
-    /// done before anything is locked. An error is answered with 400, or with 503 if it is [`RealmError::unavailable`]; so
-    /// is an empty list, with 400. There is no time limit: give it your own. All replicas must find the same realms.
+    /// It gets the request's head, and is asked before anything is locked. An error is answered with 400, or with 503 if it is
+    /// [`RealmError::unavailable`]; an empty list with 400. There is no time limit: give it your own. All replicas must find
+    /// the same realms.
     ///
     /// ```
     /// use tower_realm_lock::{RealmError, RealmResolver, RealmUrl};
     ///
-    /// let realms = RealmResolver::from_fn(|request| {
-    ///     let tenant = request.headers.get("tenant").cloned();
-    ///     async move {
-    ///         let tenant = tenant.ok_or(RealmError::unresolved("the header `tenant` is missing"))?;
-    ///         let tenant = tenant.to_str().map_err(RealmError::unresolved)?;
-    ///         Ok(vec![RealmUrl::parse(&format!("https://realms.example.com/{tenant}/"))?])
-    ///     }
+    /// let realms = RealmResolver::from_fn(|request| async move {
+    ///     let tenant = request.headers.get("tenant");
+    ///     let tenant = tenant.ok_or(RealmError::unresolved("the header `tenant` is missing"))?;
+    ///     let tenant = tenant.to_str().map_err(RealmError::unresolved)?;
+    ///     Ok(vec![RealmUrl::parse(&format!("https://realms.example.com/{tenant}/"))?])
     /// });
     /// # let _ = realms;
     /// ```
     #[must_use]
     pub fn from_fn<F, R>(find: F) -> Self
     where
-        F: Fn(&Parts) -> R + Send + Sync + 'static,
+        F: Fn(Arc<Parts>) -> R + Send + Sync + 'static,
         R: Future<Output = Result<Vec<RealmUrl>, RealmError>> + Send + 'static,
     {
         Source::Closure(Arc::new(move |parts| Box::pin(find(parts)))).into()
@@ -107,7 +105,7 @@ impl RealmResolver {
     #[must_use]
     pub fn from_body_fn<F, R>(find: F) -> Self
     where
-        F: Fn(&Parts, Bytes) -> R + Send + Sync + 'static,
+        F: Fn(Arc<Parts>, Bytes) -> R + Send + Sync + 'static,
         R: Future<Output = Result<Vec<RealmUrl>, RealmError>> + Send + 'static,
     {
         Source::BodyClosure(Arc::new(move |parts, body| Box::pin(find(parts, body)))).into()
@@ -172,13 +170,17 @@ impl Source {
     }
 
     /// What it finds in a request, with its body where it needs that. A closure may find none.
-    pub(crate) async fn find(&self, parts: &Parts, body: &Bytes) -> Result<Vec<Found>, RealmError> {
+    pub(crate) async fn find(
+        &self,
+        parts: &Arc<Parts>,
+        body: &Bytes,
+    ) -> Result<Vec<Found>, RealmError> {
         let realms = match self {
             Self::Paths(paths) => return Ok(vec![paths.find(Head::of_parts(parts))?]),
             Self::Mounts(mounts) => return Ok(vec![mounts.find(Head::of_parts(parts))?]),
             Self::Pointers(pointers) => pointers.resolve(&parts.headers, body)?,
-            Self::Closure(find) => find(parts).await?,
-            Self::BodyClosure(find) => find(parts, body.clone()).await?,
+            Self::Closure(find) => find(Arc::clone(parts)).await?,
+            Self::BodyClosure(find) => find(Arc::clone(parts), body.clone()).await?,
         };
         let found = |realm| Found { realm, depth: None };
         Ok(realms.into_iter().map(found).collect())
