@@ -79,6 +79,15 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, code, title, detail)
     }
 
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// What is wrong with this request, in words.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
     pub fn into_http(self) -> http::Response<Bytes> {
         let mut object = json!({
             "status": self.status.as_str(),

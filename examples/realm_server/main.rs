@@ -14,10 +14,12 @@
 //! cargo run --example realm_server -- --listen 127.0.0.1:4202 --base-url http://localhost:4200 --data-dir /tmp/realms
 //! ```
 //!
+//! `http://127.0.0.1:4201/_locks` is a page to watch the locks, and a race with and without them.
+//!
 //! With `--lock off --write-delay 200` two PATCH requests for one card lose a field, and both get 200.
 //!
 //! `locks` is all that the server does about locking; the handlers in `routes` and the files in `store` know nothing of
-//! it, but for the fencing token.
+//! it, but for the fencing token. `locks_page` only looks on.
 
 mod atomic;
 mod body;
@@ -25,6 +27,7 @@ mod card;
 mod config;
 mod error;
 mod locks;
+mod locks_page;
 mod path;
 mod routes;
 mod signals;
@@ -41,6 +44,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tower_realm_lock::RealmLocks;
 use tracing::level_filters::LevelFilter;
 use tracing::{info, warn};
@@ -99,7 +103,9 @@ async fn serve(config: &Config, directory: &DataDirectory) -> Result<(), Failure
         write_delay: config.write_delay,
         fencing: config.fencing(),
     });
-    let app = router(Cards { store, base_url }, layer.as_ref());
+    let closing = CancellationToken::new();
+    let page = locks_page::routes(address, &config.lock, locks.clone(), closing.clone());
+    let app = router(Cards { store, base_url }, layer.as_ref()).merge(page);
     let signals = Signals::new()?;
 
     // From here on: a start that fails says so in one line, whatever libraries would log on the way.
@@ -110,15 +116,17 @@ async fn serve(config: &Config, directory: &DataDirectory) -> Result<(), Failure
         );
     }
     announce(address, &config.lock, directory);
-    serve_until(signals, listener, app).await?;
+    serve_until(signals, listener, app, closing).await?;
     finish_holds(locks).await
 }
 
-/// Serves until a signal comes, then takes no more connections and finishes the requests that were let in.
+/// Serves until a signal comes, then takes no more connections and finishes the requests that were let in. `closing` ends
+/// the answers that would go on for ever.
 async fn serve_until(
     mut signals: Signals,
     listener: TcpListener,
     app: axum::Router,
+    closing: CancellationToken,
 ) -> io::Result<()> {
     let (stop, mut stopped) = watch::channel(());
     let serving = axum::serve(listener, app).with_graceful_shutdown(async move {
@@ -130,6 +138,7 @@ async fn serve_until(
         ended = &mut serving => return ended?,
         signal = signals.next() => info!(signal, "stopping: finishing the requests that were let in"),
     }
+    closing.cancel();
     stop.send_replace(());
     if let Ok(ended) = tokio::time::timeout(GRACE, serving).await {
         return ended?;

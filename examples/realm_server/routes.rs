@@ -132,7 +132,7 @@ async fn no_route(uri: Uri) -> ApiError {
 }
 
 /// The router adds the `Allow` header.
-async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+pub async fn wrong_method(method: Method, uri: Uri) -> ApiError {
     let path = uri.path().escape_debug();
     let detail = format!("{method} is not possible at '{path}'; 'Allow' lists what is.");
     ApiError::new(
