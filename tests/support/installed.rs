@@ -1,4 +1,4 @@
-//! What this machine has to run a PostgreSQL and a PgBouncer with: their programs and a user that may run them.
+//! What this machine has to run a PostgreSQL, a PgBouncer and a browser with: their programs and a user that may run them.
 
 use std::env;
 use std::fs;
@@ -43,6 +43,22 @@ pub fn bouncer_program() -> PathBuf {
             panic!(
                 "no pgbouncer in PATH, in /usr/sbin or in /usr/local/sbin: run scripts/setup or \
                  `apt-get install pgbouncer`"
+            )
+        })
+}
+
+/// The program `chromedriver`, which starts a Chromium of its own version.
+///
+/// # Panics
+/// When there is none, saying what to install.
+pub fn browser_driver() -> PathBuf {
+    on_the_path()
+        .into_iter()
+        .map(|dir| dir.join("chromedriver"))
+        .find(|program| program.is_file())
+        .unwrap_or_else(|| {
+            panic!(
+                "no chromedriver in PATH: run scripts/setup or `apt-get install chromium chromium-driver`"
             )
         })
 }

@@ -13,7 +13,7 @@ pub mod cluster;
 pub mod database;
 pub mod gate;
 pub mod history;
-mod installed;
+pub mod installed;
 mod keeper;
 pub mod load;
 pub mod process;

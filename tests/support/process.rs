@@ -136,11 +136,12 @@ impl Output {
     }
 }
 
-/// Kills a child of this process when this process ends without having done so, be it by `SIGKILL`.
-struct Watchdog(Child);
+/// Kills a process when this one ends without having done so, be it by `SIGKILL`.
+pub struct Watchdog(Child);
 
 impl Watchdog {
-    fn over(pid: u32) -> Self {
+    /// Watches the process with this id.
+    pub fn over(pid: u32) -> Self {
         let child = Command::new("sh")
             // A line dismisses it; the end of its input, without a line, is the death of the test process.
             .args(["-c", "read -r _ || kill -s KILL \"$1\"", "watchdog"])
@@ -155,8 +156,8 @@ impl Watchdog {
         Self(child)
     }
 
-    /// To be called once the child has been waited for: its process id may be another's from then on.
-    fn dismiss(&mut self) {
+    /// To be called once the process is gone: its id may be another's from then on.
+    pub fn dismiss(&mut self) {
         if let Some(mut input) = self.0.stdin.take() {
             drop(input.write_all(b"\n"));
             drop(input);

@@ -31,12 +31,12 @@ impl Replica {
     /// # Panics
     /// When it ends instead, or does not listen within 20 s; its output is printed.
     pub async fn start(flags: &[&str]) -> Self {
-        let mut process = Process::spawn(
-            command()
-                .await
-                .args(["--listen", "127.0.0.1:0"])
-                .args(flags),
-        );
+        Self::start_at("127.0.0.1:0", flags).await
+    }
+
+    /// The same at a given address: where a client knows one that has ended.
+    pub async fn start_at(address: &str, flags: &[&str]) -> Self {
+        let mut process = Process::spawn(command().await.args(["--listen", address]).args(flags));
         let origin = wait_for("a replica to listen", REPLICA_PATIENCE, async || {
             if let Some(status) = process.ended() {
                 panic!("realm_server {flags:?} ended with {status}");
@@ -50,6 +50,11 @@ impl Replica {
     /// The URL of a path, which starts with `/`, at this replica.
     pub fn url(&self, path: &str) -> String {
         format!("{}{path}", self.origin)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> &str {
+        self.origin.trim_start_matches("http://")
     }
 
     /// Its process id.
