@@ -5,6 +5,7 @@ use url::Url;
 
 use crate::card::{BadDocument, Card, Expect, object_of, only};
 use crate::path::{BadPath, RealmPath};
+use crate::precondition::Precondition;
 use crate::store::{Change, Operation};
 
 /// Why a list of operations cannot be read.
@@ -85,7 +86,11 @@ fn read(
             return Err(BadDocument::new(&format!("{pointer}/op"), detail).into());
         }
     };
-    Ok(Operation { card, change })
+    Ok(Operation {
+        card,
+        change,
+        only_if: Precondition::default(),
+    })
 }
 
 fn text<'a>(

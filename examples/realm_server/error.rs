@@ -15,6 +15,7 @@ use tracing::error;
 use crate::atomic::BadOperations;
 use crate::card::BadDocument;
 use crate::path::BadPath;
+use crate::precondition::BadPrecondition;
 use crate::store::StoreError;
 
 pub const JSON_API: HeaderValue = HeaderValue::from_static("application/vnd.api+json");
@@ -62,6 +63,15 @@ impl ApiError {
             StatusCode::NOT_FOUND,
             "card-not-found",
             "No such card",
+            detail,
+        )
+    }
+
+    pub fn precondition_failed(detail: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::PRECONDITION_FAILED,
+            "precondition-failed",
+            "A precondition failed",
             detail,
         )
     }
@@ -147,6 +157,17 @@ impl From<BadPath> for ApiError {
     }
 }
 
+impl From<BadPrecondition> for ApiError {
+    fn from(error: BadPrecondition) -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "bad-precondition",
+            "Not a precondition",
+            error.to_string(),
+        )
+    }
+}
+
 impl From<BadDocument> for ApiError {
     fn from(error: BadDocument) -> Self {
         Self::new(
@@ -180,6 +201,10 @@ impl From<StoreError> for ApiError {
                 "The card exists",
                 format!("The realm has a card '{card}'; update it, or add another."),
             ),
+            StoreError::Precondition { card, .. } => Self::precondition_failed(format!(
+                "The card '{card}' is not the one that If-Match or If-None-Match allows: it has changed, or there is none. \
+                 Nothing was written; read the card, and send the request with its ETag."
+            )),
             StoreError::StaleFencingToken { offered, stored } => Self {
                 retry_after: Some(Duration::from_secs(1)),
                 ..Self::new(

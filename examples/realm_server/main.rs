@@ -29,6 +29,7 @@ mod error;
 mod locks;
 mod locks_page;
 mod path;
+mod precondition;
 mod routes;
 mod signals;
 mod store;

@@ -9,8 +9,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, LOCATION};
-use http::{Method, StatusCode, Uri};
+use http::header::{CONTENT_TYPE, ETAG, LOCATION};
+use http::{HeaderMap, Method, StatusCode, Uri};
 use serde_json::{Value, json};
 use tower_http::LatencyUnit;
 use tower_http::trace::{DefaultMakeSpan, DefaultOnResponse, TraceLayer};
@@ -24,7 +24,8 @@ use crate::body::admit;
 use crate::card::{Card, Expect};
 use crate::error::{ApiError, JSON_API};
 use crate::path::{CardPath, RealmPath};
-use crate::store::{Change, Operation, Store, StoreError};
+use crate::precondition::{ETag, Precondition};
+use crate::store::{Change, Operation, Store, StoreError, Stored};
 
 /// What every handler needs.
 #[derive(Clone)]
@@ -59,69 +60,121 @@ pub fn router(cards: Cards, lock: Option<&RealmWriteLockLayer>) -> Router {
     router.layer(from_fn(admit)).layer(log)
 }
 
-async fn read(State(cards): State<Cards>, uri: Uri) -> Result<Response, ApiError> {
+async fn read(
+    State(cards): State<Cards>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
     let path = card_of(&uri)?;
+    let only_if = Precondition::of(&headers)?;
     let found = path.clone();
-    match cards.on_disk(move |store| store.read(&found)).await? {
-        Some(card) => Ok(answer(StatusCode::OK, &cards.data(&path, &card))),
-        None => Err(ApiError::card_not_found(format!(
-            "The realm has no card '{path}'."
-        ))),
+    let card = cards.on_disk(move |store| store.read(&found)).await?;
+    if !only_if.matches(card.as_ref().map(|it| &it.etag)) {
+        let detail = format!("The card '{path}' is not the one that If-Match wants.");
+        return Err(ApiError::precondition_failed(detail));
     }
+    let Some(card) = card else {
+        let detail = format!("The realm has no card '{path}'.");
+        return Err(ApiError::card_not_found(detail));
+    };
+    if only_if.is_known(Some(&card.etag)) {
+        let etag = [(ETAG, card.etag.to_header())];
+        return Ok((StatusCode::NOT_MODIFIED, etag).into_response());
+    }
+    let data = cards.data(&path, &card.card);
+    Ok(versioned(StatusCode::OK, &card.etag, &data))
 }
 
 async fn create(
     State(cards): State<Cards>,
     uri: Uri,
+    headers: HeaderMap,
     held: Option<Extension<HeldLock>>,
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let (realm, _) = RealmPath::split(uri.path())?;
-    let path = realm.card(&Uuid::new_v4().to_string())?;
-    let change = Change::Add(Card::from_document(&body, Expect::Whole)?);
-    let location = path.url(&cards.base_url);
-    let data = cards.write_one(path, change, held).await?;
-    Ok(([(LOCATION, location)], answer(StatusCode::CREATED, &data)).into_response())
+    no_version(&headers)?;
+    let operation = Operation {
+        card: realm.card(&Uuid::new_v4().to_string())?,
+        change: Change::Add(Card::from_document(&body, Expect::Whole)?),
+        only_if: Precondition::default(),
+    };
+    let location = operation.card.url(&cards.base_url);
+    let answer = cards
+        .write_one(StatusCode::CREATED, operation, held)
+        .await?;
+    Ok(([(LOCATION, location)], answer).into_response())
 }
 
 async fn update(
     State(cards): State<Cards>,
     uri: Uri,
+    headers: HeaderMap,
     held: Option<Extension<HeldLock>>,
     body: Bytes,
 ) -> Result<Response, ApiError> {
-    let path = card_of(&uri)?;
-    let change = Change::Update(Card::from_document(&body, Expect::Patch)?);
-    let data = cards.write_one(path, change, held).await?;
-    Ok(answer(StatusCode::OK, &data))
+    let operation = Operation {
+        card: card_of(&uri)?,
+        change: Change::Update(Card::from_document(&body, Expect::Patch)?),
+        only_if: Precondition::of(&headers)?,
+    };
+    cards.write_one(StatusCode::OK, operation, held).await
 }
 
 async fn remove(
     State(cards): State<Cards>,
     uri: Uri,
+    headers: HeaderMap,
     held: Option<Extension<HeldLock>>,
 ) -> Result<Response, ApiError> {
+    let operation = Operation {
+        card: card_of(&uri)?,
+        change: Change::Remove,
+        only_if: Precondition::of(&headers)?,
+    };
     cards
-        .write_one(card_of(&uri)?, Change::Remove, held)
-        .await?;
-    Ok(StatusCode::NO_CONTENT.into_response())
+        .write_one(StatusCode::NO_CONTENT, operation, held)
+        .await
 }
 
 async fn apply(
     State(cards): State<Cards>,
     uri: Uri,
+    headers: HeaderMap,
     held: Option<Extension<HeldLock>>,
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let (realm, _) = RealmPath::split(uri.path())?;
+    no_version(&headers)?;
     let operations = operations_of(&body, &realm, &cards.base_url)?;
-    let results = cards
-        .write(operations, held, |index| Some(pointer(index)))
-        .await?;
-    Ok(answer(
-        StatusCode::CREATED,
-        &json!({ "atomic:results": results }),
-    ))
+    let paths: Vec<_> = operations.iter().map(|it| it.card.clone()).collect();
+    let written = cards.write(operations, held).await.map_err(|error| {
+        let pointer = error.operation().map(pointer);
+        ApiError::from(error).at(pointer)
+    })?;
+    let results = paths
+        .iter()
+        .zip(&written)
+        .map(|(path, written)| match written {
+            Some(Stored { card, etag }) => {
+                let mut result = cards.data(path, card);
+                result["meta"] = json!({ "etag": etag.to_string() });
+                result
+            }
+            None => json!({}),
+        });
+    let results: Vec<Value> = results.collect();
+    let document = json!({ "atomic:results": results });
+    Ok(answer(StatusCode::CREATED, &document))
+}
+
+/// Refuses `If-Match` where cards are posted: a realm has no version of its own, so that none can match.
+fn no_version(headers: &HeaderMap) -> Result<(), ApiError> {
+    if Precondition::of(headers)?.allows_write(None) {
+        return Ok(());
+    }
+    let detail = "A realm has no ETag that If-Match could match; send it with a PATCH or DELETE of one card.";
+    Err(ApiError::precondition_failed(detail))
 }
 
 async fn no_route(uri: Uri) -> ApiError {
@@ -153,41 +206,37 @@ fn answer(status: StatusCode, document: &Value) -> Response {
     (status, [(CONTENT_TYPE, JSON_API)], document.to_string()).into_response()
 }
 
+/// The answer with one card and its version.
+fn versioned(status: StatusCode, etag: &ETag, document: &Value) -> Response {
+    ([(ETAG, etag.to_header())], answer(status, document)).into_response()
+}
+
 impl Cards {
-    /// Applies the operations, and gives one document for each; `place` says where one stands that cannot be applied.
+    /// Applies the operations, all or none, and gives the card as each of them left it.
     async fn write(
         &self,
         operations: Vec<Operation>,
         held: Option<Extension<HeldLock>>,
-        place: impl Fn(usize) -> Option<String>,
-    ) -> Result<Vec<Value>, ApiError> {
+    ) -> Result<Vec<Option<Stored>>, StoreError> {
         let token = held.and_then(|Extension(held)| held.fencing_token());
-        let paths: Vec<_> = operations.iter().map(|it| it.card.clone()).collect();
-        let cards = self
-            .on_disk(move |store| store.write(&operations, token))
+        self.on_disk(move |store| store.write(&operations, token))
             .await
-            .map_err(|error| {
-                let pointer = error.operation().and_then(place);
-                ApiError::from(error).at(pointer)
-            })?;
-        let results = paths.iter().zip(&cards).map(|(path, card)| match card {
-            Some(card) => self.data(path, card),
-            None => json!({}),
-        });
-        Ok(results.collect())
     }
 
+    /// Applies one operation, and answers with the card that it leaves, if any.
     async fn write_one(
         &self,
-        card: CardPath,
-        change: Change,
+        status: StatusCode,
+        operation: Operation,
         held: Option<Extension<HeldLock>>,
-    ) -> Result<Value, ApiError> {
-        let mut results = self
-            .write(vec![Operation { card, change }], held, |_| None)
-            .await?;
+    ) -> Result<Response, ApiError> {
+        let path = operation.card.clone();
+        let mut results = self.write(vec![operation], held).await?;
         // One operation, one result.
-        Ok(results.remove(0))
+        Ok(match results.remove(0) {
+            Some(Stored { card, etag }) => versioned(status, &etag, &self.data(&path, &card)),
+            None => status.into_response(),
+        })
     }
 
     fn data(&self, path: &CardPath, card: &Card) -> Value {

@@ -50,12 +50,34 @@ impl Server {
     }
 
     async fn send_as(&self, media_type: &str, method: &str, path: &str, body: String) -> Answer {
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(CONTENT_TYPE, media_type)
-            .body(Body::from(body))
-            .unwrap();
+        let headers = [("content-type", media_type)];
+        self.send_text(method, path, body, &headers).await
+    }
+
+    async fn send_with(
+        &self,
+        method: &str,
+        path: &str,
+        body: &Value,
+        headers: &[(&str, &str)],
+    ) -> Answer {
+        let headers = [&[("content-type", "application/json")], headers].concat();
+        self.send_text(method, path, body.to_string(), &headers)
+            .await
+    }
+
+    async fn send_text(
+        &self,
+        method: &str,
+        path: &str,
+        body: String,
+        headers: &[(&str, &str)],
+    ) -> Answer {
+        let mut request = Request::builder().method(method).uri(path);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Body::from(body)).unwrap();
         let (parts, body) = self
             .router
             .clone()
@@ -156,8 +178,17 @@ async fn operations_answer_one_result_each() {
     ]);
     let answer = server.send("POST", "/luke/r/_atomic", &body).await;
     assert_eq!(answer.status, 201);
-    let x = json!({ "data": { "type": "card", "id": "http://127.0.0.1:4201/luke/r/x", "attributes": {"n": 1}, "meta": {} } });
-    let y = json!({ "data": { "type": "card", "id": "http://127.0.0.1:4201/luke/r/y", "attributes": {"n": 1}, "meta": {} } });
+    let tag = |attributes: &str| {
+        let stored =
+            format!(r#"{{"data":{{"attributes":{attributes},"meta":{{}},"type":"card"}}}}"#);
+        ETag::of(stored.as_bytes()).to_string()
+    };
+    let result = |name: &str| {
+        let id = format!("http://127.0.0.1:4201/luke/r/{name}");
+        let data = json!({ "type": "card", "id": id, "attributes": {"n": 1}, "meta": {} });
+        json!({ "data": data, "meta": { "etag": tag(r#"{"n":1}"#) } })
+    };
+    let (x, y) = (result("x"), result("y"));
     assert_eq!(answer.body, json!({ "atomic:results": [x, x, y, {}] }));
     assert_eq!(server.files(), [".", "x.json"]);
 }
@@ -325,3 +356,5 @@ async fn a_write_without_a_token_is_refused_with_fencing() {
     assert_eq!(answer.error(), (500, "fencing-token-missing"));
     assert_eq!(server.files(), [""; 0]);
 }
+
+mod precondition;

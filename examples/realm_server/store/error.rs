@@ -23,6 +23,10 @@ pub enum StoreError {
         operation: usize,
         card: CardPath,
     },
+    /// The card is not, or no longer, what the client wants it to be.
+    Precondition {
+        card: CardPath,
+    },
     /// A later hold of the realm has written the card.
     StaleFencingToken {
         offered: FencingToken,
@@ -76,6 +80,12 @@ impl fmt::Display for StoreError {
         match self {
             Self::Missing { card, .. } => write!(f, "the card '{card}' does not exist"),
             Self::Exists { card, .. } => write!(f, "the card '{card}' exists already"),
+            Self::Precondition { card } => {
+                write!(
+                    f,
+                    "the card '{card}' is not what the request's precondition wants"
+                )
+            }
             Self::StaleFencingToken { offered, stored } => {
                 write!(
                     f,

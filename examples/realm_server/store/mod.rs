@@ -18,6 +18,7 @@ use tower_realm_lock::FencingToken;
 
 use crate::card::{Card, Expect};
 use crate::path::CardPath;
+use crate::precondition::{ETag, Precondition};
 use batch::Replacement;
 pub use error::StoreError;
 
@@ -35,6 +36,15 @@ pub struct Store {
 pub struct Operation {
     pub card: CardPath,
     pub change: Change,
+    /// What the card must be before it: checked between the read and the write, and so under the lock.
+    pub only_if: Precondition,
+}
+
+/// A card as an operation left it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    pub card: Card,
+    pub etag: ETag,
 }
 
 #[derive(Debug)]
@@ -48,12 +58,19 @@ pub enum Change {
 /// A card as it lies on disk, and as it shall be.
 struct State {
     before: Option<Vec<u8>>,
-    now: Option<Card>,
+    now: Option<Stored>,
+}
+
+impl Stored {
+    fn of(card: Card) -> Self {
+        let etag = ETag::of(&card.to_document());
+        Self { card, etag }
+    }
 }
 
 impl Store {
     /// Reads a card; `None` if there is none.
-    pub fn read(&self, card: &CardPath) -> Result<Option<Card>, StoreError> {
+    pub fn read(&self, card: &CardPath) -> Result<Option<Stored>, StoreError> {
         Ok(self.load(card)?.now)
     }
 
@@ -62,7 +79,7 @@ impl Store {
         &self,
         operations: &[Operation],
         token: Option<FencingToken>,
-    ) -> Result<Vec<Option<Card>>, StoreError> {
+    ) -> Result<Vec<Option<Stored>>, StoreError> {
         let token = match (self.fencing, token) {
             (false, _) => None,
             (true, Some(token)) => Some(token),
@@ -75,7 +92,7 @@ impl Store {
             .map(|(card, state)| Replacement {
                 file: card.file(&self.root),
                 before: state.before,
-                after: state.now.map(|card| card.to_document()),
+                after: state.now.map(|it| it.card.to_document()),
             })
             // Added and removed again: nothing to do.
             .filter(|it| it.before.is_some() || it.after.is_some())
@@ -92,19 +109,28 @@ impl Store {
     fn plan<'a>(
         &self,
         operations: &'a [Operation],
-    ) -> Result<(BTreeMap<&'a CardPath, State>, Vec<Option<Card>>), StoreError> {
+    ) -> Result<(BTreeMap<&'a CardPath, State>, Vec<Option<Stored>>), StoreError> {
         let mut states = BTreeMap::new();
         let mut results = Vec::with_capacity(operations.len());
-        for (operation, Operation { card, change }) in operations.iter().enumerate() {
+        for (operation, it) in operations.iter().enumerate() {
+            let Operation {
+                card,
+                change,
+                only_if,
+            } = it;
             let state = match states.entry(card) {
                 Entry::Occupied(entry) => entry.into_mut(),
                 Entry::Vacant(entry) => entry.insert(self.load(card)?),
             };
+            if !only_if.allows_write(state.now.as_ref().map(|it| &it.etag)) {
+                let card = card.clone();
+                return Err(StoreError::Precondition { card });
+            }
             state.now = match (change, state.now.take()) {
-                (Change::Add(card), None) => Some(card.clone()),
-                (Change::Update(patch), Some(mut card)) => {
+                (Change::Add(card), None) => Some(Stored::of(card.clone())),
+                (Change::Update(patch), Some(Stored { mut card, .. })) => {
                     card.merge(patch);
-                    Some(card)
+                    Some(Stored::of(card))
                 }
                 (Change::Remove, Some(_)) => None,
                 (Change::Add(_), Some(_)) => {
@@ -127,7 +153,11 @@ impl Store {
             files::read_if_present(&file).map_err(|source| StoreError::io(&file, source))?;
         let now = before
             .as_deref()
-            .map(|bytes| Card::from_document(bytes, Expect::Whole))
+            .map(|bytes| {
+                let card = Card::from_document(bytes, Expect::Whole)?;
+                let etag = ETag::of(bytes);
+                Ok(Stored { card, etag })
+            })
             .transpose()
             .map_err(|source| StoreError::Damaged { file, source })?;
         Ok(State { before, now })

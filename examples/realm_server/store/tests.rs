@@ -25,11 +25,17 @@ fn card(name: &str, value: u64) -> Card {
     Card::from_resource(&resource, "", Expect::Whole).unwrap()
 }
 
+/// The card as it is read, without its version.
+fn read(store: &Store, name: &str) -> Option<Card> {
+    store.read(&path(name)).unwrap().map(|it| it.card)
+}
+
 fn add(name: &str, value: u64) -> Operation {
     let change = Change::Add(card("a", value));
     Operation {
         card: path(name),
         change,
+        only_if: Precondition::default(),
     }
 }
 
@@ -38,6 +44,7 @@ fn update(name: &str, attribute: &str, value: u64) -> Operation {
     Operation {
         card: path(name),
         change,
+        only_if: Precondition::default(),
     }
 }
 
@@ -46,6 +53,7 @@ fn remove(name: &str) -> Operation {
     Operation {
         card: path(name),
         change,
+        only_if: Precondition::default(),
     }
 }
 
@@ -86,11 +94,12 @@ fn operations_apply_to_what_the_ones_before_them_left() {
             None,
         )
         .unwrap();
-    assert_eq!(results[0], Some(card("a", 1)));
+    assert_eq!(results[0].as_ref().unwrap().card, card("a", 1));
     assert_eq!(results[3], None);
+    assert_eq!(store.read(&path("x")).unwrap(), results[1]);
     let mut merged = card("a", 1);
     merged.merge(&card("b", 2));
-    assert_eq!(store.read(&path("x")).unwrap(), Some(merged));
+    assert_eq!(read(&store, "x"), Some(merged));
     assert_eq!(
         tree(&directory),
         [
@@ -133,8 +142,8 @@ fn a_write_that_fails_half_way_is_undone() {
         )
         .unwrap_err();
     assert!(matches!(error, StoreError::Unusable { .. }), "{error}");
-    assert_eq!(store.read(&path("a")).unwrap(), Some(card("a", 1)));
-    assert_eq!(store.read(&path("b")).unwrap(), Some(card("a", 1)));
+    assert_eq!(read(&store, "a"), Some(card("a", 1)));
+    assert_eq!(read(&store, "b"), Some(card("a", 1)));
     assert_eq!(tree(&directory), before);
 }
 
@@ -155,7 +164,7 @@ fn names_that_the_file_system_has_no_place_for_are_the_clients_fault() {
         );
     }
     for name in ["file/y", "file/y/z", "d", "nowhere/y"] {
-        assert_eq!(store.read(&path(name)).unwrap(), None);
+        assert_eq!(read(&store, name), None);
         let error = store.write(&[remove(name)], None).unwrap_err();
         assert!(
             matches!(error, StoreError::Missing { .. }),
@@ -206,7 +215,7 @@ fn without_a_lock_a_race_loses_one_write() {
         ..store(&directory, false)
     };
     race(&store, add("x", 1), add("x", 2));
-    let winner = store.read(&path("x")).unwrap().unwrap();
+    let winner = read(&store, "x").unwrap();
     assert!(winner == card("a", 1) || winner == card("a", 2));
 
     race(&store, update("x", "left", 1), update("x", "right", 1));
@@ -215,7 +224,7 @@ fn without_a_lock_a_race_loses_one_write() {
         card.merge(&super::tests::card(attribute, 1));
         Some(card)
     };
-    let read = store.read(&path("x")).unwrap();
+    let read = read(&store, "x");
     assert!(read == merged("left") || read == merged("right"));
 }
 
@@ -236,7 +245,7 @@ fn an_older_fencing_token_writes_nothing() {
             matches!(error, StoreError::StaleFencingToken { .. }),
             "{error}"
         );
-        assert_eq!(store.read(&path("x")).unwrap(), Some(card("a", 1)));
+        assert_eq!(read(&store, "x"), Some(card("a", 1)));
         assert_eq!(tree(&directory), before);
     }
     store
@@ -258,7 +267,7 @@ fn the_fence_outlives_the_card() {
         matches!(error, StoreError::StaleFencingToken { .. }),
         "{error}"
     );
-    assert_eq!(store.read(&path("x")).unwrap(), None);
+    assert_eq!(read(&store, "x"), None);
 }
 
 #[test]
@@ -269,4 +278,66 @@ fn fencing_refuses_a_write_without_a_token() {
         .unwrap_err();
     assert!(matches!(error, StoreError::NoFencingToken));
     assert_eq!(tree(&directory), [""; 0]);
+}
+
+#[test]
+fn a_write_whose_precondition_fails_writes_nothing() {
+    use http::header::{IF_MATCH, IF_NONE_MATCH};
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory, false);
+    let only_if = |name, value: &str| {
+        Precondition::of(&http::HeaderMap::from_iter([(
+            name,
+            value.parse().unwrap(),
+        )]))
+        .unwrap()
+    };
+    let first = store
+        .write(&[add("x", 1)], None)
+        .unwrap()
+        .remove(0)
+        .unwrap();
+    let old = only_if(IF_MATCH, &first.etag.to_string());
+    let changed = Operation {
+        only_if: old.clone(),
+        ..update("x", "a", 2)
+    };
+    store.write(&[changed], None).unwrap();
+    let before = (tree(&directory), read(&store, "x"));
+    for (operation, only_if) in [
+        (update("x", "a", 3), old.clone()),
+        (remove("x"), old),
+        (remove("x"), only_if(IF_NONE_MATCH, "*")),
+        (update("missing", "a", 3), only_if(IF_MATCH, "*")),
+        (remove("missing"), only_if(IF_MATCH, "*")),
+    ] {
+        let error = store
+            .write(
+                &[Operation {
+                    only_if,
+                    ..operation
+                }],
+                None,
+            )
+            .unwrap_err();
+        assert!(matches!(error, StoreError::Precondition { .. }), "{error}");
+        assert_eq!((tree(&directory), read(&store, "x")), before);
+    }
+    // A file that was written by hand has a version too: that of its bytes.
+    fs::write(
+        path("x").file(&store.root),
+        "{ \"data\": {\"type\": \"card\"} }",
+    )
+    .unwrap();
+    let by_hand = store.read(&path("x")).unwrap().unwrap();
+    let only_if = only_if(IF_MATCH, &by_hand.etag.to_string());
+    store
+        .write(
+            &[Operation {
+                only_if,
+                ..remove("x")
+            }],
+            None,
+        )
+        .unwrap();
 }
