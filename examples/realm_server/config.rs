@@ -9,6 +9,8 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
 use url::Url;
 
+use crate::store::Fault;
+
 /// Serves realms of JSON cards. Its writes are safe on many replicas, because a layer locks the realm around each.
 #[derive(Parser)]
 #[command(name = "realm_server", version)]
@@ -66,6 +68,10 @@ struct Flags {
         allow_negative_numbers = true
     )]
     write_delay: u64,
+
+    /// Let every change to a whole realm go wrong at one step, `STEP:error` or `STEP:crash`: for tests.
+    #[arg(long, value_name = "STEP:HOW", hide = true)]
+    fault: Option<Fault>,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -93,6 +99,7 @@ pub struct Config {
     pub lock: Lock,
     pub acquire_timeout: Option<Duration>,
     pub write_delay: Duration,
+    pub fault: Fault,
 }
 
 /// Which locks to take. It has no `Debug`: the URL may hold a password.
@@ -160,6 +167,7 @@ impl TryFrom<Flags> for Config {
             lock,
             acquire_timeout: flags.acquire_timeout,
             write_delay: Duration::from_millis(flags.write_delay),
+            fault: flags.fault.unwrap_or_default(),
         })
     }
 }

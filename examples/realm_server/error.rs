@@ -1,6 +1,7 @@
 //! Errors as a client gets them: JSON:API error objects.
 
 use std::error::Error;
+use std::fmt;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -9,13 +10,14 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
 use serde_json::json;
-use tower_realm_lock::Rejection;
+use tower_realm_lock::{LockError, Rejection};
 use tracing::error;
 
 use crate::atomic::BadOperations;
 use crate::card::BadDocument;
-use crate::path::BadPath;
+use crate::path::{BadPath, RealmPath};
 use crate::precondition::BadPrecondition;
+use crate::realms::RowsError;
 use crate::store::StoreError;
 
 pub const JSON_API: HeaderValue = HeaderValue::from_static("application/vnd.api+json");
@@ -65,6 +67,23 @@ impl ApiError {
             "No such card",
             detail,
         )
+    }
+
+    pub fn realm_exists(realm: &RealmPath) -> Self {
+        let detail = format!(
+            "There is a realm '{realm}' that was not published; delete it first, or choose another name."
+        );
+        Self::new(
+            StatusCode::CONFLICT,
+            "realm-exists",
+            "The realm exists",
+            detail,
+        )
+    }
+
+    pub fn bad_realm_url(detail: impl Into<String>) -> Self {
+        let title = "Not the URL of a realm";
+        Self::new(StatusCode::BAD_REQUEST, "bad-realm-url", title, detail)
     }
 
     pub fn precondition_failed(detail: impl Into<String>) -> Self {
@@ -146,6 +165,27 @@ impl From<&Rejection> for ApiError {
     }
 }
 
+impl From<LockError> for ApiError {
+    fn from(error: LockError) -> Self {
+        Self::from(&Rejection::Lock(error))
+    }
+}
+
+impl From<RowsError> for ApiError {
+    fn from(error: RowsError) -> Self {
+        match error {
+            RowsError::Lock(error) => error.into(),
+            error => Self::internal("realm-change-failed", "The realm was not changed", &error),
+        }
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.code, self.detail)
+    }
+}
+
 impl From<BadPath> for ApiError {
     fn from(error: BadPath) -> Self {
         Self::new(
@@ -223,6 +263,37 @@ impl From<StoreError> for ApiError {
                 "Not the path of a card",
                 "The file system has no place for a card at this path; choose a shorter one, or another.",
             ),
+            StoreError::RealmExists(realm) => Self::realm_exists(realm),
+            StoreError::RealmMissing(realm) => Self::new(
+                StatusCode::NOT_FOUND,
+                "realm-not-found",
+                "No such realm",
+                format!("There is no realm '{realm}'; create or publish it first."),
+            ),
+            StoreError::NotPublished(realm) => Self::new(
+                StatusCode::CONFLICT,
+                "realm-not-published",
+                "The realm was not published",
+                format!(
+                    "The realm '{realm}' was created, not published; delete it if it shall go."
+                ),
+            ),
+            StoreError::Unsettled(realm) => Self {
+                retry_after: Some(Duration::from_secs(1)),
+                ..Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "realm-unsettled",
+                    "A change to the realm is half done",
+                    format!(
+                        "A change to the realm '{realm}' is being settled. Nothing was written; send the request again."
+                    ),
+                )
+            },
+            StoreError::RowsNeeded(_)
+            | StoreError::DamagedJournal { .. }
+            | StoreError::Injected { .. } => {
+                Self::internal("realm-change-failed", "The realm was not changed", &error)
+            }
             StoreError::NoFencingToken => {
                 Self::internal("fencing-token-missing", "No fencing token", &error)
             }

@@ -2,19 +2,24 @@
 
 use std::time::Duration;
 
+use axum::body::Body;
 use tower_realm_lock::{
-    LockError, RealmError, RealmLocks, RealmPaths, RealmWriteLockLayer, Rejection,
+    LockError, RealmError, RealmLocks, RealmPaths, RealmResolver, RealmWriteLockLayer, Rejection,
 };
 use url::Url;
 
 use crate::config::Lock;
 use crate::error::ApiError;
+use crate::{body, realms};
 
 /// The locks that the flags ask for; `None` with `--lock off`.
-pub async fn open(lock: &Lock) -> Result<Option<RealmLocks>, LockError> {
-    match lock {
-        Lock::Off => Ok(None),
-        Lock::InProcess => Ok(Some(RealmLocks::in_process())),
+pub async fn open(
+    lock: &Lock,
+    acquire_timeout: Option<Duration>,
+) -> Result<Option<RealmLocks>, LockError> {
+    let locks = match lock {
+        Lock::Off => return Ok(None),
+        Lock::InProcess => RealmLocks::in_process(),
         Lock::Postgres {
             url,
             pool_size,
@@ -31,23 +36,35 @@ pub async fn open(lock: &Lock) -> Result<Option<RealmLocks>, LockError> {
             if let Some(lease) = *lease {
                 builder = builder.lease(lease);
             }
-            builder.build().await.map(Some)
+            builder.build().await?
         }
-    }
+    };
+    Ok(Some(match acquire_timeout {
+        Some(timeout) => locks.acquire_timeout(timeout),
+        None => locks,
+    }))
 }
 
-/// The layer that puts every write of a realm under its lock.
-pub fn layer(
-    locks: RealmLocks,
-    base_url: &Url,
-    acquire_timeout: Option<Duration>,
-) -> Result<RealmWriteLockLayer, RealmError> {
-    let realms = RealmPaths::new(base_url.as_str(), "/{owner}/{realm}")?;
-    let layer = RealmWriteLockLayer::new(locks, realms)
-        .rejection(|rejection: &Rejection| ApiError::from(rejection).into_http());
-    Ok(match acquire_timeout {
-        Some(timeout) => layer.acquire_timeout(timeout),
-        None => layer,
+/// The layers that put every write of a realm under its lock.
+pub struct Layers {
+    /// For what is below a realm.
+    pub cards: RealmWriteLockLayer,
+    /// For what is done to whole realms.
+    pub realms: RealmWriteLockLayer,
+}
+
+/// `rows`: whether changes to whole realms write rows in the transaction that holds the lock.
+pub fn layers(locks: &RealmLocks, base_url: &Url, rows: bool) -> Result<Layers, RealmError> {
+    let layer = |realms: RealmResolver| {
+        RealmWriteLockLayer::new(locks.clone(), realms)
+            .rejection(|rejection: &Rejection| ApiError::from(rejection).into_http())
+    };
+    let cards = RealmPaths::new(base_url.as_str(), "/{owner}/{realm}")?;
+    Ok(Layers {
+        cards: layer(cards.into()),
+        realms: layer(realms::resolver(base_url)?)
+            .read_bodies(body::LIMIT, Body::new)
+            .share_transaction(rows),
     })
 }
 
@@ -55,7 +72,6 @@ pub fn layer(
 mod tests {
     use std::sync::Arc;
 
-    use axum::body::Body;
     use axum::response::Response;
     use http::header::{CONTENT_TYPE, RETRY_AFTER};
     use http::{Request, StatusCode};
@@ -68,19 +84,26 @@ mod tests {
 
     use super::*;
     use crate::routes::{Cards, router};
-    use crate::store::Store;
+    use crate::store::{Fault, Store};
 
     /// A server whose writes wait this long for locks that the caller has as well.
     fn server(directory: &TempDir, acquire_timeout: Duration) -> (axum::Router, RealmLocks) {
         let base_url = Url::parse("http://127.0.0.1:4201").unwrap();
-        let locks = RealmLocks::in_process();
-        let layer = layer(locks.clone(), &base_url, Some(acquire_timeout)).unwrap();
+        let locks = RealmLocks::in_process().acquire_timeout(acquire_timeout);
+        let layers = layers(&locks, &base_url, false).unwrap();
         let store = Arc::new(Store {
             root: directory.path().to_owned(),
             write_delay: Duration::from_millis(50),
             fencing: false,
+            fault: Fault::default(),
         });
-        (router(Cards { store, base_url }, Some(&layer)), locks)
+        let cards = Cards {
+            store,
+            base_url,
+            locks: Some(locks.clone()),
+            rows: false,
+        };
+        (router(cards, Some(&layers)), locks)
     }
 
     async fn send(router: &axum::Router, method: &str, path: &str, body: &str) -> Response {

@@ -30,6 +30,7 @@ mod locks;
 mod locks_page;
 mod path;
 mod precondition;
+mod realms;
 mod routes;
 mod signals;
 mod store;
@@ -83,7 +84,7 @@ fn run(config: &Config) -> Result<(), Failure> {
 }
 
 async fn serve(config: &Config, directory: &DataDirectory) -> Result<(), Failure> {
-    let locks = locks::open(&config.lock).await?;
+    let locks = locks::open(&config.lock, config.acquire_timeout).await?;
     let listener = TcpListener::bind(config.listen).await.map_err(|cause| {
         format!(
             "cannot listen on {}: {cause}; choose another with --listen",
@@ -95,18 +96,33 @@ async fn serve(config: &Config, directory: &DataDirectory) -> Result<(), Failure
         Some(url) => url.clone(),
         None => Url::parse(&format!("http://{address}"))?,
     };
-    let layer = locks
-        .clone()
-        .map(|locks| locks::layer(locks, &base_url, config.acquire_timeout))
-        .transpose()?;
+    let rows = matches!(config.lock, Lock::Postgres { .. });
+    let layers = match &locks {
+        Some(locks) => Some(locks::layers(locks, &base_url, rows)?),
+        None => None,
+    };
+    if let Some(locks) = locks.as_ref().filter(|_| rows) {
+        realms::make_tables(locks).await.map_err(|cause| {
+            format!(
+                "cannot make the tables of realms: {cause}; let the database's user create tables"
+            )
+        })?;
+    }
     let store = Arc::new(Store {
         root: directory.path().to_owned(),
         write_delay: config.write_delay,
         fencing: config.fencing(),
+        fault: config.fault,
     });
+    let cards = Cards {
+        store,
+        base_url,
+        locks: locks.clone(),
+        rows,
+    };
     let closing = CancellationToken::new();
     let page = locks_page::routes(address, &config.lock, locks.clone(), closing.clone());
-    let app = router(Cards { store, base_url }, layer.as_ref()).merge(page);
+    let app = router(cards.clone(), layers.as_ref()).merge(page);
     let signals = Signals::new()?;
 
     // From here on: a start that fails says so in one line, whatever libraries would log on the way.
@@ -117,6 +133,7 @@ async fn serve(config: &Config, directory: &DataDirectory) -> Result<(), Failure
         );
     }
     announce(address, &config.lock, directory);
+    tokio::spawn(cards.settle_all());
     serve_until(signals, listener, app, closing).await?;
     finish_holds(locks).await
 }

@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
+use tower_realm_lock::RealmUrl;
 use url::Url;
 
 /// The last part of a realm's path that is an endpoint, and so cannot be a card.
@@ -35,7 +36,7 @@ const ENCODED: &AsciiSet = &CONTROLS
     .add(b'\\');
 
 /// The owner and the name of a realm, each safe as the name of a directory.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RealmPath {
     owner: String,
     realm: String,
@@ -51,6 +52,42 @@ impl RealmPath {
             realm: safe(decode(segment()?)?)?,
         };
         Ok((realm, parts.next().unwrap_or_default()))
+    }
+
+    /// The realm of these decoded names.
+    pub fn named(owner: &str, realm: &str) -> Result<Self, BadPath> {
+        Ok(Self {
+            owner: safe(owner.to_owned())?,
+            realm: safe(realm.to_owned())?,
+        })
+    }
+
+    /// The realm that a canonical realm URL names, if it is one of this server's.
+    pub fn of_url(url: &RealmUrl, base_url: &Url) -> Result<Self, BadPath> {
+        let foreign = "is no realm of this server; write its origin, an owner and a name: 'http://…/owner/realm/'";
+        let foreign = || BadPath::new(url.as_str(), foreign);
+        let path = path_at_origin(url.as_str(), base_url).ok_or_else(foreign)?;
+        match Self::split(path) {
+            Ok((realm, "")) => Ok(realm),
+            Ok(_) => Err(foreign()),
+            Err(problem) => Err(problem),
+        }
+    }
+
+    pub fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    /// The directory of its cards, below the data directory.
+    pub fn directory(&self, root: &Path) -> PathBuf {
+        root.join(&self.owner).join(&self.realm)
+    }
+
+    /// Its canonical URL, which ends in '/'.
+    pub fn url(&self, base_url: &Url) -> String {
+        let mut url = url_of([&self.owner, &self.realm], base_url);
+        url.push('/');
+        url
     }
 
     /// The card at a raw path below this realm; `x` and `x.json` are one card.
@@ -111,7 +148,7 @@ fn path_at_origin<'a>(url: &'a str, origin: &Url) -> Option<&'a str> {
 }
 
 /// The path of a card in its realm: one or more segments, each safe as a file name, without `.json`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CardPath {
     realm: RealmPath,
     segments: Vec<String>,
@@ -120,7 +157,7 @@ pub struct CardPath {
 impl CardPath {
     /// The card's file below the data directory.
     pub fn file(&self, root: &Path) -> PathBuf {
-        let mut file = root.join(&self.realm.owner).join(&self.realm.realm);
+        let mut file = self.realm.directory(root);
         file.extend(&self.segments);
         // Not `with_extension`: it would replace the `.0` of a card `v1.0`.
         file.as_mut_os_string().push(SUFFIX);
@@ -129,15 +166,27 @@ impl CardPath {
 
     /// The card's URL: its `id` in responses.
     pub fn url(&self, base_url: &Url) -> String {
-        let mut url = base_url.as_str().trim_end_matches('/').to_owned();
-        for segment in [&self.realm.owner, &self.realm.realm]
-            .into_iter()
-            .chain(&self.segments)
-        {
-            url.push('/');
-            url.extend(utf8_percent_encode(segment, ENCODED));
-        }
-        url
+        let realm = [&self.realm.owner, &self.realm.realm];
+        url_of(realm.into_iter().chain(&self.segments), base_url)
+    }
+
+    pub fn realm(&self) -> &RealmPath {
+        &self.realm
+    }
+}
+
+fn url_of<'a>(segments: impl IntoIterator<Item = &'a String>, base_url: &Url) -> String {
+    let mut url = base_url.as_str().trim_end_matches('/').to_owned();
+    for segment in segments {
+        url.push('/');
+        url.extend(utf8_percent_encode(segment, ENCODED));
+    }
+    url
+}
+
+impl fmt::Display for RealmPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.owner, self.realm)
     }
 }
 

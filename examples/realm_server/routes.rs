@@ -4,7 +4,7 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::middleware::from_fn;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Router};
@@ -14,7 +14,7 @@ use http::{HeaderMap, Method, StatusCode, Uri};
 use serde_json::{Value, json};
 use tower_http::LatencyUnit;
 use tower_http::trace::{DefaultMakeSpan, DefaultOnResponse, TraceLayer};
-use tower_realm_lock::{HeldLock, RealmWriteLockLayer};
+use tower_realm_lock::{HeldLock, RealmLocks};
 use tracing::Level;
 use url::Url;
 use uuid::Uuid;
@@ -23,8 +23,10 @@ use crate::atomic::{operations_of, pointer};
 use crate::body::admit;
 use crate::card::{Card, Expect};
 use crate::error::{ApiError, JSON_API};
+use crate::locks::Layers;
 use crate::path::{CardPath, RealmPath};
 use crate::precondition::{ETag, Precondition};
+use crate::realms::{self, settle_first};
 use crate::store::{Change, Operation, Store, StoreError, Stored};
 
 /// What every handler needs.
@@ -33,10 +35,14 @@ pub struct Cards {
     pub store: Arc<Store>,
     /// The origin that the URLs of cards begin with.
     pub base_url: Url,
+    /// To settle changes to realms; `None` with `--lock off`.
+    pub locks: Option<RealmLocks>,
+    /// Whether changes to realms have rows in the locks' database.
+    pub rows: bool,
 }
 
 /// All routes, with their writes under a realm write lock if a layer for it is given.
-pub fn router(cards: Cards, lock: Option<&RealmWriteLockLayer>) -> Router {
+pub fn router(cards: Cards, locks: Option<&Layers>) -> Router {
     let log = TraceLayer::new_for_http()
         .make_span_with(DefaultMakeSpan::new().level(Level::INFO))
         .on_response(
@@ -44,7 +50,7 @@ pub fn router(cards: Cards, lock: Option<&RealmWriteLockLayer>) -> Router {
                 .level(Level::INFO)
                 .latency_unit(LatencyUnit::Millis),
         );
-    let mut router = Router::new()
+    let mut cards_below = Router::new()
         .route("/{owner}/{realm}/", post(create))
         .route("/{owner}/{realm}/_atomic", post(apply))
         .route(
@@ -52,12 +58,18 @@ pub fn router(cards: Cards, lock: Option<&RealmWriteLockLayer>) -> Router {
             get(read).patch(update).delete(remove),
         )
         .fallback(no_route)
-        .method_not_allowed_fallback(wrong_method)
-        .with_state(cards);
-    if let Some(lock) = lock {
-        router = router.layer(lock.clone());
+        .method_not_allowed_fallback(wrong_method);
+    if let Some(locks) = locks {
+        cards_below = cards_below.layer(locks.cards.clone());
     }
-    router.layer(from_fn(admit)).layer(log)
+    let whole_realms = realms::routes(&cards, locks.map(|locks| &locks.realms))
+        .method_not_allowed_fallback(wrong_method);
+    cards_below
+        .layer(from_fn_with_state(cards.clone(), settle_first))
+        .merge(whole_realms)
+        .with_state(cards)
+        .layer(from_fn(admit))
+        .layer(log)
 }
 
 async fn read(
@@ -67,8 +79,7 @@ async fn read(
 ) -> Result<Response, ApiError> {
     let path = card_of(&uri)?;
     let only_if = Precondition::of(&headers)?;
-    let found = path.clone();
-    let card = cards.on_disk(move |store| store.read(&found)).await?;
+    let card = cards.read(&path).await?;
     if !only_if.matches(card.as_ref().map(|it| &it.etag)) {
         let detail = format!("The card '{path}' is not the one that If-Match wants.");
         return Err(ApiError::precondition_failed(detail));
@@ -202,7 +213,7 @@ fn card_of(uri: &Uri) -> Result<CardPath, ApiError> {
     Ok(realm.card(rest)?)
 }
 
-fn answer(status: StatusCode, document: &Value) -> Response {
+pub fn answer(status: StatusCode, document: &Value) -> Response {
     (status, [(CONTENT_TYPE, JSON_API)], document.to_string()).into_response()
 }
 
@@ -212,6 +223,24 @@ fn versioned(status: StatusCode, etag: &ETag, document: &Value) -> Response {
 }
 
 impl Cards {
+    async fn read(&self, path: &CardPath) -> Result<Option<Stored>, ApiError> {
+        loop {
+            // What a crash has left in place may never come to stand.
+            self.settle_if_pending(path.realm()).await?;
+            let found = path.clone();
+            let read = move |store: &Store| {
+                let card = store.read(&found)?;
+                // Missing, or aside for a moment.
+                let again = card.is_none() && store.is_pending(found.realm());
+                Ok((card, again))
+            };
+            match self.on_disk(read).await? {
+                (None, true) if self.locks.is_some() => {}
+                (card, _) => return Ok(card),
+            }
+        }
+    }
+
     /// Applies the operations, all or none, and gives the card as each of them left it.
     async fn write(
         &self,
@@ -245,7 +274,7 @@ impl Cards {
 
     /// Runs one piece of file work, from its first read to its last write, on a thread that may block. Once begun it
     /// runs to its end, even if the request is dropped.
-    async fn on_disk<T: Send + 'static>(
+    pub async fn on_disk<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {

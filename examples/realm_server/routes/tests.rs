@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use tower::ServiceExt;
 
 use super::*;
+use crate::store::Fault;
 
 struct Server {
     router: Router,
@@ -38,9 +39,15 @@ impl Server {
             root: directory.path().to_owned(),
             write_delay: Duration::ZERO,
             fencing,
+            fault: Fault::default(),
         });
-        let base_url = Url::parse("http://127.0.0.1:4201").unwrap();
-        let router = router(Cards { store, base_url }, None);
+        let cards = Cards {
+            store,
+            base_url: Url::parse("http://127.0.0.1:4201").unwrap(),
+            locks: None,
+            rows: false,
+        };
+        let router = router(cards, None);
         Self { router, directory }
     }
 
@@ -358,3 +365,4 @@ async fn a_write_without_a_token_is_refused_with_fencing() {
 }
 
 mod precondition;
+mod realms;

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 
 use tower_realm_lock::FencingToken;
 
+use super::Step;
 use crate::card::BadDocument;
-use crate::path::CardPath;
+use crate::path::{CardPath, RealmPath};
 
 /// What kept the store from a read or a write. Nothing was written.
 #[derive(Debug)]
@@ -51,6 +52,23 @@ pub enum StoreError {
     Io {
         file: PathBuf,
         source: io::Error,
+    },
+    /// There is a realm where one shall be made.
+    RealmExists(RealmPath),
+    RealmMissing(RealmPath),
+    /// The realm was created, and so cannot be unpublished.
+    NotPublished(RealmPath),
+    /// A change to the realm is half done, and must be settled before anything is written.
+    Unsettled(RealmPath),
+    /// Only the rows of a database tell whether a change to the realm stands, and there is none.
+    RowsNeeded(RealmPath),
+    /// The journal of a change to a realm cannot be read.
+    DamagedJournal {
+        file: PathBuf,
+    },
+    /// It was asked for.
+    Injected {
+        step: Step,
     },
 }
 
@@ -99,6 +117,16 @@ impl fmt::Display for StoreError {
             Self::Damaged { file, .. } => write!(f, "{} holds no card", file.display()),
             Self::Unusable { file, .. } => write!(f, "{} cannot be a card", file.display()),
             Self::Io { file, .. } => write!(f, "{} cannot be read or written", file.display()),
+            Self::RealmExists(realm) => write!(f, "the realm '{realm}' exists already"),
+            Self::RealmMissing(realm) => write!(f, "the realm '{realm}' does not exist"),
+            Self::NotPublished(realm) => write!(f, "the realm '{realm}' was not published"),
+            Self::Unsettled(realm) => write!(f, "a change to the realm '{realm}' is half done"),
+            Self::RowsNeeded(realm) => write!(
+                f,
+                "whether a change to the realm '{realm}' stands is known to its database alone: start with --database-url"
+            ),
+            Self::DamagedJournal { file } => write!(f, "{} holds no journal", file.display()),
+            Self::Injected { step } => write!(f, "--fault wants an error at '{step}'"),
         }
     }
 }

@@ -65,9 +65,13 @@ pub fn make_directory(directory: &Path, made: &mut Vec<PathBuf>) -> io::Result<(
 
 /// Makes renames and removals of `file` last: they are changes to its directory.
 pub fn sync_directory_of(file: &Path) -> io::Result<()> {
+    sync_directory(directory_of(file))
+}
+
+pub fn sync_directory(directory: &Path) -> io::Result<()> {
     // Only Unix opens a directory as a file.
     if cfg!(unix) {
-        File::open(directory_of(file))?.sync_all()?;
+        File::open(directory)?.sync_all()?;
     }
     Ok(())
 }

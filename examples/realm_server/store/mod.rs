@@ -5,8 +5,10 @@
 
 mod batch;
 mod error;
+mod fault;
 mod fence;
 mod files;
+mod realm;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -21,6 +23,8 @@ use crate::path::CardPath;
 use crate::precondition::{ETag, Precondition};
 use batch::Replacement;
 pub use error::StoreError;
+pub use fault::{Fault, Step};
+pub use realm::RealmChange;
 
 /// The cards of all realms below one directory.
 pub struct Store {
@@ -29,6 +33,8 @@ pub struct Store {
     pub write_delay: Duration,
     /// Whether a write needs a fencing token that is not older than the card's last one.
     pub fencing: bool,
+    /// What goes wrong on purpose.
+    pub fault: Fault,
 }
 
 /// One change to one card.
@@ -80,11 +86,15 @@ impl Store {
         operations: &[Operation],
         token: Option<FencingToken>,
     ) -> Result<Vec<Option<Stored>>, StoreError> {
-        let token = match (self.fencing, token) {
-            (false, _) => None,
-            (true, Some(token)) => Some(token),
-            (true, None) => return Err(StoreError::NoFencingToken),
-        };
+        let token = self.checked(token)?;
+        for realm in operations.iter().map(|it| it.card.realm()) {
+            if self.is_pending(realm) {
+                return Err(StoreError::Unsettled(realm.clone()));
+            }
+            if let Some(token) = token {
+                fence::check(&realm.directory(&self.root), token)?;
+            }
+        }
         let (states, results) = self.plan(operations)?;
         thread::sleep(self.write_delay);
         let replacements: Vec<_> = states
@@ -99,6 +109,15 @@ impl Store {
             .collect();
         batch::replace_all(&replacements, token)?;
         Ok(results)
+    }
+
+    /// The token that a write must be checked with, if any.
+    fn checked(&self, token: Option<FencingToken>) -> Result<Option<FencingToken>, StoreError> {
+        match (self.fencing, token) {
+            (false, _) => Ok(None),
+            (true, Some(token)) => Ok(Some(token)),
+            (true, None) => Err(StoreError::NoFencingToken),
+        }
     }
 
     /// Applies the operations in memory, each to what the ones before it left.

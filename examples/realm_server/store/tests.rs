@@ -12,6 +12,7 @@ fn store(directory: &TempDir, fencing: bool) -> Store {
         root: directory.path().to_owned(),
         write_delay: Duration::ZERO,
         fencing,
+        fault: Fault::default(),
     }
 }
 
