@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -69,6 +70,19 @@ struct Flags {
     )]
     write_delay: u64,
 
+    /// How many cards to keep in memory, kept right by what replicas tell each other; for all replicas or for none.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
+    cache_cards: usize,
+
+    /// Do not tell other replicas of writes, which makes their caches wrong: for tests.
+    #[arg(long, hide = true)]
+    no_broadcast: bool,
+
     /// Let every change to a whole realm go wrong at one step, `STEP:error` or `STEP:crash`: for tests.
     #[arg(long, value_name = "STEP:HOW", hide = true)]
     fault: Option<Fault>,
@@ -100,6 +114,8 @@ pub struct Config {
     pub acquire_timeout: Option<Duration>,
     pub write_delay: Duration,
     pub fault: Fault,
+    /// None: no cache.
+    pub cache_cards: Option<NonZeroUsize>,
 }
 
 /// Which locks to take. It has no `Debug`: the URL may hold a password.
@@ -110,6 +126,8 @@ pub enum Lock {
         sessions: u32,
         lease: Option<Duration>,
         fencing: bool,
+        /// Whether other replicas are told of writes.
+        broadcast: bool,
     },
     InProcess,
     Off,
@@ -152,6 +170,7 @@ impl TryFrom<Flags> for Config {
                 sessions: flags.sessions,
                 lease: flags.lease,
                 fencing: flags.fencing,
+                broadcast: flags.cache_cards > 0 && !flags.no_broadcast,
             },
             (LockKind::Postgres, None) => {
                 return Err(Flags::command().error(
@@ -168,6 +187,7 @@ impl TryFrom<Flags> for Config {
             acquire_timeout: flags.acquire_timeout,
             write_delay: Duration::from_millis(flags.write_delay),
             fault: flags.fault.unwrap_or_default(),
+            cache_cards: NonZeroUsize::new(flags.cache_cards),
         })
     }
 }
@@ -275,6 +295,9 @@ mod tests {
             ("--pool-size", "many", "--pool-size"),
             ("--sessions", "-1", "--sessions"),
             ("--sessions", "some", "--sessions"),
+            ("--cache-cards", "-1", "--cache-cards"),
+            ("--fault", "swapped", "STEP:error"),
+            ("--fault", "nowhere:crash", "swapped"),
             ("--acquire-timeout", "0", "above 0"),
             ("--acquire-timeout", "1e-12", "above 0"),
             ("--lease", "-1", "above 0"),

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use axum::body::Body;
 use tower_realm_lock::{
-    LockError, RealmError, RealmLocks, RealmPaths, RealmResolver, RealmWriteLockLayer, Rejection,
+    LockError, RealmError, RealmLocks, RealmPaths, RealmResolver, RealmWriteLockLayer, RealmWrites,
+    Rejection,
 };
 use url::Url;
 
@@ -26,10 +27,12 @@ pub async fn open(
             sessions,
             lease,
             fencing,
+            broadcast,
         } => {
             let mut builder = RealmLocks::postgres_builder(url)
                 .sessions(*sessions)
-                .fencing(*fencing);
+                .fencing(*fencing)
+                .broadcast(*broadcast);
             if let Some(pool_size) = *pool_size {
                 builder = builder.pool_size(pool_size);
             }
@@ -43,6 +46,18 @@ pub async fn open(
         Some(timeout) => locks.acquire_timeout(timeout),
         None => locks,
     }))
+}
+
+/// What all replicas write, if their locks tell of it.
+pub async fn writes(lock: &Lock) -> Result<Option<RealmWrites>, LockError> {
+    match lock {
+        Lock::Postgres {
+            url,
+            broadcast: true,
+            ..
+        } => RealmWrites::listen(url).await.map(Some),
+        _ => Ok(None),
+    }
 }
 
 /// The layers that put every write of a realm under its lock.
@@ -83,7 +98,8 @@ mod tests {
     use tower_realm_lock::RealmUrl;
 
     use super::*;
-    use crate::routes::{Cards, router};
+    use crate::cards::Cards;
+    use crate::routes::router;
     use crate::store::{Fault, Store};
 
     /// A server whose writes wait this long for locks that the caller has as well.
@@ -102,6 +118,7 @@ mod tests {
             base_url,
             locks: Some(locks.clone()),
             rows: false,
+            cache: None,
         };
         (router(cards, Some(&layers)), locks)
     }

@@ -23,7 +23,9 @@
 
 mod atomic;
 mod body;
+mod cache;
 mod card;
+mod cards;
 mod config;
 mod error;
 mod locks;
@@ -53,8 +55,10 @@ use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
+use cache::Cache;
+use cards::Cards;
 use config::{Config, Lock};
-use routes::{Cards, router};
+use routes::router;
 use signals::Signals;
 use store::Store;
 
@@ -85,6 +89,7 @@ fn run(config: &Config) -> Result<(), Failure> {
 
 async fn serve(config: &Config, directory: &DataDirectory) -> Result<(), Failure> {
     let locks = locks::open(&config.lock, config.acquire_timeout).await?;
+    let writes = locks::writes(&config.lock).await?;
     let listener = TcpListener::bind(config.listen).await.map_err(|cause| {
         format!(
             "cannot listen on {}: {cause}; choose another with --listen",
@@ -116,10 +121,15 @@ async fn serve(config: &Config, directory: &DataDirectory) -> Result<(), Failure
     });
     let cards = Cards {
         store,
-        base_url,
+        base_url: base_url.clone(),
         locks: locks.clone(),
         rows,
+        cache: config.cache_cards.map(|cards| Arc::new(Cache::new(cards))),
     };
+    if let (Some(cache), Some(writes), Some(locks)) = (&cards.cache, writes, &locks) {
+        let own = locks.sender().to_owned();
+        tokio::spawn(Arc::clone(cache).follow(writes, own, base_url));
+    }
     let closing = CancellationToken::new();
     let page = locks_page::routes(address, &config.lock, locks.clone(), closing.clone());
     let app = router(cards.clone(), layers.as_ref()).merge(page);

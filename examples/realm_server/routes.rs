@@ -1,8 +1,5 @@
 //! The routes: each reads its request, lets the store do the work, and answers.
 
-use std::panic::resume_unwind;
-use std::sync::Arc;
-
 use axum::extract::State;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -14,32 +11,21 @@ use http::{HeaderMap, Method, StatusCode, Uri};
 use serde_json::{Value, json};
 use tower_http::LatencyUnit;
 use tower_http::trace::{DefaultMakeSpan, DefaultOnResponse, TraceLayer};
-use tower_realm_lock::{HeldLock, RealmLocks};
+use tower_realm_lock::HeldLock;
 use tracing::Level;
-use url::Url;
 use uuid::Uuid;
 
 use crate::atomic::{operations_of, pointer};
 use crate::body::admit;
+use crate::cache::Document;
 use crate::card::{Card, Expect};
+use crate::cards::Cards;
 use crate::error::{ApiError, JSON_API};
 use crate::locks::Layers;
 use crate::path::{CardPath, RealmPath};
 use crate::precondition::{ETag, Precondition};
-use crate::realms::{self, settle_first};
-use crate::store::{Change, Operation, Store, StoreError, Stored};
-
-/// What every handler needs.
-#[derive(Clone)]
-pub struct Cards {
-    pub store: Arc<Store>,
-    /// The origin that the URLs of cards begin with.
-    pub base_url: Url,
-    /// To settle changes to realms; `None` with `--lock off`.
-    pub locks: Option<RealmLocks>,
-    /// Whether changes to realms have rows in the locks' database.
-    pub rows: bool,
-}
+use crate::realms::{self, around_writes};
+use crate::store::{Change, Operation, Stored};
 
 /// All routes, with their writes under a realm write lock if a layer for it is given.
 pub fn router(cards: Cards, locks: Option<&Layers>) -> Router {
@@ -65,7 +51,7 @@ pub fn router(cards: Cards, locks: Option<&Layers>) -> Router {
     let whole_realms = realms::routes(&cards, locks.map(|locks| &locks.realms))
         .method_not_allowed_fallback(wrong_method);
     cards_below
-        .layer(from_fn_with_state(cards.clone(), settle_first))
+        .layer(from_fn_with_state(cards.clone(), around_writes))
         .merge(whole_realms)
         .with_state(cards)
         .layer(from_fn(admit))
@@ -84,16 +70,16 @@ async fn read(
         let detail = format!("The card '{path}' is not the one that If-Match wants.");
         return Err(ApiError::precondition_failed(detail));
     }
-    let Some(card) = card else {
+    let Some(Document { etag, body }) = card else {
         let detail = format!("The realm has no card '{path}'.");
         return Err(ApiError::card_not_found(detail));
     };
-    if only_if.is_known(Some(&card.etag)) {
-        let etag = [(ETAG, card.etag.to_header())];
-        return Ok((StatusCode::NOT_MODIFIED, etag).into_response());
+    let version = [(ETAG, etag.to_header())];
+    if only_if.is_known(Some(&etag)) {
+        return Ok((StatusCode::NOT_MODIFIED, version).into_response());
     }
-    let data = cards.data(&path, &card.card);
-    Ok(versioned(StatusCode::OK, &card.etag, &data))
+    let media_type = [(CONTENT_TYPE, JSON_API)];
+    Ok((version, media_type, body).into_response())
 }
 
 async fn create(
@@ -111,9 +97,7 @@ async fn create(
         only_if: Precondition::default(),
     };
     let location = operation.card.url(&cards.base_url);
-    let answer = cards
-        .write_one(StatusCode::CREATED, operation, held)
-        .await?;
+    let answer = write_one(&cards, StatusCode::CREATED, operation, held).await?;
     Ok(([(LOCATION, location)], answer).into_response())
 }
 
@@ -129,7 +113,7 @@ async fn update(
         change: Change::Update(Card::from_document(&body, Expect::Patch)?),
         only_if: Precondition::of(&headers)?,
     };
-    cards.write_one(StatusCode::OK, operation, held).await
+    write_one(&cards, StatusCode::OK, operation, held).await
 }
 
 async fn remove(
@@ -143,9 +127,7 @@ async fn remove(
         change: Change::Remove,
         only_if: Precondition::of(&headers)?,
     };
-    cards
-        .write_one(StatusCode::NO_CONTENT, operation, held)
-        .await
+    write_one(&cards, StatusCode::NO_CONTENT, operation, held).await
 }
 
 async fn apply(
@@ -177,6 +159,22 @@ async fn apply(
     let results: Vec<Value> = results.collect();
     let document = json!({ "atomic:results": results });
     Ok(answer(StatusCode::CREATED, &document))
+}
+
+/// Applies one operation, and answers with the card that it leaves, if any.
+async fn write_one(
+    cards: &Cards,
+    status: StatusCode,
+    operation: Operation,
+    held: Option<Extension<HeldLock>>,
+) -> Result<Response, ApiError> {
+    let path = operation.card.clone();
+    let mut results = cards.write(vec![operation], held).await?;
+    // One operation, one result.
+    Ok(match results.remove(0) {
+        Some(Stored { card, etag }) => versioned(status, &etag, &cards.data(&path, &card)),
+        None => status.into_response(),
+    })
 }
 
 /// Refuses `If-Match` where cards are posted: a realm has no version of its own, so that none can match.
@@ -220,70 +218,6 @@ pub fn answer(status: StatusCode, document: &Value) -> Response {
 /// The answer with one card and its version.
 fn versioned(status: StatusCode, etag: &ETag, document: &Value) -> Response {
     ([(ETAG, etag.to_header())], answer(status, document)).into_response()
-}
-
-impl Cards {
-    async fn read(&self, path: &CardPath) -> Result<Option<Stored>, ApiError> {
-        loop {
-            // What a crash has left in place may never come to stand.
-            self.settle_if_pending(path.realm()).await?;
-            let found = path.clone();
-            let read = move |store: &Store| {
-                let card = store.read(&found)?;
-                // Missing, or aside for a moment.
-                let again = card.is_none() && store.is_pending(found.realm());
-                Ok((card, again))
-            };
-            match self.on_disk(read).await? {
-                (None, true) if self.locks.is_some() => {}
-                (card, _) => return Ok(card),
-            }
-        }
-    }
-
-    /// Applies the operations, all or none, and gives the card as each of them left it.
-    async fn write(
-        &self,
-        operations: Vec<Operation>,
-        held: Option<Extension<HeldLock>>,
-    ) -> Result<Vec<Option<Stored>>, StoreError> {
-        let token = held.and_then(|Extension(held)| held.fencing_token());
-        self.on_disk(move |store| store.write(&operations, token))
-            .await
-    }
-
-    /// Applies one operation, and answers with the card that it leaves, if any.
-    async fn write_one(
-        &self,
-        status: StatusCode,
-        operation: Operation,
-        held: Option<Extension<HeldLock>>,
-    ) -> Result<Response, ApiError> {
-        let path = operation.card.clone();
-        let mut results = self.write(vec![operation], held).await?;
-        // One operation, one result.
-        Ok(match results.remove(0) {
-            Some(Stored { card, etag }) => versioned(status, &etag, &self.data(&path, &card)),
-            None => status.into_response(),
-        })
-    }
-
-    fn data(&self, path: &CardPath, card: &Card) -> Value {
-        json!({ "data": card.resource_at(&path.url(&self.base_url)) })
-    }
-
-    /// Runs one piece of file work, from its first read to its last write, on a thread that may block. Once begun it
-    /// runs to its end, even if the request is dropped.
-    pub async fn on_disk<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let store = Arc::clone(&self.store);
-        tokio::task::spawn_blocking(move || work(&store))
-            .await
-            // Blocking work is not cancelled while someone waits for it: it has panicked.
-            .unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))
-    }
 }
 
 #[cfg(test)]

@@ -42,14 +42,15 @@ use tower_realm_lock::{
 };
 use url::Url;
 
+use crate::cards::Cards;
 use crate::error::ApiError;
 use crate::path::RealmPath;
-use crate::routes::{Cards, answer};
+use crate::routes::answer;
 use crate::store::{RealmChange, Step};
 use rows::Rows;
 pub use rows::{RowsError, make_tables};
 use settle::Begun;
-pub use settle::settle_first;
+pub use settle::around_writes;
 
 const CREATE: &str = "/_create-realm";
 const DELETE: &str = "/_delete-realm";
@@ -211,7 +212,10 @@ impl Request {
             })
             .await?;
         match transaction {
-            None => busy.done(),
+            None => {
+                cards.forget(realm);
+                busy.done();
+            }
             Some(transaction) => self.spoil(transaction).await?,
         }
         Ok(replaced)

@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use tokio::sync::{Mutex, OwnedMutexGuard};
-use tower_realm_lock::{LockTransaction, RealmUrl};
+use tower_realm_lock::{LockError, LockTransaction, RealmUrl, Rejection};
 use tracing::{Instrument, warn};
 
 use super::rows;
+use crate::cards::Cards;
 use crate::error::ApiError;
 use crate::path::RealmPath;
-use crate::routes::Cards;
 use crate::store::{Store, StoreError};
 
 /// The realm that a request has begun to change. Locked for as long as file work goes on, which may outlive its handler.
@@ -38,7 +38,7 @@ impl Busy {
     }
 }
 
-/// Settles what a request has begun, outside of its lock, because its transaction must have ended. Goes on without its client.
+/// Settles what a request has begun, outside of its lock, because its transaction must have ended.
 pub async fn settle_after(
     State(cards): State<Cards>,
     mut request: Request,
@@ -46,35 +46,62 @@ pub async fn settle_after(
 ) -> Response {
     let begun = Begun::default();
     request.extensions_mut().insert(begun.clone());
-    let served = async move {
+    to_the_end(async move {
         let response = next.run(request).await;
         let realm = begun.0.lock().await.take();
-        if let Some(realm) = realm
-            && let Err(error) = cards.settle(&realm).await
-        {
-            // The answer is true all the same: the rows have it. The files follow before anybody writes to them.
-            warn!(realm = %realm.to_string().escape_debug(), %error, "a change is not settled yet");
+        if let Some(realm) = realm {
+            cards.forget(&realm);
+            if let Err(error) = cards.settle(&realm).await {
+                // The answer is true all the same: the rows have it. The files follow before anybody writes to them.
+                warn!(realm = %realm.to_string().escape_debug(), %error, "a change is not settled yet");
+            }
         }
         response
-    };
-    match tokio::spawn(served.in_current_span()).await {
-        Ok(response) => response,
-        Err(ended) => resume_unwind(ended.into_panic()),
-    }
+    })
+    .await
 }
 
-/// Settles what a crash has left of the realm that a card's write is for, before that write asks for its lock.
-pub async fn settle_first(
+/// Around the lock of a card's write: settles what a crash has left of its realm, and tells other replicas' caches of a write
+/// that failed. Its lock tells of successes alone, and such a write may stand, or have been read before it was undone.
+pub async fn around_writes(
     State(cards): State<Cards>,
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    if !request.method().is_safe()
-        && let Ok((realm, _)) = RealmPath::split(request.uri().path())
-    {
-        cards.settle_if_pending(&realm).await?;
+    let realm = match RealmPath::split(request.uri().path()) {
+        Ok((realm, _)) if !request.method().is_safe() => realm,
+        // What is no realm is refused further on.
+        _ => return Ok(next.run(request).await),
+    };
+    cards.settle_if_pending(&realm).await?;
+    if !cards.rows || cards.cache.is_none() {
+        return Ok(next.run(request).await);
     }
-    Ok(next.run(request).await)
+    let served = async move {
+        let response = next.run(request).await;
+        if may_stand(&response) {
+            cards.tell(&realm);
+        }
+        response
+    };
+    Ok(to_the_end(served).await)
+}
+
+/// Whether the handler has run, and has not said that nothing was written.
+fn may_stand(response: &Response) -> bool {
+    let rejection = response.extensions().get::<Rejection>();
+    response.status().is_server_error() && rejection.is_none_or(|it| it.retry_after().is_none())
+}
+
+/// Goes on without its client.
+async fn to_the_end(served: impl Future<Output = Response> + Send + 'static) -> Response {
+    match tokio::spawn(served.in_current_span()).await {
+        Ok(response) => response,
+        Err(ended) => match ended.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            Err(_) => ApiError::from(LockError::ShuttingDown).into_response(),
+        },
+    }
 }
 
 impl Cards {
@@ -139,6 +166,28 @@ impl Cards {
             rows::forget(transaction, &realm.url(&self.base_url)).await?;
         }
         Ok(())
+    }
+
+    /// Has the caches of other replicas forget a realm, soon: a hold that succeeds is told. Must be called within a runtime.
+    pub fn tell(&self, realm: &RealmPath) {
+        let (true, Some(locks), Ok(url)) = (self.rows, self.locks.clone(), self.url_of(realm))
+        else {
+            return;
+        };
+        let telling = async move {
+            let told: Result<(), LockError> =
+                locks.with_write_lock(&url, |_| async { Ok(()) }).await;
+            if let Err(error) = told {
+                warn!(realm = %url, %error, "caches of other replicas may be old for a while");
+            }
+        };
+        tokio::spawn(telling.in_current_span());
+    }
+
+    pub fn forget(&self, realm: &RealmPath) {
+        if let Some(cache) = &self.cache {
+            cache.forget_realm(realm);
+        }
     }
 
     /// Settles whatever crashes have left, when a server starts. What cannot be settled now is logged, and tried again by the

@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -6,9 +7,10 @@ use http::header::ALLOW;
 use http_body_util::BodyExt;
 use tempfile::TempDir;
 use tower::ServiceExt;
+use url::Url;
 
 use super::*;
-use crate::store::Fault;
+use crate::store::{Fault, Store};
 
 struct Server {
     router: Router,
@@ -46,6 +48,7 @@ impl Server {
             base_url: Url::parse("http://127.0.0.1:4201").unwrap(),
             locks: None,
             rows: false,
+            cache: None,
         };
         let router = router(cards, None);
         Self { router, directory }
