@@ -2,220 +2,33 @@
 
 mod support;
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
-
-use http::{Method, StatusCode};
-use serde_json::{Value, json};
-use support::client::{CardClient, card};
-use support::database::{TestDatabase, database};
-use support::gate::ORIGIN;
-use support::replica::Replica;
+use serde_json::json;
+use support::gate::{ORIGIN, key};
+use support::realms::{Snapshot, World, changes, url};
 use support::wait::{PATIENCE, wait_for};
-use tempfile::TempDir;
-
-/// All files and directories of the data directory, and all rows, as text.
-#[derive(Debug, Clone, PartialEq)]
-struct Snapshot {
-    files: BTreeMap<String, Option<String>>,
-    rows: Vec<String>,
-}
-
-/// One data directory, with a database or without.
-struct World {
-    data: TempDir,
-    database: Option<TestDatabase>,
-    client: CardClient,
-}
-
-/// A change to a realm, and a card that it changes.
-struct Change {
-    method: Method,
-    path: &'static str,
-    body: Value,
-    status: u16,
-    card: &'static str,
-}
-
-fn url(realm: &str) -> String {
-    format!("{ORIGIN}/luke/{realm}/")
-}
-
-fn changes() -> Vec<Change> {
-    let publish =
-        |target| json!({"sourceRealmURL": url("source"), "publishedRealmURL": url(target)});
-    let change = |method, path, body, status, card| Change {
-        method,
-        path,
-        body,
-        status,
-        card,
-    };
-    vec![
-        change(
-            Method::POST,
-            "/_create-realm",
-            json!({"owner": "leia", "endpoint": "new"}),
-            201,
-            "/leia/new/x",
-        ),
-        change(
-            Method::POST,
-            "/_publish-realm",
-            publish("first"),
-            201,
-            "/luke/first/x",
-        ),
-        change(
-            Method::POST,
-            "/_publish-realm",
-            publish("site"),
-            200,
-            "/luke/site/x",
-        ),
-        change(
-            Method::POST,
-            "/_unpublish-realm",
-            json!({"publishedRealmURL": url("gone")}),
-            204,
-            "/luke/gone/x",
-        ),
-        change(
-            Method::DELETE,
-            "/_delete-realm",
-            json!({"realmURL": url("old")}),
-            204,
-            "/luke/old/x",
-        ),
-    ]
-}
-
-impl World {
-    async fn new(with_database: bool) -> Self {
-        Self {
-            data: tempfile::tempdir().unwrap(),
-            database: if with_database {
-                Some(database().await)
-            } else {
-                None
-            },
-            client: CardClient::new(),
-        }
-    }
-
-    async fn replica(&self, flags: &[&str]) -> Replica {
-        let mut all = vec![
-            "--base-url",
-            ORIGIN,
-            "--data-dir",
-            self.data.path().to_str().unwrap(),
-        ];
-        if let Some(database) = &self.database {
-            all.extend(["--database-url", database.url()]);
-        }
-        all.extend(flags);
-        Replica::start(&all).await
-    }
-
-    async fn make(
-        &self,
-        replica: &Replica,
-        change: &Change,
-    ) -> Result<(StatusCode, Value), reqwest::Error> {
-        let url = replica.url(change.path);
-        self.client
-            .send(change.method.clone(), &url, Some(&change.body))
-            .await
-    }
-
-    /// The realms that the changes need: `source` has changed since `site` and `gone` were published from it.
-    async fn fill(&self, replica: &Replica) {
-        let post = async |path: &str, body: Value| {
-            let (status, answer) = self.client.post(&replica.url(path), &body).await;
-            assert_eq!(status, StatusCode::CREATED, "{path} {body}: {answer}");
-        };
-        let add = |href: &str, n: u64| json!({"atomic:operations": [{"op": "add", "href": href, "data": card(json!({"n": n}))["data"]}]});
-        for realm in ["source", "old"] {
-            post(
-                "/_create-realm",
-                json!({"owner": "luke", "endpoint": realm}),
-            )
-            .await;
-            post(&format!("/luke/{realm}/_atomic"), add("x.json", 1)).await;
-        }
-        for target in ["site", "gone"] {
-            let body = json!({"sourceRealmURL": url("source"), "publishedRealmURL": url(target)});
-            post("/_publish-realm", body).await;
-        }
-        post("/luke/source/_atomic", add("deep/y.json", 2)).await;
-        let (status, _) = self
-            .client
-            .patch(&replica.url("/luke/source/x"), &card(json!({"n": 2})))
-            .await;
-        assert_eq!(status, StatusCode::OK);
-    }
-
-    async fn snapshot(&self) -> Snapshot {
-        let mut files = BTreeMap::new();
-        walk(self.data.path(), self.data.path(), &mut files);
-        let mut rows = Vec::new();
-        if let Some(database) = &self.database {
-            let client = database.connect().await;
-            for table in ["realm_registry", "realm_permissions", "realm_changes"] {
-                let query = format!(
-                    "SELECT (to_jsonb(t) - 'created_at' - 'id')::text FROM {table} t ORDER BY 1"
-                );
-                let found = client.query(&query, &[]).await.unwrap();
-                rows.extend(
-                    found
-                        .iter()
-                        .map(|row| format!("{table} {}", row.get::<_, &str>(0))),
-                );
-            }
-        }
-        Snapshot { files, rows }
-    }
-
-    async fn wait_for(&self, what: &str, expected: &Snapshot) {
-        wait_for(what, PATIENCE, async || {
-            let now = self.snapshot().await;
-            if now == *expected {
-                Ok(())
-            } else {
-                Err(format!("{now:#?} and not {expected:#?}"))
-            }
-        })
-        .await;
-    }
-}
-
-/// What is removed meanwhile is not there.
-fn walk(directory: &Path, root: &Path, files: &mut BTreeMap<String, Option<String>>) {
-    for entry in fs::read_dir(directory).into_iter().flatten() {
-        let path = entry.unwrap().path();
-        let name = path.strip_prefix(root).unwrap().display().to_string();
-        if path.is_dir() {
-            walk(&path, root, files);
-            files.insert(name, None);
-        } else if let Ok(text) = fs::read_to_string(path) {
-            files.insert(name, Some(text));
-        }
-    }
-}
 
 #[tokio::test]
 async fn each_change_is_made_to_files_and_rows() {
-    for with_database in [true, false] {
+    for flags in [
+        &[][..],
+        &["--fencing"],
+        &["--sessions", "4"],
+        &["--cache-cards", "10"],
+        &["--lock", "in-process"],
+        &["--lock", "off"],
+    ] {
+        let with_database = !flags.contains(&"--lock");
         let world = World::new(with_database).await;
-        let replica = world.replica(&[]).await;
+        let replica = world.replica(flags).await;
         world.fill(&replica).await;
         for change in changes() {
             let (status, answer) = world.make(&replica, &change).await.unwrap();
             assert_eq!(status, change.status, "{}: {answer}", change.path);
         }
         let Snapshot { files, rows } = world.snapshot().await;
-        let names: Vec<_> = files.keys().map(String::as_str).collect();
+        let names = files.keys().map(String::as_str);
+        // Fences outlive what they protect.
+        let names: Vec<_> = names.filter(|name| !name.contains(".fence")).collect();
         let site = [
             "luke/site",
             "luke/site/.published",
@@ -384,4 +197,28 @@ async fn after_a_crash_without_a_database_what_was_not_done_is_undone() {
     ]
     .map(|step| (step, false));
     crash_at_each_step(false, &steps).await;
+}
+
+#[tokio::test]
+async fn a_change_that_loses_its_lock_is_not_made() {
+    let world = World::new(true).await;
+    let replica = world.replica(&["--write-delay", "400"]).await;
+    world.fill(&replica).await;
+    let before = world.snapshot().await;
+    let database = world.database.as_ref().unwrap();
+    for change in changes() {
+        let realm = change.card.strip_suffix("/x").unwrap();
+        let lose = async {
+            database.wait_for_granted(key(realm), 1).await;
+            let pid = database.holder_pid(key(realm)).await.unwrap();
+            database.terminate(pid).await;
+        };
+        let (made, ()) = tokio::join!(world.make(&replica, &change), lose);
+        let (status, answer) = made.unwrap();
+        assert_eq!(
+            (status.as_u16(), &answer["errors"][0]["code"]),
+            (503, &json!("lock-lost"))
+        );
+        assert_eq!(world.snapshot().await, before, "{}", change.path);
+    }
 }

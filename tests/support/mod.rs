@@ -18,6 +18,7 @@ mod keeper;
 pub mod load;
 pub mod process;
 pub mod proxy;
+pub mod realms;
 pub mod replica;
 pub mod replicas;
 pub mod standby;

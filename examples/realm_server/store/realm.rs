@@ -17,6 +17,7 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use serde_json::{Value, json};
 use tower_realm_lock::FencingToken;
@@ -82,6 +83,7 @@ impl Store {
             }
             _ => {}
         }
+        thread::sleep(self.write_delay);
         let new = new_of(&directory, id);
         let made = match change {
             RealmChange::Create => make(&new),
@@ -302,3 +304,6 @@ fn absent(error: io::Error) -> io::Result<()> {
         Err(error)
     }
 }
+
+#[cfg(test)]
+mod tests;
