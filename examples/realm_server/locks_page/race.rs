@@ -18,14 +18,15 @@ use tempfile::TempDir;
 use thiserror::Error;
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
-use tower_realm_lock::{RealmError, RealmLocks, RealmWriteLockLayer};
+use tower_realm_lock::{RealmError, RealmLocks};
 use url::Url;
 use uuid::Uuid;
 
+use crate::cards::Cards;
 use crate::error::JSON_API;
-use crate::locks;
-use crate::routes::{Cards, router};
-use crate::store::Store;
+use crate::locks::{self, Layers};
+use crate::routes::router;
+use crate::store::{Fault, Store};
 
 const ROUNDS: usize = 20;
 
@@ -114,14 +115,15 @@ impl Races {
         let turn = Arc::clone(&self.turn);
         let turn = turn.try_acquire_owned().map_err(|_| RaceError::Running)?;
         let base_url = Url::parse(ORIGIN).map_err(|_| RaceError::CutOff)?;
-        let layer = locks::layer(self.locks.clone(), &base_url, Some(ACQUIRE_TIMEOUT))?;
+        let locks = self.locks.clone().acquire_timeout(ACQUIRE_TIMEOUT);
+        let layers = locks::layers(&locks, &base_url, false)?;
         let lock = self.lock.clone();
         let race = tokio::spawn(async move {
             let _turn = turn;
             Ok(Outcome {
                 lock,
                 without_lock: Track::new(&base_url, None)?.run().await?,
-                with_lock: Track::new(&base_url, Some(&layer))?.run().await?,
+                with_lock: Track::new(&base_url, Some(&layers))?.run().await?,
             })
         });
         race.await.unwrap_or(Err(RaceError::CutOff))
@@ -136,20 +138,24 @@ struct Track {
 }
 
 impl Track {
-    fn new(base_url: &Url, layer: Option<&RealmWriteLockLayer>) -> Result<Self, RaceError> {
+    fn new(base_url: &Url, layers: Option<&Layers>) -> Result<Self, RaceError> {
         let directory = TempDir::with_prefix("realm-race-")?;
         let store = Arc::new(Store {
             root: directory.path().to_owned(),
             write_delay: WRITE_DELAY,
             // Tokens come from locks, and one of the two kinds has none.
             fencing: false,
+            fault: Fault::default(),
         });
         let cards = Cards {
             store,
             base_url: base_url.clone(),
+            locks: None,
+            rows: false,
+            cache: None,
         };
         Ok(Self {
-            router: router(cards, layer),
+            router: router(cards, layers),
             realm: format!("/scratch/{}/", Uuid::new_v4()),
             _directory: directory,
         })

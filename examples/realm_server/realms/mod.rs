@@ -26,6 +26,8 @@ mod request;
 mod rows;
 mod settle;
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
@@ -77,7 +79,7 @@ pub fn routes(cards: &Cards, lock: Option<&RealmWriteLockLayer>) -> Router<Cards
 /// Finds the realms of these routes in the bodies: publishing takes both of its realms in one claim.
 pub fn resolver(base_url: &Url) -> Result<RealmResolver, RealmError> {
     let base_url = base_url.clone();
-    let created = move |_: &Parts, body: Bytes| {
+    let created = move |_: Arc<Parts>, body: Bytes| {
         let realm = request::to_create(&body).map_err(RealmError::unresolved);
         let url = realm.and_then(|realm| RealmUrl::parse(&realm.url(&base_url)));
         async { Ok(vec![url?]) }
