@@ -259,3 +259,42 @@ async fn an_idle_client_does_not_keep_a_terminated_server() {
     let ended = tokio::time::timeout(Duration::from_secs(5), replica.terminate());
     assert!(ended.await.expect("it ends soon").success());
 }
+
+#[tokio::test]
+async fn its_numbers_can_be_scraped_and_its_answers_be_timed() {
+    let http = reqwest::Client::new();
+    for (flags, timed) in [(&["--server-timing"][..], true), (&[], false)] {
+        let replica = Replica::start(flags).await;
+        let create = http.post(replica.url("/luke/a/")).json(&card(json!({})));
+        let created = create.send().await.unwrap();
+        assert_eq!(created.status(), StatusCode::CREATED);
+        let timing = created.headers().get("server-timing");
+        let timing = timing.map(|timing| timing.to_str().unwrap().to_owned());
+        assert_eq!(timing.is_some(), timed, "{timing:?}");
+        if let Some(timing) = timing {
+            let names: Vec<&str> = timing
+                .split(", ")
+                .map(|entry| entry.split(';').next().unwrap())
+                .collect();
+            assert_eq!(names, ["lock-wait", "lock-hold"], "{timing}");
+        }
+
+        let scraped = http.get(replica.url("/metrics")).send().await.unwrap();
+        let media_type = scraped.headers()["content-type"]
+            .to_str()
+            .unwrap()
+            .to_owned();
+        assert!(
+            media_type.starts_with("text/plain; version=0.0.4"),
+            "{media_type}"
+        );
+        let text = scraped.text().await.unwrap();
+        for line in [
+            "realm_lock_wait_seconds_count 1",
+            r#"realm_lock_hold_seconds_bucket{le="+Inf"} 1"#,
+            "realm_lock_held 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}: {text}");
+        }
+    }
+}

@@ -70,6 +70,10 @@ struct Flags {
     )]
     write_delay: u64,
 
+    /// Say in each answer to a write how long its lock was waited for and held (Server-Timing).
+    #[arg(long)]
+    server_timing: bool,
+
     /// How many cards to keep in memory, kept right by what replicas tell each other; for all replicas or for none.
     #[arg(
         long,
@@ -113,6 +117,7 @@ pub struct Config {
     pub lock: Lock,
     pub acquire_timeout: Option<Duration>,
     pub write_delay: Duration,
+    pub server_timing: bool,
     pub fault: Fault,
     /// None: no cache.
     pub cache_cards: Option<NonZeroUsize>,
@@ -186,6 +191,7 @@ impl TryFrom<Flags> for Config {
             lock,
             acquire_timeout: flags.acquire_timeout,
             write_delay: Duration::from_millis(flags.write_delay),
+            server_timing: flags.server_timing,
             fault: flags.fault.unwrap_or_default(),
             cache_cards: NonZeroUsize::new(flags.cache_cards),
         })

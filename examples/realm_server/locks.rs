@@ -68,6 +68,16 @@ pub struct Layers {
     pub realms: RealmWriteLockLayer,
 }
 
+impl Layers {
+    /// Whether answers say how long their lock was waited for and held.
+    pub fn server_timing(self, told: bool) -> Self {
+        Self {
+            cards: self.cards.server_timing(told),
+            realms: self.realms.server_timing(told),
+        }
+    }
+}
+
 /// `rows`: whether changes to whole realms write rows in the transaction that holds the lock.
 pub fn layers(locks: &RealmLocks, base_url: &Url, rows: bool) -> Result<Layers, RealmError> {
     let layer = |realms: RealmResolver| {

@@ -30,6 +30,7 @@ mod config;
 mod error;
 mod locks;
 mod locks_page;
+mod metrics;
 mod path;
 mod precondition;
 mod realms;
@@ -103,7 +104,9 @@ async fn serve(config: &Config, directory: &DataDirectory) -> Result<(), Failure
     };
     let rows = matches!(config.lock, Lock::Postgres { .. });
     let layers = match &locks {
-        Some(locks) => Some(locks::layers(locks, &base_url, rows)?),
+        Some(locks) => {
+            Some(locks::layers(locks, &base_url, rows)?.server_timing(config.server_timing))
+        }
         None => None,
     };
     if let Some(locks) = locks.as_ref().filter(|_| rows) {
@@ -132,7 +135,9 @@ async fn serve(config: &Config, directory: &DataDirectory) -> Result<(), Failure
     }
     let closing = CancellationToken::new();
     let page = locks_page::routes(address, &config.lock, locks.clone(), closing.clone());
-    let app = router(cards.clone(), layers.as_ref()).merge(page);
+    let app = router(cards.clone(), layers.as_ref())
+        .merge(page)
+        .merge(metrics::routes()?);
     let signals = Signals::new()?;
 
     // From here on: a start that fails says so in one line, whatever libraries would log on the way.
