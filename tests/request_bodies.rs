@@ -14,6 +14,8 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::{BodyExt, StreamBody};
 use support::gate::realms;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
     HeldLock, LockRules, RealmLocks, RealmPointers, RealmResolver, RealmWriteLockLayer, Rejection,
@@ -267,4 +269,79 @@ async fn any_type_of_body_can_be_read() {
     let response = layer.layer(handler).oneshot(request).await.unwrap();
     let body = response.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(body, DOCUMENT);
+}
+
+/// A server over HTTP whose handler answers with the length of the body, and the trailer `sum`.
+async fn serve() -> std::net::SocketAddr {
+    let handler = async |request: Request<Body>| {
+        let seen = seen(request.into_body()).await;
+        let sum = seen
+            .trailers
+            .and_then(|trailers| trailers.get("sum").cloned());
+        format!("{} {:?}", seen.data.len(), sum)
+    };
+    let app = axum::Router::new().fallback(handler).layer(layer());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, app).await });
+    address
+}
+
+/// A connection on which this was sent.
+async fn connected(request: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(serve().await).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream
+}
+
+/// What is answered until the end of a head, or of the stream.
+async fn answer(stream: &mut TcpStream) -> String {
+    let mut answer = String::new();
+    while !answer.ends_with("\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => answer.push(byte.into()),
+            Err(_) => break,
+        }
+    }
+    answer
+}
+
+#[tokio::test]
+async fn a_client_that_waits_to_be_asked_for_its_body_is_asked_or_refused() {
+    let head = "POST /_publish HTTP/1.1\r\nhost: h\r\nexpect: 100-continue\r\n";
+    let length = DOCUMENT.len();
+    let mut stream = connected(&format!("{head}content-length: {length}\r\n\r\n")).await;
+    assert!(answer(&mut stream).await.starts_with("HTTP/1.1 100"));
+    stream.write_all(DOCUMENT.as_bytes()).await.unwrap();
+    assert!(answer(&mut stream).await.starts_with("HTTP/1.1 200"));
+
+    let mut stream = connected(&format!("{head}content-length: 1000000\r\n\r\n")).await;
+    assert!(answer(&mut stream).await.starts_with("HTTP/1.1 413"));
+}
+
+#[tokio::test]
+async fn over_http_chunks_and_trailers_arrive() {
+    let (one, two) = DOCUMENT.split_at(9);
+    let mut stream = connected(&format!(
+        "POST /_publish HTTP/1.1\r\nhost: h\r\nconnection: close\r\ntransfer-encoding: chunked\r\ntrailer: sum\r\n\r\n{:x}\r\n{one}\r\n{:x}\r\n{two}\r\n0\r\nsum: 1\r\n\r\n",
+        one.len(),
+        two.len()
+    ))
+    .await;
+    let mut all = String::new();
+    stream.read_to_string(&mut all).await.unwrap();
+    let expected = format!("{} Some(\"1\")", DOCUMENT.len());
+    assert!(all.ends_with(&expected), "{all}");
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_in_the_middle_is_not_called() {
+    let mut stream =
+        connected("POST /_publish HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\n{").await;
+    stream.shutdown().await.unwrap();
+    let answer = answer(&mut stream).await;
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 400"),
+        "{answer}"
+    );
 }

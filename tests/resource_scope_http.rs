@@ -216,9 +216,7 @@ async fn a_request_for_several_realms_takes_each_whole_and_one_found_elsewhere_i
  {
     let pointers = RealmPointers::new(["/a", "/b"]).unwrap();
     let closure = RealmResolver::from_fn(async |_| Ok(vec![RealmUrl::parse(REALM)?]));
-    let realms = RealmResolver::from(closure)
-        .route(Method::PATCH, "/_both", pointers)
-        .unwrap();
+    let realms = closure.route(Method::PATCH, "/_both", pointers).unwrap();
     let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms)
         .rules(rules())
         .read_bodies(4096, Body::new);

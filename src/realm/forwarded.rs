@@ -2,7 +2,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::HeaderMap;
 
-use super::origin::TrustedProxies;
+use super::TrustedProxies;
 
 /// What trusted proxies say of a request as its client sent it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

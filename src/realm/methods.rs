@@ -65,13 +65,13 @@ mod tests {
 
     use super::*;
 
-    fn readings(method: Method, values: &[&'static [u8]]) -> (String, bool) {
+    fn readings(method: &Method, values: &[&'static [u8]]) -> (String, bool) {
         let header = HeaderName::from_static("x-http-method-override");
         let mut headers = HeaderMap::new();
         for value in values {
             headers.append(&header, HeaderValue::from_bytes(value).unwrap());
         }
-        let methods = Methods::of(&method, &headers, Some(&header));
+        let methods = Methods::of(method, &headers, Some(&header));
         let names: Vec<&str> = methods.iter().map(Method::as_str).collect();
         (names.join(" "), methods.unclear)
     }
@@ -95,7 +95,7 @@ mod tests {
             (Method::POST, &[b"\xff"], "POST", true),
         ] {
             let expected = (expected.to_owned(), unclear);
-            assert_eq!(readings(method, values), expected, "{values:?}");
+            assert_eq!(readings(&method, values), expected, "{values:?}");
         }
     }
 

@@ -55,6 +55,10 @@ impl RealmMounts {
     }
 
     /// Takes a realm off the list; whether it was on it.
+    #[expect(
+        clippy::must_use_candidate,
+        reason = "who removes it need not ask whether it was there"
+    )]
     pub fn remove(&self, realm: &RealmUrl) -> bool {
         let mut mounted = self.write();
         let there = mounted.get(realm.path()) == Some(realm);

@@ -204,13 +204,12 @@ impl Scope {
 /// What follows the realm in a request's path, in its one spelling; none if that is not certain.
 fn rest_of(path: &str, found: &Found) -> Option<String> {
     let segments = decode_path(path).ok()?;
-    let depth = match found.depth {
-        Some(depth) => depth,
-        None => {
-            // The realm was not found in the path: it must be there all the same.
-            let realm = decode_path(found.realm.path()).ok()?;
-            segments.starts_with(&realm).then_some(realm.len())?
-        }
+    let depth = if let Some(depth) = found.depth {
+        depth
+    } else {
+        // The realm was not found in the path: it must be there all the same.
+        let realm = decode_path(found.realm.path()).ok()?;
+        segments.starts_with(&realm).then_some(realm.len())?
     };
     canonical_rest(segments.get(depth..)?.iter().map(|segment| &**segment))
 }
