@@ -65,6 +65,35 @@
 //!   next write is inside meanwhile.
 //! - **A lost lock is noticed**: the call is dropped and its client gets 503 instead of a success.
 //!
+//! # What is locked
+//!
+//! A request takes its realm as a whole, unless the rules say that its route writes single resources: then it takes these
+//! alone, and the realm shared. Where a request's realms are found is said by route as well: in the path, in a list that changes, in the
+//! body, or by a closure.
+//!
+//! ```
+//! use http::Method;
+//! use tower_realm_lock::{
+//!     LockRules, RealmLocks, RealmPaths, RealmPointers, RealmResolver, RealmWriteLockLayer, Scope,
+//! };
+//!
+//! let publish = RealmPointers::new(["/sourceRealmURL", "/publishedRealmURL"])?;
+//! let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
+//! let realms = RealmResolver::from(realms).route(Method::POST, "/_publish-realm", publish)?;
+//! let rules = LockRules::new()
+//!     .exempt(Method::POST, "/{owner}/{realm}/_search")?
+//!     .scope(Method::POST, "/{owner}/{realm}/_atomic", Scope::atomic_hrefs())?
+//!     .scope(Method::PATCH, "/{owner}/{realm}/{*card}", Scope::resource())?;
+//! let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms)
+//!     .rules(rules)
+//!     .read_bodies(1024 * 1024, axum::body::Body::new);
+//! # let _ = layer;
+//! # Ok::<(), tower_realm_lock::RealmError>(())
+//! ```
+//!
+//! Whatever is not certain locks more, or is refused: a path that two servers read differently, a name that stands twice in a
+//! JSON object, a header that overrides the method and says two things.
+//!
 //! # Deployment
 //!
 //! - All replicas use one database of one primary. Advisory locks reach no further; a standby is refused.
@@ -72,8 +101,11 @@
 //! - One hold takes one connection of `pool_size`, so a process writes at most that many realms at once. For thousands of realms
 //!   there are [sessions](PostgresBuilder::sessions).
 //! - PgBouncer works in session and in transaction mode, but for sessions, which need PostgreSQL itself.
-//! - Put the layer outside of axum's `nest`: inside it, the path that a request still has is not the one that the template
-//!   describes.
+//! - Inside axum's `nest` the path that a request still has is not the one that the template describes. With the feature `axum` the
+//!   layer reads the one that the client sent; without it, put the layer outside of `nest`.
+//! - Origins come from the configuration, so absolute URIs, HTTP/2's `:authority`, `Host` and `Forwarded` change nothing, unless
+//!   [`RequestOrigin`] says that they do.
+//! - A layer that overrides methods, decompresses bodies or rewrites paths goes outside of this one, or this one must be told of it.
 //! - Connections to PostgreSQL are not encrypted: there is no TLS yet. A URL with `sslmode=require` is refused.
 //! - Every way to write must be inside the layer, or take the same lock: jobs with [`RealmLocks::with_write_lock`].
 //! - What a handler moves to `spawn_blocking` (so all of `tokio::fs`) runs on when the handler is dropped. Where a write

@@ -36,7 +36,8 @@ use crate::realm::{LockRules, RealmResolver};
 /// made of [`Bytes`]. The error type stays the inner service's own. Cheap to clone.
 ///
 /// Put it outside of what reads the request body and inside of what should see rejections, such as tracing. Every route
-/// that writes to a realm must be inside it. It goes outside of axum's `nest`, which takes away the beginning of the path.
+/// that writes to a realm must be inside it. Axum's `nest` takes away the beginning of the path: with the feature `axum` the layer
+/// sees the whole of it wherever it is, without it the layer goes outside of `nest`.
 ///
 /// A call that it runs within another one's lock of the same realm, in the same task, runs straight through.
 #[derive(Clone)]
