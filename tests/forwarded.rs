@@ -6,9 +6,6 @@ mod support;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 
-use axum::Router;
-use axum::body::Body;
-use axum::extract::ConnectInfo;
 use bytes::Bytes;
 use http::{Request, Response, Version};
 use http_body_util::{BodyExt, Empty, Full};
@@ -19,7 +16,7 @@ use hyper_util::service::TowerToHyperService;
 use support::gate::realms;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tower::{Layer, Service, ServiceExt, service_fn};
+use tower::{Layer, Service, service_fn};
 use tower_realm_lock::{
     HeldLock, PeerAddr, RealmLocks, RealmPaths, RealmWriteLockLayer, RequestOrigin, TrustedProxies,
 };
@@ -190,8 +187,12 @@ async fn a_trusted_proxy_says_what_its_client_used() {
 #[cfg(feature = "axum")]
 #[tokio::test]
 async fn axums_word_on_the_peer_counts() {
+    use axum::body::Body;
+    use axum::extract::ConnectInfo;
+    use tower::ServiceExt;
+
     let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), by_request("10.0.0.0/8"));
-    let app = Router::new()
+    let app = axum::Router::new()
         .fallback_service(service_fn(told::<Body>))
         .layer(layer);
     for (peer, realm) in [

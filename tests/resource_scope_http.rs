@@ -181,6 +181,20 @@ async fn the_hrefs_of_an_atomic_document_are_its_resources() {
 }
 
 #[tokio::test]
+async fn a_scope_counts_for_the_plain_spelling_of_its_route_alone() {
+    for (path, expected) in [
+        ("/luke/a/_atomic", "x"),
+        ("/%6cuke/a/_atomic", "x"),
+        ("/luke/a/%5Fatomic", "whole"),
+        ("/luke/a/_atomic/", "whole"),
+    ] {
+        let request = request(&Method::POST, path, atomic(&["x"]));
+        let claim = claim(&layer(), request).await;
+        assert_eq!(part(&claim.unwrap()), expected, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_nobody_can_read_takes_the_realm_whole() {
     let mut gzipped = request(&Method::POST, "/luke/a/_atomic", atomic(&["x"]));
     let coding = http::HeaderValue::from_static("gzip");

@@ -324,4 +324,57 @@ mod tests {
                 .ends_with("#realm-unresolved")
         );
     }
+
+    #[test]
+    fn what_is_wrong_with_a_body_is_told_apart() {
+        for (error, status, code) in [
+            (BodyError::TooLarge { limit: 9 }, 413, "body-too-large"),
+            (
+                BodyError::TimedOut {
+                    after: Duration::from_secs(1),
+                },
+                408,
+                "body-timeout",
+            ),
+            (
+                BodyError::Broken {
+                    problem: "reset".into(),
+                },
+                400,
+                "body-broken",
+            ),
+            (
+                BodyError::Unread {
+                    body: "secret::Type",
+                    given: "not called".into(),
+                },
+                500,
+                "body-unread",
+            ),
+        ] {
+            let rejection = Rejection::from(error);
+            assert_eq!(
+                (rejection.status().as_u16(), rejection.code()),
+                (status, code)
+            );
+            assert_eq!(rejection.retry_after(), None);
+            assert!(!rejection.detail().contains("secret"), "{code}");
+        }
+    }
+
+    #[test]
+    fn all_realms_of_a_claim_are_named() {
+        let other: RealmUrl = "https://r.example/luke/b/".parse().unwrap();
+        let both = claim().and(&Claim::realm(&other));
+        let after = Duration::from_secs(1);
+        let response = |claim| Rejection::from(LockError::Timeout { claim, after }).to_response();
+        let problem = |claim| -> serde_json::Value {
+            serde_json::from_slice(response(claim).body()).unwrap()
+        };
+        assert_eq!(problem(claim())["realm"], "https://r.example/luke/a/");
+        let both = problem(both);
+        let names = ["https://r.example/luke/a/", "https://r.example/luke/b/"];
+        assert_eq!(both["realms"], json!(names));
+        assert!(both.get("realm").is_none());
+    }
 }

@@ -195,7 +195,7 @@ impl LockRules {
         }
     }
 
-    /// Whether a request with this method and raw path is locked. Allocates nothing for a safe method.
+    /// Whether a request with this method and raw path is locked, if no header overrides its method. Allocates nothing for a safe method.
     #[must_use]
     pub fn locks(&self, method: &Method, path: &str) -> bool {
         self.routes

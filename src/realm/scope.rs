@@ -18,8 +18,8 @@ use super::resolver::Found;
 /// resource and those that take the realm whole. A resource is named by its path below the realm, in one spelling: `/luke/a/%78`
 /// and `href: "x"` are one. Wherever it is not certain which resources a request writes, it takes the realm whole.
 ///
-/// Letter case counts, and so does what a file name ends in; [`named_by`](Self::named_by) is for handlers to which `x` and
-/// `x.json` are one.
+/// Letter case counts, Unicode is not normalized, and `x` is not `x.json`; [`named_by`](Self::named_by) is for handlers to which
+/// two of these are one.
 #[derive(Clone)]
 pub struct Scope {
     kind: Kind,
@@ -63,7 +63,8 @@ impl Scope {
     /// The resource that the request's path names: what follows the realm in it.
     ///
     /// A path that ends with the realm names no resource: it takes the realm shared, so that a handler can create a resource
-    /// with a name that it makes up.
+    /// with a name that it makes up. Leave such a path out of the pattern, as `/{owner}/{realm}/{*card}` does, where its handler
+    /// changes more than that.
     #[must_use]
     pub const fn resource() -> Self {
         Self::of(Kind::Resource)
