@@ -17,16 +17,16 @@ async fn created_once(flags: &[&str]) -> usize {
     let flags = [flags, &["--write-delay", "100"]].concat();
     // Both make the tables too, at the same time.
     let (one, two) = tokio::join!(world.replica(&flags), world.replica(&flags));
-    let mut once = 0;
+    let mut count = 0;
     for round in 0..ROUNDS {
         let mut create = changes().remove(0);
         create.body["endpoint"] = json!(format!("realm-{round}"));
         let (one, two) = tokio::join!(world.make(&one, &create), world.make(&two, &create));
         let mut answers = [one, two].map(|answer| answer.unwrap().0.as_u16());
         answers.sort_unstable();
-        once += usize::from(answers == [201, 409]);
+        count += usize::from(answers == [201, 409]);
     }
-    once
+    count
 }
 
 #[tokio::test]

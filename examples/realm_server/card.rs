@@ -45,6 +45,8 @@ impl Card {
                 return Err(BadDocument::new(pointer, detail));
             }
             Some(other) => {
+                let other = other.to_string();
+                let other = other.escape_debug();
                 let detail = format!("The type is {other}; only \"card\" is known here.");
                 return Err(BadDocument::new(&format!("{pointer}/type"), detail));
             }

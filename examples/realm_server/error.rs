@@ -34,6 +34,17 @@ pub struct ApiError {
     retry_after: Option<Duration>,
 }
 
+/// An error with its causes.
+pub fn chain(error: &dyn Error) -> String {
+    let mut causes = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        causes = format!("{causes}: {cause}");
+        source = cause.source();
+    }
+    causes
+}
+
 impl ApiError {
     pub fn new(
         status: StatusCode,
@@ -97,12 +108,7 @@ impl ApiError {
 
     /// For what is no client's fault: the cause goes to the log, never into the response.
     pub fn internal(code: &'static str, title: &'static str, cause: &dyn Error) -> Self {
-        let mut causes = cause.to_string();
-        let mut source = cause.source();
-        while let Some(cause) = source {
-            causes = format!("{causes}: {cause}");
-            source = cause.source();
-        }
+        let causes = chain(cause);
         error!(code, %causes, "a request failed");
         let detail = "The fault is the server's, not the request's; its log has the cause.";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, code, title, detail)

@@ -111,6 +111,7 @@ async fn serve(config: &Config, directory: &DataDirectory) -> Result<(), Failure
     };
     if let Some(locks) = locks.as_ref().filter(|_| rows) {
         realms::make_tables(locks).await.map_err(|cause| {
+            let cause = error::chain(&cause);
             format!(
                 "cannot make the tables of realms: {cause}; let the database's user create tables"
             )

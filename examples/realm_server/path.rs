@@ -184,15 +184,18 @@ fn url_of<'a>(segments: impl IntoIterator<Item = &'a String>, base_url: &Url) ->
     url
 }
 
+/// For messages and logs: what could act on a terminal is escaped.
 impl fmt::Display for RealmPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.owner, self.realm)
+        let Self { owner, realm } = self;
+        write!(f, "{}/{}", owner.escape_debug(), realm.escape_debug())
     }
 }
 
+/// As of [`RealmPath`].
 impl fmt::Display for CardPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.segments.join("/"))
+        write!(f, "{}", self.segments.join("/").escape_debug())
     }
 }
 

@@ -53,7 +53,7 @@ pub async fn settle_after(
             cards.forget(&realm);
             if let Err(error) = cards.settle(&realm).await {
                 // The answer is true all the same: the rows have it. The files follow before anybody writes to them.
-                warn!(realm = %realm.to_string().escape_debug(), %error, "a change is not settled yet");
+                warn!(%realm, %error, "a change is not settled yet");
             }
         }
         response
@@ -202,7 +202,7 @@ impl Cards {
         };
         for realm in unsettled {
             if let Err(error) = self.settle(&realm).await {
-                warn!(realm = %realm.to_string().escape_debug(), %error, "a change is not settled yet");
+                warn!(%realm, %error, "a change is not settled yet");
             }
         }
     }
