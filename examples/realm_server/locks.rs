@@ -224,6 +224,47 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_body_that_names_no_realm_is_refused_with_its_place_before_any_lock() {
+        let directory = tempfile::tempdir().unwrap();
+        let (router, _) = server(&directory, Duration::from_secs(60));
+        let foreign = r#"{"realmURL":"http://evil.test/luke/a/"}"#;
+        for (method, path, body, code, pointer) in [
+            (
+                "POST",
+                "/_create-realm",
+                r#"{"owner":1}"#,
+                "bad-document",
+                "/owner",
+            ),
+            (
+                "DELETE",
+                "/_delete-realm",
+                foreign,
+                "bad-realm-url",
+                "/realmURL",
+            ),
+            ("POST", "/_publish-realm", "{}", "bad-document", ""),
+            ("POST", "/_unpublish-realm", "[", "bad-document", ""),
+        ] {
+            let response = send(&router, method, path, body).await;
+            assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{path}");
+            let error = &document(response).await["errors"][0];
+            assert_eq!(
+                (&error["code"], &error["source"]["pointer"]),
+                (&code.into(), &pointer.into())
+            );
+        }
+        // Two readers could take different ones.
+        let twice =
+            r#"{"realmURL":"http://127.0.0.1:4201/a/b/","realmURL":"http://127.0.0.1:4201/a/c/"}"#;
+        let response = send(&router, "DELETE", "/_delete-realm", twice).await;
+        assert_eq!(
+            document(response).await["errors"][0]["code"],
+            "realm-unresolved"
+        );
+    }
+
+    #[tokio::test]
     async fn a_realm_that_cannot_be_told_is_an_error_object_too() {
         let directory = tempfile::tempdir().unwrap();
         let (router, _) = server(&directory, Duration::from_secs(60));

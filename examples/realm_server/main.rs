@@ -14,12 +14,15 @@
 //! cargo run --example realm_server -- --listen 127.0.0.1:4202 --base-url http://localhost:4200 --data-dir /tmp/realms
 //! ```
 //!
+//! Realms are created, published, unpublished and deleted too: [`realms`] has the requests. A card's `ETag` and `If-Match`
+//! tell whether it has changed meanwhile. With `--cache-cards 1000` replicas keep cards in memory, and tell each other of writes.
+//!
 //! `http://127.0.0.1:4201/_locks` is a page to watch the locks, and a race with and without them.
 //!
 //! With `--lock off --write-delay 200` two PATCH requests for one card lose a field, and both get 200.
 //!
 //! `locks` is all that the server does about locking; the handlers in `routes` and the files in `store` know nothing of
-//! it, but for the fencing token. `locks_page` only looks on.
+//! it, but for the fencing token. `realms` also writes rows in the transaction that holds the lock. `locks_page` only looks on.
 
 mod atomic;
 mod body;

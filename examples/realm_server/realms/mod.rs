@@ -28,8 +28,9 @@ mod settle;
 
 use std::sync::Arc;
 
+use axum::body::{Body, to_bytes};
 use axum::extract::State;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, delete, post};
 use axum::{Extension, Router};
@@ -59,15 +60,19 @@ const DELETE: &str = "/_delete-realm";
 const PUBLISH: &str = "/_publish-realm";
 const UNPUBLISH: &str = "/_unpublish-realm";
 
-/// The routes, under the locks that [`resolver`] names, and around those what settles their changes.
+/// The routes, under the locks that [`resolver`] names. Around those is what settles their changes, and around that what
+/// refuses a body that cannot be read, so that nobody waits for a lock to be told so.
 pub fn routes(cards: &Cards, lock: Option<&RealmWriteLockLayer>) -> Router<Cards> {
     let settle = from_fn_with_state(cards.clone(), settle::settle_after);
+    let check = from_fn_with_state(cards.clone(), check);
     let route = |handler: MethodRouter<Cards>| {
         let locked = match lock {
             Some(lock) => handler.route_layer(lock.clone()),
             None => handler,
         };
-        locked.route_layer(settle.clone())
+        locked
+            .route_layer(settle.clone())
+            .route_layer(check.clone())
     };
     Router::new()
         .route(CREATE, route(post(create)))
@@ -93,6 +98,25 @@ pub fn resolver(base_url: &Url) -> Result<RealmResolver, RealmError> {
             UNPUBLISH,
             RealmPointers::new(["/publishedRealmURL"])?,
         )
+}
+
+async fn check(
+    State(cards): State<Cards>,
+    request: axum::extract::Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let (parts, body) = request.into_parts();
+    // It was read before, and is short enough.
+    let body = to_bytes(body, usize::MAX).await.unwrap_or_default();
+    let base_url = &cards.base_url;
+    match parts.uri.path() {
+        CREATE => drop(request::to_create(&body)?),
+        DELETE => drop(request::named(&body, "realmURL", base_url)?),
+        PUBLISH => drop(request::to_publish(&body, base_url)?),
+        _ => drop(request::named(&body, "publishedRealmURL", base_url)?),
+    }
+    let request = axum::extract::Request::from_parts(parts, Body::from(body));
+    Ok(next.run(request).await)
 }
 
 /// One change to one realm, by a request that holds what it needs.

@@ -37,7 +37,7 @@ const EVERYBODY: &str = "*";
 pub enum RowsError {
     #[error(transparent)]
     Lock(#[from] LockError),
-    #[error("the rows of the realm cannot be read or written")]
+    #[error("the database refused a statement about realms")]
     Database(#[from] tokio_postgres::Error),
     #[error("the table 'realm_registry' has a row of this realm already")]
     Exists,
