@@ -34,23 +34,25 @@ impl Cards {
             return Ok(Some(document));
         }
         loop {
-            // What a crash has left in place may never come to stand.
-            self.settle_if_pending(path.realm()).await?;
             let reading = self.cache.as_ref().map(|cache| cache.reading(path));
             let found = path.clone();
-            let read =
-                move |store: &Store| Ok((store.read(&found)?, store.is_pending(found.realm())));
-            let (card, pending) = self.on_disk(read).await?;
+            let read = move |store: &Store| {
+                let before = store.is_pending(found.realm());
+                let card = store.read(&found)?;
+                Ok((before, card, store.is_pending(found.realm())))
+            };
+            let (before, card, after) = self.on_disk(read).await?;
+            // What a change has put there may never come to stand, and what is missing may be aside for a moment.
+            if self.locks.is_some() && (before || card.is_none() && after) {
+                self.settle(path.realm()).await?;
+                continue;
+            }
             let Some(Stored { card, etag }) = card else {
-                if pending && self.locks.is_some() {
-                    // It may be aside for a moment.
-                    continue;
-                }
                 return Ok(None);
             };
             let body = self.data(path, &card).to_string().into();
             let document = Document { etag, body };
-            if let Some(reading) = reading.filter(|_| !pending) {
+            if let Some(reading) = reading.filter(|_| !after) {
                 reading.keep(&document);
             }
             return Ok(Some(document));
