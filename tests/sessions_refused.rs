@@ -29,7 +29,7 @@ async fn a_pooler_is_refused_with_the_reason() {
             database.name(),
             "a pooler answers",
             "spread one session over several",
-            "connect directly, or leave sessions off",
+            "connect directly, or leave sessions",
         ] {
             assert!(message.contains(part), "{message}");
         }
