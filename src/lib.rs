@@ -94,6 +94,19 @@
 //! Whatever is not certain locks more, or is refused: a path that two servers read differently, a name that stands twice in a
 //! JSON object, a header that overrides the method and says two things.
 //!
+//! # What replicas tell each other
+//!
+//! With [`broadcast(true)`](PostgresBuilder::broadcast) each successful write is told to all replicas, when its lock is free:
+//! [`RealmWrites`] is the stream of these events, which a cache needs to stay right.
+//!
+//! # Features
+//!
+//! None is on by default.
+//!
+//! - `axum`: reads axum's `OriginalUri` and `ConnectInfo` where a request has them.
+//! - `metrics`: counts waits, holds, hand-offs, losses and rejections through the `metrics` facade. `docs/operations.md` has the list,
+//!   and the queries to run when a realm is stuck.
+//!
 //! # Deployment
 //!
 //! - All replicas use one database of one primary. Advisory locks reach no further; a standby is refused.
