@@ -3,16 +3,27 @@
 
 mod support;
 
-use futures_util::{FutureExt, StreamExt};
+use std::convert::Infallible;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt, stream};
+use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::StreamBody;
 use support::bouncer::{Bouncer, Pooling};
 use support::claims::{cards, realm, realm_key, whole, work};
 use support::cluster::Cluster;
 use support::database::{TestDatabase, database, database_on};
-use support::gate::{answered, gate, patch, postgres_layer_with, postgres_locks_with};
+use support::gate::{answered, gate, patch, postgres_layer_with, postgres_locks_with, realms};
 use support::proxy::Proxy;
 use support::wait::PATIENCE;
 use tokio::time::timeout;
-use tower_realm_lock::{LockError, LockKey, RealmEvent, RealmLocks, RealmWrite, RealmWrites};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_realm_lock::{
+    HoldUntil, LockError, LockKey, PostgresBuilder, RealmEvent, RealmLocks, RealmWrite,
+    RealmWriteLockLayer, RealmWrites,
+};
 
 async fn next(writes: &mut RealmWrites) -> RealmEvent {
     let event = timeout(PATIENCE, writes.next()).await;
@@ -325,4 +336,72 @@ async fn a_write_that_cannot_be_told_is_no_success_and_frees_its_lock() {
             .end()
             .await;
     }
+}
+
+#[tokio::test]
+async fn a_streamed_write_whose_client_left_after_the_head_is_told() {
+    let database = database().await;
+    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
+    let layer = postgres_layer_with(database.url(), |builder| builder.broadcast(true))
+        .await
+        .hold_until(HoldUntil::BodyEnd);
+    let service = layer.layer(service_fn(async |_: Request<String>| {
+        let first = Frame::data(Bytes::from("written"));
+        let frames = stream::iter([Ok::<_, Infallible>(first)]).chain(stream::pending());
+        Ok::<_, Infallible>(Response::new(StreamBody::new(frames)))
+    }));
+    let response = service.oneshot(request()).await.unwrap();
+    assert_eq!(response.status(), 200);
+    drop(response);
+    assert_eq!(next_write(&mut writes).await.realm(), &realm("a"));
+}
+
+#[tokio::test]
+async fn without_confirmation_a_known_loss_is_no_success_all_the_same() {
+    let database = database().await;
+    const LEASE: Duration = Duration::from_millis(300);
+    let layer = postgres_layer_with(database.url(), |builder| builder.lease(LEASE))
+        .await
+        .confirm(false);
+    let service = layer.layer(service_fn(async |_: Request<String>| {
+        // One long step, as of a handler that reads a great document.
+        std::thread::sleep(LEASE);
+        Ok::<_, Infallible>(Response::new(String::new()))
+    }));
+    let response = service.oneshot(request()).await.unwrap();
+    assert_eq!(response.status(), 503);
+}
+
+#[test]
+fn a_shutdown_waits_until_writes_without_confirmation_are_told() {
+    let listening = tokio::runtime::Runtime::new().unwrap();
+    let (database, mut writes) = listening.block_on(async {
+        let database = database().await;
+        let writes = RealmWrites::listen(database.url()).await.unwrap();
+        (database, writes)
+    });
+    for sessions in [0, 1] {
+        let serving = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        serving.block_on(async {
+            let options = |builder: PostgresBuilder| builder.broadcast(true).sessions(sessions);
+            let locks = postgres_locks_with(database.url(), options).await;
+            let layer = RealmWriteLockLayer::new(locks.clone(), realms()).confirm(false);
+            let service = layer.layer(service_fn(async |_: Request<String>| {
+                Ok::<_, Infallible>(Response::new(String::new()))
+            }));
+            assert_eq!(service.oneshot(request()).await.unwrap().status(), 200);
+            locks.shutdown(PATIENCE).await.unwrap();
+        });
+        // The process ends: nothing of its own runs any more.
+        drop(serving);
+        let told = listening.block_on(next_write(&mut writes));
+        assert_eq!(told.realm(), &realm("a"));
+    }
+}
+
+fn request() -> Request<String> {
+    Request::patch("/luke/a/card").body(String::new()).unwrap()
 }

@@ -5,6 +5,7 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use futures_util::future::join_all;
 use support::claims::{cards, realm_key, strategies, whole, work};
 use support::database::database;
 use support::gate::postgres_locks_with;
@@ -154,4 +155,34 @@ async fn a_session_is_shared_by_the_writers_of_many_cards() {
         inside.end().await;
     }
     database.wait_for_granted(realm_key("a"), 0).await;
+}
+
+#[tokio::test]
+async fn cards_that_wait_for_one_realm_take_one_connection() {
+    let database = database().await;
+    let other = postgres_locks_with(database.url(), |builder| builder).await;
+    for sessions in [0, 1] {
+        let publish = work(&other, &whole(["a"])).inside().await;
+        let locks = postgres_locks_with(database.url(), |builder| {
+            builder.sessions(sessions).pool_size(2)
+        })
+        .await;
+        let names: Vec<String> = (0..20).map(|number| number.to_string()).collect();
+        let waiting: Vec<_> = names
+            .iter()
+            .map(|name| work(&locks, &cards("a", [name])))
+            .collect();
+        database.wait_for_waiting(realm_key("a"), 1).await;
+        // Another realm has the other connection, as often as it likes.
+        for _ in 0..20 {
+            work(&locks, &whole(["b"])).inside().await.end().await;
+        }
+        assert_eq!(database.advisory_locks(realm_key("a")).await, (1, 1));
+        publish.end().await;
+        let waited = waiting
+            .into_iter()
+            .map(async |work| work.inside().await.end().await);
+        join_all(waited).await;
+        database.wait_for_granted(realm_key("a"), 0).await;
+    }
 }

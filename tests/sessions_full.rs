@@ -2,15 +2,19 @@
 
 mod support;
 
+use std::time::Duration;
+
+use futures_util::future::join_all;
 use http::Request;
+use support::claims::{cards, realm_key, work};
 use support::cluster::Cluster;
 use support::database::{TestDatabase, database_on};
-use support::gate::{at_once, gate, key, patch, postgres_layer_with};
+use support::gate::{at_once, gate, key, patch, postgres_layer_with, postgres_locks_with};
 use support::proxy::Proxy;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tower::{Layer, ServiceExt, service_fn};
-use tower_realm_lock::RealmWriteLockLayer;
+use tower_realm_lock::{LockError, RealmWriteLockLayer};
 
 const REALMS: usize = 40;
 
@@ -105,4 +109,36 @@ async fn a_batch_that_fails_leaves_no_lock_and_takes_none_away() {
     support::wait::wait_until("room again", async || write_all(&layer).await == REALMS - 1).await;
     call.answer(200);
     assert_eq!(held.await.unwrap().unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_card_that_finds_no_room_takes_its_realm_from_nobody() {
+    let cluster = small_server().await;
+    let database = database_on(&cluster).await;
+    let locks = postgres_locks_with(database.url(), |builder| builder.sessions(1).pool_size(2))
+        .await
+        .acquire_timeout(Duration::from_millis(500));
+    let held = work(&locks, &cards("a", ["x"])).inside().await;
+    let full = fill(&database, 0).await;
+    // Of some the own key comes before the realm's, of others after it.
+    let refused = (0..8).map(|number| work(&locks, &cards("a", [&number.to_string()])).refused());
+    for error in join_all(refused).await {
+        assert!(
+            matches!(
+                error,
+                LockError::Database { .. } | LockError::Timeout { .. }
+            ),
+            "{error}"
+        );
+    }
+    // Room for one more.
+    full.batch_execute("SELECT pg_advisory_unlock(0)")
+        .await
+        .unwrap();
+    let shared = format!("SELECT pg_try_advisory_lock({})", realm_key("a"));
+    let others: bool = full.query_one(&shared, &[]).await.unwrap().get(0);
+    assert!(!others, "it is held");
+    drop(full);
+    held.end().await;
+    database.wait_for_granted(realm_key("a"), 0).await;
 }

@@ -5,11 +5,12 @@ mod support;
 use std::time::Duration;
 
 use http::{Request, Response, StatusCode};
+use support::claims::{realm_key, whole, work};
 use support::database::{TestDatabase, database};
-use support::gate::{code, gate, key, patch, postgres_layer_with, realms};
+use support::gate::{code, gate, key, patch, postgres_layer_with, postgres_locks_with, realms};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
-    LockError, LockTransaction, OnDisconnect, RealmLocks, RealmUrl, RealmWriteLockLayer,
+    HeldLock, LockError, LockTransaction, OnDisconnect, RealmLocks, RealmUrl, RealmWriteLockLayer,
 };
 
 const PATH: &str = "/luke/a/card";
@@ -298,4 +299,39 @@ async fn a_wrong_choice_is_said_at_once() {
     let (handler, _gate) = gate();
     let response = patch(&layer, &handler, PATH).await.unwrap().unwrap();
     assert_eq!(code(&response), "lock-unavailable");
+}
+
+#[tokio::test]
+async fn a_statement_that_fails_does_not_let_the_next_writer_in() {
+    let database = database().await;
+    let locks = postgres_locks_with(database.url(), |builder| builder)
+        .await
+        .share_transaction(true);
+    let other = postgres_locks_with(database.url(), |builder| builder).await;
+    let (told, failed) = tokio::sync::oneshot::channel();
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let first = tokio::spawn(async move {
+        let work = |held: HeldLock| async move {
+            let client = held.transaction().unwrap().client().unwrap();
+            assert!(client.batch_execute("SELECT 1 / 0").await.is_err());
+            drop(client);
+            told.send(()).unwrap();
+            // It goes on with what is no SQL.
+            let _ = ended.await;
+            assert!(held.is_held());
+            Ok::<_, LockError>(())
+        };
+        locks.with_write_lock(whole(["a"]), work).await
+    });
+    failed.await.unwrap();
+    let mut next = work(&other, &whole(["a"]));
+    database.wait_for_waiting(realm_key("a"), 1).await;
+    assert!(next.waits());
+    end.send(()).unwrap();
+    let outcome = first.await.unwrap();
+    assert!(
+        matches!(outcome, Err(LockError::CommitFailed { .. })),
+        "{outcome:?}"
+    );
+    next.inside().await.end().await;
 }

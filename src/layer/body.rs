@@ -75,9 +75,13 @@ impl StreamHold {
             outcome: locks.spawn(async move {
                 match hold.guard(ended).await? {
                     Ok(()) => hold.release().await?.confirmed().await,
-                    // The body was dropped, failed or found its lock lost: so does what it wrote. Only in the last case
-                    // does anybody read this.
-                    Err(_) => Err(hold.lost()),
+                    // The body was dropped, failed or found its lock lost: so does what it wrote in a shared transaction.
+                    // What else it wrote may stand, and its client was told of a success: so others are told of it too.
+                    Err(_) => {
+                        let lost = hold.lost();
+                        // Only where it was lost does anybody read this.
+                        hold.release_unconfirmed().and(Err(lost))
+                    }
                 }
             }),
             finished: false,

@@ -178,7 +178,9 @@ async fn held_call<B: Body, E>(
         return (Ok(holding), None);
     }
     if !layer.confirm && !layer.locks.shares_transaction() {
-        hold.release_unconfirmed();
+        if let Err(error) = hold.release_unconfirmed() {
+            return (Ok(layer.reject(&error.into())), None);
+        }
         return (Ok(response.map(LockBody::passed)), None);
     }
     match hold.release().await {

@@ -162,6 +162,13 @@ impl Claim {
         &self.0.locks
     }
 
+    /// A claim on the keys that it shares, each for one caller; `None` if it shares none.
+    pub(crate) fn shared_keys(&self) -> Option<Self> {
+        let shared = self.locks().iter().filter(|lock| lock.is_shared());
+        let claims = shared.map(|lock| Self::from(lock.key));
+        claims.reduce(|all, one| all.and(&one))
+    }
+
     /// The key by which it is found among others of the same realm.
     pub(crate) fn anchor(&self) -> Option<LockKey> {
         let own = |lock: &&Lock| lock.realm.is_none();
@@ -230,6 +237,10 @@ impl From<&Self> for Claim {
     }
 }
 
+/// How many resources of a realm a message names, and how much of each: clients choose them.
+const MOST_PATHS: usize = 8;
+const LONGEST_PATH: usize = 100;
+
 /// Names it in messages: its realms, with their resources in brackets, or its keys. Untrusted text in it is escaped.
 impl fmt::Display for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -247,11 +258,16 @@ impl fmt::Display for Claim {
             separator = " and ";
             if let Some(paths) = self.resources_of(realm) {
                 let mut bracket = " (";
-                for path in paths {
-                    write!(f, "{bracket}{}", path.escape_debug())?;
+                for path in paths.iter().take(MOST_PATHS) {
+                    let end = path.floor_char_boundary(LONGEST_PATH);
+                    let cut = if end < path.len() { "..." } else { "" };
+                    write!(f, "{bracket}{}{cut}", path[..end].escape_debug())?;
                     bracket = ", ";
                 }
-                f.write_str(")")?;
+                match paths.len().saturating_sub(MOST_PATHS) {
+                    0 => f.write_str(")")?,
+                    more => write!(f, " and {more} more)")?,
+                }
             } else if !self.0.has_whole(LockKey::of(realm)) {
                 f.write_str(" (shared)")?;
             }
@@ -347,6 +363,15 @@ mod tests {
         assert_eq!(
             Claim::resources::<&str>(&a, []).to_string(),
             "http://h/a/ (shared)"
+        );
+        let many = Claim::resources(
+            &a,
+            (0..20).map(|number| format!("{number}{}", "ü".repeat(9_000))),
+        );
+        let name = many.to_string();
+        assert!(
+            name.len() < 1_000 && name.ends_with("... and 12 more)"),
+            "{name}"
         );
         let key = LockKey::in_space("user-cost", "42");
         assert_eq!(Claim::from(key).to_string(), format!("lock key {key}"));

@@ -183,8 +183,13 @@ impl Grant {
     /// As [`Grant::end_hold`], where nobody asks for a confirmation of the success.
     pub(crate) fn end_success(self: Box<Self>, turn: Turn, claim: &Claim) {
         match self.announcement(claim) {
-            None => self.end_unconfirmed(turn),
-            announcement => drop(self.give_back(announcement)),
+            Some(announcement) if self.shared().is_none() => {
+                let background = self.background.clone();
+                // Read to its end, so that a shutdown waits until it is told.
+                background.spawn(self.give_back(Some(announcement)));
+                drop(turn);
+            }
+            _ => self.end_unconfirmed(turn),
         }
     }
 

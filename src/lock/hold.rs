@@ -124,7 +124,11 @@ impl Hold {
         if let Some(grant) = &mut self.grant
             && grant.shared().is_some()
         {
-            grant.commit_shared(&claim).await?;
+            let committed = grant.commit_shared(&claim).await;
+            if matches!(committed, Err(LockError::Lost { .. })) {
+                metrics::lost();
+            }
+            committed?;
             return Ok(Released {
                 claim,
                 answer: None,
@@ -136,15 +140,21 @@ impl Hold {
         Ok(Released { claim, answer })
     }
 
-    /// Releases the lock of a success that nobody wants to have confirmed. Must be called within a runtime.
-    pub(crate) fn release_unconfirmed(mut self) {
+    /// Releases the lock of a success that nobody wants to have confirmed. What was written in a shared transaction is rolled
+    /// back. Must be called within a runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`] if it is known to be lost.
+    pub(crate) fn release_unconfirmed(mut self) -> Result<(), LockError> {
         if !self.held.is_held() {
-            return;
+            return Err(self.loss());
         }
         self.held.mark_released();
         if let (Some(grant), Some(turn)) = (self.grant.take(), self.turn.take()) {
             grant.end_success(turn, self.held.claim());
         }
+        Ok(())
     }
 
     /// A loss that is found out.

@@ -145,8 +145,8 @@ impl RealmLocks {
     /// Within work that already holds all of the claim, in the same task and by the same locks, it runs straight through: two such
     /// uses side by side do not exclude each other, and what they wrote in a shared transaction stands or falls with the outer
     /// work. More of what it holds in part is refused. Asking for another realm there can deadlock with a task that does it the
-    /// other way round; the acquire timeout ends that, and the error names both. Work that needs several realms claims them
-    /// together.
+    /// other way round, or that waits for both together; the acquire timeout ends that, and the error names both. So work that
+    /// needs several realms claims them together.
     ///
     /// # Errors
     ///

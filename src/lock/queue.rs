@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError};
@@ -326,32 +326,30 @@ impl<B> Turn<B> {
 
     /// Sends turns to those who wait for them, and the baton with the first that is for the same claim.
     fn send_all(queue: &Arc<Queue<B>>, ready: Vec<Ready<B>>, baton: Option<(Claim, B)>) {
-        let mut ready = ready;
+        let mut ready = VecDeque::from(ready);
         let mut baton = baton;
         loop {
-            let is_next = |next: &Ready<B>| baton.as_ref().is_some_and(|it| it.0 == next.claim);
-            let next = ready.iter().position(is_next);
-            if next.is_none() {
-                // Nobody wants it. It ends here, outside of the mutex, and before anybody asks PostgreSQL for its keys.
-                baton = None;
-            }
-            let Some(next) = next.or_else(|| ready.len().checked_sub(1)) else {
-                return;
+            let same = baton.take().and_then(|(claim, baton)| {
+                let place = ready.iter().position(|next| next.claim == claim)?;
+                Some((ready.remove(place)?, baton))
+                // A baton that nobody wants ends here, outside of the mutex, and before anybody asks PostgreSQL for its keys.
+            });
+            let (next, handed_on) = match same {
+                Some((next, baton)) => (next, Some(baton)),
+                None => match ready.pop_front() {
+                    Some(next) => (next, None),
+                    None => return,
+                },
             };
-            let Ready {
-                ticket,
-                claim,
-                turn: waiter,
-            } = ready.swap_remove(next);
-            let mut turn = Self::new(Arc::clone(queue), ticket, claim);
-            turn.baton = baton.take().map(|(_, baton)| baton);
+            let mut turn = Self::new(Arc::clone(queue), next.ticket, next.claim);
+            turn.baton = handed_on;
             // Here a waiter may leave that is already out of its lanes: a point for the model checker.
             #[cfg(test)]
             shuttle::thread::yield_now();
-            if let Err(mut back) = waiter.send(turn) {
+            if let Err(mut back) = next.turn.send(turn) {
                 // The waiter has left since, and there may be others behind it.
                 back.armed = false;
-                ready.extend(queue.release(ticket));
+                ready.extend(queue.release(back.ticket));
                 baton = back.baton.take().map(|baton| (back.claim.clone(), baton));
             }
         }

@@ -59,7 +59,8 @@ impl PostgresBuilder {
         }
     }
 
-    /// How many lock connections this process may open: the number of realms that it can write at the same time.
+    /// How many lock connections this process may open: the number of realms, or of single resources, that it can write at the same
+    /// time.
     ///
     /// Default 10, at least 1. Waiting for a realm that this process itself writes takes no connection.
     pub fn pool_size(mut self, connections: u32) -> Self {

@@ -40,10 +40,14 @@ use super::background::Background;
 use super::claim::Lock;
 use super::grant::{Grant, HandOff, Turn};
 use super::lease::Lease;
+use super::queue::{self, Entry, Full, Queue};
 use super::{FencingToken, LockError, Wanted, token};
 
 /// The column that says `t` where nobody else had the lock, or waited for it.
 const FREE: &str = "lock_was_free";
+
+/// The setting, and the column, that says `t` where a key could not be shared at once, and the keys after it were left alone.
+const BUSY: &str = "tower_realm_lock.busy";
 
 /// How much later than the server this side gives up a wait: the server's own time-out needs no CancelRequest.
 const SERVER_FIRST: Duration = Duration::from_millis(250);
@@ -57,6 +61,8 @@ pub(crate) struct Postgres {
     lease: Duration,
     fencing: bool,
     hand_off: HandOff,
+    /// Who waits in PostgreSQL to share a key: one for each key. The others wait here, without a connection.
+    scouts: Arc<Queue<()>>,
     /// As whom it tells others of successful writes.
     sender: Option<Arc<str>>,
 }
@@ -86,6 +92,7 @@ impl Postgres {
             lease,
             fencing,
             hand_off: options.hand_off,
+            scouts: Arc::default(),
             sender: options.broadcast.then_some(sender),
         })
     }
@@ -120,14 +127,27 @@ impl Postgres {
         background: Background,
     ) -> Result<(Turn, Grant), LockError> {
         let mut retried = false;
+        let mut scout = None;
         loop {
             let connection = self.pool.checkout(wanted).await?;
-            let statement = self.statement(wanted);
+            let statement = self.statement(wanted, scout.is_some());
             let attempt = Attempt::start(connection, turn, statement, background.clone());
             let (answered, answer) = timeout_at(wanted.deadline + SERVER_FIRST, attempt)
                 .await
                 .map_err(|_| wanted.timed_out())?;
             let error = match answer {
+                Ok(rows) if values(&rows, BUSY).any(|busy| busy == "t") => {
+                    let Answered {
+                        turn: back,
+                        mut connection,
+                        ..
+                    } = answered;
+                    connection.roll_back().await;
+                    drop(connection);
+                    turn = back;
+                    scout = self.scout(wanted).await?;
+                    continue;
+                }
                 Ok(rows) => return self.granted(wanted, answered, &rows, background).await,
                 Err(error) => error,
             };
@@ -141,15 +161,32 @@ impl Postgres {
         }
     }
 
+    /// Waits to be the one of this process that waits in PostgreSQL to share the claim's keys; `None` if it shares none. Many may
+    /// share a key as soon as one of them does, and until then each would take a connection.
+    async fn scout(&self, wanted: &Wanted<'_>) -> Result<Option<queue::Turn<()>>, LockError> {
+        let Some(shared) = wanted.claim.shared_keys() else {
+            return Ok(None);
+        };
+        match self.scouts.enter(&shared, usize::MAX) {
+            Ok(Entry::Turn(turn)) => Ok(Some(turn)),
+            Ok(Entry::Wait(place)) => {
+                let turn = timeout_at(wanted.deadline, place).await;
+                turn.map(Some).map_err(|_| wanted.timed_out())
+            }
+            // Of so many there is no memory for one more.
+            Err(Full) => Err(wanted.timed_out()),
+        }
+    }
+
     /// The one message that begins, sets the limits for this transaction alone, and locks.
     ///
     /// Each key is tried first, to know whether others want it too, and the wait limited only if there is one. A try does not
     /// overtake those who wait. Keys have a statement each, as nothing else says in what order they are locked; the claim has them
-    /// in the order that all others take them in.
+    /// in the order that all others take them in. Only a `scout` waits to share a key.
     ///
     /// Read committed, whatever the server's default: under a stricter level the snapshot of the transaction would be
     /// older than the lock. `set_config` with `true` ends with the transaction, so nothing leaks through a pooler.
-    fn statement(&self, wanted: &Wanted<'_>) -> String {
+    fn statement(&self, wanted: &Wanted<'_>, scout: bool) -> String {
         let remaining = wanted.deadline.saturating_duration_since(Instant::now());
         let lock_timeout = milliseconds(remaining);
         let lease = milliseconds(self.lease);
@@ -159,17 +196,33 @@ impl Postgres {
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
              {comment} SELECT set_config('idle_in_transaction_session_timeout', '{lease}', true)"
         );
+        let is_busy = format!("current_setting('{BUSY}', true) = 't'");
+        let tries = !scout && wanted.claim.locks().iter().any(Lock::is_shared);
         let mut separator = ",";
         for lock in wanted.claim.locks() {
             let Lock { key, .. } = lock;
             let shared = if lock.is_shared() { "_shared" } else { "" };
+            let unless_busy = if tries && separator != "," {
+                format!("WHEN {is_busy} THEN 'f' ")
+            } else {
+                String::new()
+            };
+            let taken = format!("pg_try_advisory_xact_lock{shared}({key})");
             // Writing to a `String` does not fail.
-            let _ = write!(
-                statement,
-                "{separator} CASE WHEN pg_try_advisory_xact_lock{shared}({key}) THEN 't' ELSE \
-                 set_config('lock_timeout', '{lock_timeout}', true) \
-                 || pg_advisory_xact_lock{shared}({key})::text END AS {FREE}"
-            );
+            let _ = if lock.is_shared() && tries {
+                write!(
+                    statement,
+                    "{separator} set_config('{BUSY}', \
+                     CASE {unless_busy}WHEN {taken} THEN 'f' ELSE 't' END, true) AS \"{BUSY}\""
+                )
+            } else {
+                write!(
+                    statement,
+                    "{separator} CASE {unless_busy}WHEN {taken} THEN 't' ELSE \
+                     set_config('lock_timeout', '{lock_timeout}', true) \
+                     || pg_advisory_xact_lock{shared}({key})::text END AS {FREE}"
+                )
+            };
             separator = "; SELECT";
         }
         if self.fencing {

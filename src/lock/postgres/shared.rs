@@ -15,6 +15,9 @@ use crate::lock::{Claim, LockError};
 /// (`Extension<LockTransaction>` in axum) or with [`HeldLock::transaction`](crate::HeldLock::transaction), if
 /// `share_transaction(true)` was set. Cheap to clone.
 ///
+/// A statement that fails spoils the transaction, as in PostgreSQL always, so that nothing of it can commit; but not the lock, as the
+/// handler works behind a savepoint.
+///
 /// The handler must leave the transaction itself alone: after a `COMMIT` or `ROLLBACK` of its own there is no lock any
 /// more. That is found out at the end, and answered with 503 `commit-failed`; what it has committed itself stands. Savepoints
 /// are fine. Under [`HoldUntil::BodyEnd`](crate::HoldUntil) the transaction commits when the body has ended well, after the head

@@ -15,9 +15,10 @@ use crate::lock::lease::Lease;
 use crate::lock::{Claim, FencingToken, LockError};
 
 /// Makes a transaction ready for the handler's statements: they wait for their own locks as they would without ours. The
-/// mark is gone once the transaction has ended, whoever ended it.
+/// mark is gone once the transaction has ended, whoever ended it. A statement that fails gives back the locks of the innermost
+/// savepoint's transaction at once, and with this one ours is not among them.
 pub(super) const SHARE: &str = "; SET LOCAL lock_timeout TO DEFAULT; \
-     SELECT set_config('tower_realm_lock.shared', 'yes', true)";
+     SELECT set_config('tower_realm_lock.shared', 'yes', true); SAVEPOINT tower_realm_lock";
 
 /// Goes before the COMMIT of a shared transaction, and keeps it from being run unless it is no longer the one that took the lock: then the division fails, and the rest of
 /// the message is skipped. In a transaction that an error has aborted the first statement fails too; a plain `COMMIT` would

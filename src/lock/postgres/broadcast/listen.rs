@@ -30,7 +30,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 ///
 /// Replicas tell of their writes if their locks were built with [`broadcast(true)`](crate::PostgresBuilder::broadcast). An event
 /// comes after the write's lock is free, and only for a write that succeeded; soon after, but at no certain time. Events of one
-/// realm come in the order of its writes.
+/// realm come in the order of its writes; from replicas with [sessions](crate::PostgresBuilder::sessions) two may change places, and equal
+/// ones become one: where that matters compare the tokens.
+///
+/// A write that was not confirmed may be told or not: one whose client got 503 `lock-lost`, and with `confirm(false)` any whose
+/// connection broke at its end.
 ///
 /// It reconnects by itself, for ever, and the stream does not end. It says when it may have missed some: a lost connection at once,
 /// a silent network within 4 seconds. A consumer that is 4,096 events behind is interrupted too.
@@ -83,7 +87,10 @@ impl RealmWrites {
             let mut connection = connection;
             loop {
                 attend(&connection).await;
+                let closed = connection.closed.clone();
                 drop(connection);
+                // Whatever it has still told belongs before the interruption.
+                closed.cancelled().await;
                 told.push(RealmEvent::Interrupted);
                 connection = reconnect(&connector).await;
                 told.push(RealmEvent::Resumed);

@@ -18,6 +18,9 @@ const CHANNEL: &str = "tower_realm_lock";
 /// As many resources of one realm are named; of more it is said that any may have been written.
 const MOST_PATHS: usize = 16;
 
+/// As many notices are sent of one claim; PostgreSQL takes no more than 1,664 columns.
+const MOST_NOTICES: usize = 500;
+
 /// The statement that tells others of a write under this claim; none for a claim that is about no realm.
 pub(crate) fn announcement(
     claim: &Claim,
@@ -36,7 +39,16 @@ pub(crate) fn announcement(
     let calls: Vec<String> = notices
         .map(|(realm, path)| notify(&shortened(realm, path, token, sender)))
         .collect();
-    (!calls.is_empty()).then(|| format!("SELECT {}", calls.join(", ")))
+    let calls = match calls.len() {
+        0 => return None,
+        1..=MOST_NOTICES => calls.join(", "),
+        // Any realm, then.
+        _ => notify(&payload(None, None, token, sender)),
+    };
+    // A transaction with a notice waits for those of others at its end, for however long they take.
+    Some(format!(
+        "SELECT set_config('lock_timeout', '0', true), {calls}"
+    ))
 }
 
 /// The payload, with as much in it as PostgreSQL allows.
@@ -78,6 +90,8 @@ mod tests {
         let claim = Claim::realm(&realm("a")).and(&Claim::resources(&realm("b"), ["x", "y"]));
         let said = announced(&claim);
         assert_eq!(said.matches("pg_notify(").count(), 3, "{said}");
+        // What is left of the time to wait for the lock is no limit for it.
+        assert!(said.starts_with("SELECT set_config('lock_timeout', '0', true), pg_notify("));
         assert!(
             said.contains(r#"{"realm":"http://h/a/","path":"*","sender":"me"}"#),
             "{said}"
@@ -106,6 +120,14 @@ mod tests {
     }
 
     #[test]
+    fn of_very_many_realms_it_is_said_that_any_may_have_been_written() {
+        let realms = (0..=MOST_NOTICES).map(|number| Claim::realm(&realm(&number.to_string())));
+        let all = realms.reduce(|all, one| all.and(&one)).unwrap();
+        let said = announced(&all);
+        assert!(said.matches("pg_notify(").count() == 1 && said.contains(r#"{"realm":null"#));
+    }
+
+    #[test]
     fn no_text_ends_the_literal() {
         let claim = Claim::resources(
             &realm("it's"),
@@ -119,6 +141,6 @@ mod tests {
             .replace("''", "")
             .matches('\'')
             .count();
-        assert_eq!(quotes, 4 * 4, "{said}");
+        assert_eq!(quotes, 4 * 5, "{said}");
     }
 }

@@ -73,6 +73,9 @@ struct Kept {
     count: usize,
     shared: bool,
     since: Instant,
+    /// How many have left it of whom nobody knows whether the server had granted it to them. They are unlocked with the last one:
+    /// one unlock too many would be that of somebody who is still inside.
+    doubtful: usize,
 }
 
 /// A message that waits for its answer.
@@ -169,8 +172,10 @@ impl SessionTask {
         for command in batch {
             match command {
                 Command::Unlock(release) => {
-                    self.forget(&release.locks);
+                    let doubtful = self.forget(&release.locks);
+                    // In this order, so that the first one's answer is about the lock that it had.
                     releases.push(release);
+                    releases.extend(doubtful);
                 }
                 Command::Tell(telling) => tellings.push(telling),
                 Command::Confirm(reply) => confirms.push(reply),
@@ -212,21 +217,39 @@ impl SessionTask {
                 count: 0,
                 shared: lock.is_shared(),
                 since: Instant::now(),
+                doubtful: 0,
             });
             kept.count += 1;
         }
         true
     }
 
-    fn forget(&mut self, locks: &[Lock]) {
+    /// Takes a holder's keys off the list; what is then to be unlocked besides.
+    fn forget(&mut self, locks: &[Lock]) -> Option<Release> {
+        let mut doubtful = Vec::new();
         for lock in locks {
             if let Some(kept) = self.keys.get_mut(&lock.key) {
                 kept.count -= 1;
                 if kept.count == 0 {
+                    doubtful.extend(std::iter::repeat_n(*lock, kept.doubtful));
                     self.keys.remove(&lock.key);
                 }
             }
         }
+        let locks = doubtful;
+        (!locks.is_empty()).then_some(Release { locks, reply: None })
+    }
+
+    /// What of the keys of a claim, which the server may have granted or not, can be unlocked at once. Others share the rest.
+    fn in_doubt(&mut self, locks: &[Lock]) -> Vec<Lock> {
+        let mut alone = Vec::new();
+        for lock in locks {
+            match self.keys.get_mut(&lock.key) {
+                Some(kept) if kept.count > 1 => kept.doubtful += 1,
+                _ => alone.push(*lock),
+            }
+        }
+        alone
     }
 
     /// Queues a message behind those already sent; waits for nothing.
@@ -297,11 +320,12 @@ impl SessionTask {
             Err(reason) => {
                 tracing::warn!(reason, keys = count, "a session's locks failed");
                 // Some may have been granted before, and an error does not undo that.
-                let all = |ask: Asked| {
-                    let locks = ask.lock.locks().to_vec();
-                    (ask, locks)
-                };
-                self.take_back(asked.into_iter().map(all).collect()).await
+                let mut refused = Vec::new();
+                for ask in asked {
+                    let locks = self.in_doubt(ask.lock.locks());
+                    refused.push((ask, locks));
+                }
+                self.take_back(refused).await
             }
         }
     }
@@ -326,7 +350,7 @@ impl SessionTask {
         let mut releases = Vec::new();
         let mut replies = Vec::new();
         for (Asked { lock, reply }, locks) in refused {
-            self.forget(lock.locks());
+            releases.extend(self.forget(lock.locks()));
             replies.push(reply);
             if !locks.is_empty() {
                 releases.push(Release { locks, reply: None });

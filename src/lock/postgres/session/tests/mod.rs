@@ -357,3 +357,34 @@ async fn a_claim_that_is_granted_in_part_is_unlocked_and_refused() {
     server.answer(&[("done", "{t,t}")]).await;
     assert!(again.await.unwrap().is_some());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_fails_unlocks_no_key_that_somebody_else_shares() {
+    let (session, mut server) = Server::start(false).await;
+    let asked = ask_for(&session, card("x")).await;
+    server.query().await;
+    server.answer(&[("done", "{t,t}")]).await;
+    let held = asked.await.unwrap().expect("granted");
+    // Fails after its first key, or before it: nobody knows.
+    let fails = ask_for(&session, card("y")).await;
+    server.query().await;
+    server.fail().await;
+    let own = card("y");
+    let own = own.locks().iter().filter(|lock| !lock.is_shared());
+    assert_eq!(server.query().await, unlock(own));
+    server.answer(&[("done", "{f}")]).await;
+    assert!(fails.await.unwrap().is_none());
+    assert!(held.lease().is_current());
+
+    // With the last holder goes what may have been granted to the other one.
+    let unlocked = held.unlock(None);
+    let realm = card("x");
+    let realm = realm.locks().iter().find(|lock| lock.is_shared());
+    let card = card("x");
+    assert_eq!(
+        server.query().await,
+        unlock(card.locks().iter().chain(realm))
+    );
+    server.answer(&[("done", "{t,t,f}")]).await;
+    assert!(unlocked.await);
+}
