@@ -37,6 +37,11 @@ async fn next_write(writes: &mut RealmWrites) -> RealmWrite {
     }
 }
 
+async fn expect_interruption(writes: &mut RealmWrites) {
+    assert_eq!(next(writes).await, RealmEvent::Interrupted);
+    assert_eq!(next(writes).await, RealmEvent::Resumed);
+}
+
 /// Locks that tell of their writes, with transactions and with sessions.
 async fn telling(database: &TestDatabase) -> [RealmLocks; 2] {
     let with = |sessions| {
@@ -206,8 +211,7 @@ async fn a_lost_connection_is_told_at_once_and_made_again() {
     let [locks, _] = telling(&database).await;
     for _ in 0..2 {
         proxy.cut();
-        assert_eq!(next(&mut writes).await, RealmEvent::Interrupted);
-        assert_eq!(next(&mut writes).await, RealmEvent::Resumed);
+        expect_interruption(&mut writes).await;
         succeed(&locks, "a").await;
         assert_eq!(next_write(&mut writes).await.realm(), &realm("a"));
     }
@@ -227,8 +231,7 @@ async fn a_server_that_restarts_is_listened_to_again() {
     let database = database_on(&cluster).await;
     let mut writes = RealmWrites::listen(database.url()).await.unwrap();
     cluster.restart_fast().await;
-    assert_eq!(next(&mut writes).await, RealmEvent::Interrupted);
-    assert_eq!(next(&mut writes).await, RealmEvent::Resumed);
+    expect_interruption(&mut writes).await;
     let [locks, _] = telling(&database).await;
     succeed(&locks, "a").await;
     assert_eq!(next_write(&mut writes).await.realm(), &realm("a"));
@@ -240,8 +243,7 @@ async fn a_realm_too_long_to_be_told_interrupts() {
     let mut writes = RealmWrites::listen(database.url()).await.unwrap();
     let [locks, _] = telling(&database).await;
     succeed(&locks, &"x".repeat(9_000)).await;
-    assert_eq!(next(&mut writes).await, RealmEvent::Interrupted);
-    assert_eq!(next(&mut writes).await, RealmEvent::Resumed);
+    expect_interruption(&mut writes).await;
     // Long, and not too long: the path is left out.
     work(&locks, &cards("a", [&"y".repeat(9_000)]))
         .inside()
@@ -260,8 +262,7 @@ async fn what_others_say_on_the_channel_does_no_harm() {
         .batch_execute("NOTIFY tower_realm_lock, 'nonsense'; NOTIFY other, 'x'")
         .await
         .unwrap();
-    assert_eq!(next(&mut writes).await, RealmEvent::Interrupted);
-    assert_eq!(next(&mut writes).await, RealmEvent::Resumed);
+    expect_interruption(&mut writes).await;
     let [locks, _] = telling(&database).await;
     succeed(&locks, "a").await;
     assert_eq!(next_write(&mut writes).await.realm(), &realm("a"));
