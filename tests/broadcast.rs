@@ -359,8 +359,8 @@ async fn a_streamed_write_whose_client_left_after_the_head_is_told() {
 
 #[tokio::test]
 async fn without_confirmation_a_known_loss_is_no_success_all_the_same() {
-    let database = database().await;
     const LEASE: Duration = Duration::from_millis(300);
+    let database = database().await;
     let layer = postgres_layer_with(database.url(), |builder| builder.lease(LEASE))
         .await
         .confirm(false);

@@ -73,16 +73,14 @@ impl StreamHold {
             held: hold.held().clone(),
             open: Some(open),
             outcome: locks.spawn(async move {
-                match hold.guard(ended).await? {
-                    Ok(()) => hold.release().await?.confirmed().await,
-                    // The body was dropped, failed or found its lock lost: so does what it wrote in a shared transaction.
-                    // What else it wrote may stand, and its client was told of a success: so others are told of it too.
-                    Err(_) => {
-                        let lost = hold.lost();
-                        // Only where it was lost does anybody read this.
-                        hold.release_unconfirmed().and(Err(lost))
-                    }
+                if hold.guard(ended).await?.is_ok() {
+                    return hold.release().await?.confirmed().await;
                 }
+                // The body was dropped, failed or found its lock lost: so does what it wrote in a shared transaction. What else
+                // it wrote may stand, and its client was told of a success: so others are told of it too.
+                let lost = hold.lost();
+                // Only where it was lost does anybody read this.
+                hold.release_unconfirmed().and(Err(lost))
             }),
             finished: false,
         }

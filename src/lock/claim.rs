@@ -237,7 +237,7 @@ impl From<&Self> for Claim {
     }
 }
 
-/// How many resources of a realm a message names, and how much of each: clients choose them.
+/// How many resources of a realm a message names, and how many characters of each: clients choose them.
 const MOST_PATHS: usize = 8;
 const LONGEST_PATH: usize = 100;
 
@@ -259,9 +259,11 @@ impl fmt::Display for Claim {
             if let Some(paths) = self.resources_of(realm) {
                 let mut bracket = " (";
                 for path in paths.iter().take(MOST_PATHS) {
-                    let end = path.floor_char_boundary(LONGEST_PATH);
-                    let cut = if end < path.len() { "..." } else { "" };
-                    write!(f, "{bracket}{}{cut}", path[..end].escape_debug())?;
+                    let (start, cut) = match path.char_indices().nth(LONGEST_PATH) {
+                        Some((end, _)) => (&path[..end], "..."),
+                        None => (*path, ""),
+                    };
+                    write!(f, "{bracket}{}{cut}", start.escape_debug())?;
                     bracket = ", ";
                 }
                 match paths.len().saturating_sub(MOST_PATHS) {
@@ -370,7 +372,7 @@ mod tests {
         );
         let name = many.to_string();
         assert!(
-            name.len() < 1_000 && name.ends_with("... and 12 more)"),
+            name.len() < 2_000 && name.ends_with("... and 12 more)"),
             "{name}"
         );
         let key = LockKey::in_space("user-cost", "42");
