@@ -13,6 +13,15 @@ use tower_realm_lock::{
 
 const HEADER: HeaderName = HeaderName::from_static("x-http-method-override");
 
+/// What the readers in these tests take from it.
+const HONOURED: [Method; 5] = [
+    Method::GET,
+    Method::PUT,
+    Method::PATCH,
+    Method::DELETE,
+    Method::QUERY,
+];
+
 /// The claim of a request, `none` if it passes, or the status with which it is rejected.
 async fn claim(
     layer: &RealmWriteLockLayer,
@@ -49,12 +58,14 @@ fn layer(rules: LockRules) -> RealmWriteLockLayer {
 
 #[tokio::test]
 async fn it_counts_in_both_directions_and_only_where_configured() {
-    let configured = layer(LockRules::new().method_override(HEADER));
+    let configured = layer(LockRules::new().method_override(HEADER, HONOURED));
     let default = layer(LockRules::new());
     for (method, overrides, locked, locked_by_default) in [
         (Method::POST, &[&b"QUERY"[..]][..], false, true),
         (Method::POST, &[b"GET"], false, true),
         (Method::POST, &[b"DELETE"], true, true),
+        // Not honoured, so that some reader leaves it a POST.
+        (Method::POST, &[b"TRACE"], true, true),
         (Method::GET, &[b"DELETE"], true, false),
         (Method::GET, &[b"QUERY"], false, false),
         (Method::GET, &[], false, false),
@@ -91,7 +102,7 @@ async fn routes_and_scopes_are_those_of_the_method_that_counts() {
         .and_then(|rules| rules.lock(Method::GET, "/{owner}/{realm}/_reindex"))
         .and_then(|rules| rules.scope(Method::PATCH, "/{owner}/{realm}/{*card}", Scope::resource()))
         .unwrap();
-    let layer = layer(rules.method_override(HEADER));
+    let layer = layer(rules.method_override(HEADER, HONOURED));
     let whole = "http://realms.test/luke/a/";
     let part = "http://realms.test/luke/a/ (x)";
     for (method, path, overrides, expected) in [
@@ -123,7 +134,7 @@ async fn a_request_that_could_be_for_two_realms_is_refused() {
         .route(Method::DELETE, "/{owner}/{realm}/{*rest}", other)
         .unwrap();
     let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms)
-        .rules(LockRules::new().method_override(HEADER));
+        .rules(LockRules::new().method_override(HEADER, HONOURED));
     let other = "http://other.test/luke/a/";
     assert_eq!(
         claim(&layer, &Method::POST, "/luke/a/x", &[b"DELETE"]).await,

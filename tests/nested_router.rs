@@ -79,3 +79,22 @@ async fn what_is_left_of_a_path_is_not_taken_for_a_realm() {
         assert_eq!(claim, "http://realms.test/luke/a/ (b/c/d)", "{place}");
     }
 }
+
+#[tokio::test]
+async fn what_a_layer_outside_has_rewritten_is_what_counts() {
+    let rewrite = tower::util::MapRequestLayer::new(|mut request: Request<Body>| {
+        *request.uri_mut() = "/luke/notes/x".parse().unwrap();
+        request
+    });
+    // The outer router keeps the path that the client sent.
+    let inner = Router::new().nest("/luke/{realm}", cards());
+    let service = tower::ServiceBuilder::new()
+        .layer(rewrite)
+        .layer(layer())
+        .service(inner);
+    let app = Router::new().fallback_service(service);
+    let expected = "http://realms.test/luke/notes/ (x)";
+    for path in ["/me/notes/x", "/luke/notes/x"] {
+        assert_eq!(claim(app.clone(), path).await, expected, "{path}");
+    }
+}

@@ -124,8 +124,10 @@ async fn several_realms_are_locked_as_a_whole_and_together() {
     assert!(gate.is_empty());
     inside.answer(200);
     publish.await.unwrap().unwrap();
-    for write in waiting {
+    for _ in &waiting {
         gate.entered().await.answer(200);
+    }
+    for write in waiting {
         write.await.unwrap().unwrap();
     }
 }

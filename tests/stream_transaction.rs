@@ -10,9 +10,11 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use axum::Extension;
+use axum::extract::Path;
 use bytes::Bytes;
 use futures_util::stream::unfold;
-use http::{Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, StreamBody};
@@ -201,4 +203,45 @@ async fn a_job_in_a_body_that_holds_the_realm_runs_straight_through() {
     })
     .await;
     assert_eq!(body.collect().await.unwrap().to_bytes(), "done");
+}
+
+/// Streams one chunk, which is all, and does not know that: the length or the trailers say so, or the end of the stream.
+async fn stream_whole(
+    Path(with): Path<String>,
+    Extension(held): Extension<HeldLock>,
+) -> Response<axum::body::Body> {
+    insert(&held).await;
+    let mut frames = vec![Ok::<_, Infallible>(Frame::data(Bytes::from("whole")))];
+    if with == "trailers" {
+        frames.push(Ok(Frame::trailers(HeaderMap::new())));
+    }
+    let frames = futures_util::stream::iter(frames);
+    let mut response = Response::new(axum::body::Body::new(StreamBody::new(frames)));
+    if with == "length" {
+        let length = HeaderValue::from(5);
+        response
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, length);
+    }
+    response
+}
+
+#[tokio::test]
+async fn a_body_of_which_a_server_asks_no_more_has_ended_well() {
+    let (database, layer) = set_up().await;
+    let app = axum::Router::new()
+        .route("/luke/a/{with}", axum::routing::patch(stream_whole))
+        .layer(layer);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(axum::serve(listener, app).into_future());
+    for (count, with) in ["length", "trailers", "neither"].into_iter().enumerate() {
+        let request = reqwest::Client::new().patch(format!("{origin}/luke/a/{with}"));
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.text().await.unwrap(), "whole");
+        database.wait_for_granted(key(PATH), 0).await;
+        let count = i64::try_from(count).unwrap() + 1;
+        assert_eq!(written(&database).await, count, "{with}");
+    }
 }

@@ -33,6 +33,8 @@ enum Kind<B: Body> {
         body: Option<B>,
         /// Its last frame, where it can be told. A server may not ask for more after it, so it waits for the release.
         last: Option<Frame<B::Data>>,
+        /// How many bytes are still to come, where the response says how many there are.
+        left: Option<u64>,
         hold: StreamHold,
     },
     Rejected(Option<Bytes>),
@@ -56,11 +58,12 @@ impl<B: Body> LockBody<B> {
         Self(Kind::Rejected(Some(problem)))
     }
 
-    /// A body that keeps the hold to its end. Must be called within a runtime.
-    pub(super) fn holding(body: B, hold: Hold, locks: &RealmLocks) -> Self {
+    /// A body of so many bytes, if that is known, that keeps the hold to its end. Must be called within a runtime.
+    pub(super) fn holding(body: B, length: Option<u64>, hold: Hold, locks: &RealmLocks) -> Self {
         Self(Kind::Holding {
             body: Some(body),
             last: None,
+            left: length,
             hold: StreamHold::new(hold, locks),
         })
     }
@@ -145,32 +148,54 @@ where
             KindProjection::Holding {
                 mut body,
                 last,
+                left,
                 hold,
             } => {
-                if let Some(stream) = body.as_mut().as_pin_mut() {
+                while let Some(stream) = body.as_mut().as_pin_mut() {
                     // First the clock and the hold's own task: a body must make no step without its lock.
                     if !hold.held.is_held() {
                         hold.fail();
-                    } else if let Poll::Ready(outcome) = hold.poll_outcome(cx) {
+                        body.set(None);
+                        break;
+                    }
+                    if let Poll::Ready(outcome) = hold.poll_outcome(cx) {
                         body.set(None);
                         return Poll::Ready(outcome.err().map(Err));
-                    } else {
-                        match ready!(hold.poll_body(stream, cx)) {
-                            Some(Ok(frame)) if !is_end(body.as_ref()) => {
+                    }
+                    let before = match ready!(hold.poll_body(stream, cx)) {
+                        Some(Ok(frame)) => {
+                            let length = frame.data_ref().map_or(0, Buf::remaining);
+                            let length = u64::try_from(length).unwrap_or(u64::MAX);
+                            *left = left.map(|left| left.saturating_sub(length));
+                            let is_last = frame.is_trailers() || is_end(body.as_ref());
+                            let before = last.take();
+                            if !is_last && *left != Some(0) && before.is_none() {
                                 return Poll::Ready(Some(Ok(frame)));
                             }
-                            Some(Ok(frame)) => *last = Some(frame),
-                            Some(Err(error)) => {
+                            // After it a server may ask for no more. The body itself still may have something to do.
+                            *last = Some(frame);
+                            if is_last {
                                 body.set(None);
-                                hold.fail();
-                                hold.finished = true;
-                                return Poll::Ready(Some(Err(error.into())));
                             }
-                            None => {}
+                            before
                         }
+                        Some(Err(error)) => {
+                            body.set(None);
+                            hold.fail();
+                            hold.finished = true;
+                            return Poll::Ready(Some(Err(error.into())));
+                        }
+                        None => {
+                            body.set(None);
+                            None
+                        }
+                    };
+                    if body.is_none() {
+                        hold.end();
                     }
-                    body.set(None);
-                    hold.end();
+                    if let Some(before) = before {
+                        return Poll::Ready(Some(Ok(before)));
+                    }
                 }
                 // The end is told only once the lock is known to have held to it.
                 Poll::Ready(match ready!(hold.poll_outcome(cx)) {
@@ -193,13 +218,15 @@ where
         let exact = |length: usize| SizeHint::with_exact(length.try_into().unwrap_or(u64::MAX));
         match &self.0 {
             Kind::Passed(body) => body.size_hint(),
-            Kind::Holding { body, last, .. } => body.as_ref().map_or_else(
-                || {
-                    let data = last.as_ref().and_then(Frame::data_ref);
-                    exact(data.map_or(0, Buf::remaining))
-                },
-                Body::size_hint,
-            ),
+            Kind::Holding { body, last, .. } => {
+                let data = last.as_ref().and_then(Frame::data_ref);
+                let kept = exact(data.map_or(0, Buf::remaining));
+                match body {
+                    Some(body) if last.is_none() => body.size_hint(),
+                    // What it may still have to say after its last byte is nothing to count on.
+                    _ => kept,
+                }
+            }
             Kind::Rejected(problem) => exact(problem.as_ref().map_or(0, Bytes::len)),
         }
     }
@@ -238,7 +265,12 @@ mod tests {
     async fn late_confirmation() {
         let (hold, lease) = leased(Duration::from_secs(30));
         let endless = stream::pending::<Result<Frame<Bytes>, Infallible>>();
-        let body = LockBody::holding(StreamBody::new(endless), hold, &RealmLocks::in_process());
+        let body = LockBody::holding(
+            StreamBody::new(endless),
+            None,
+            hold,
+            &RealmLocks::in_process(),
+        );
         let mut body = pin!(body);
         assert!(body.frame().now_or_never().is_none());
         // The hold's own task runs, and is not woken by the time.

@@ -233,6 +233,11 @@ where
             }
         }
     }
-    let data = data.freeze();
+    let data = if data.capacity() > data.len() {
+        // It stays for as long as its request waits, without the room it was given to grow.
+        Bytes::copy_from_slice(&data)
+    } else {
+        data.freeze()
+    };
     Ok(ReadBody { data, trailers })
 }

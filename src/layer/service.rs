@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body::Body;
 use tower::ServiceExt;
 use tower_service::Service;
@@ -77,7 +77,8 @@ where
                 })
             }
             Verdict::Reject(rejection) => {
-                ResponseFuture::locked(ready(Ok(self.layer.reject(&rejection))))
+                let (layer, _) = self.given_back();
+                ResponseFuture::locked(ready(Ok(layer.reject(&rejection))))
             }
         }
     }
@@ -134,9 +135,10 @@ where
     };
     timing.granted();
     insert(&mut request, hold.held());
+    let is_head = request.method() == Method::HEAD;
     // Boxed, as is the nested call: whoever waits for the lock would have room for it.
     let call = Box::pin(inner.oneshot(request));
-    let work = held_call(Arc::clone(&layer), hold, call);
+    let work = held_call(Arc::clone(&layer), hold, is_head, call);
     let ended = match layer.on_disconnect {
         OnDisconnect::Finish => layer.locks.run_to_completion(work).await,
         OnDisconnect::Cancel => Ok(work.await),
@@ -163,6 +165,7 @@ where
 async fn held_call<B: Body, E>(
     layer: Arc<RealmWriteLockLayer>,
     hold: Hold,
+    is_head: bool,
     call: impl Future<Output = Result<Response<B>, E>>,
 ) -> (Outcome<B, E>, Option<Released>) {
     let response = match hold.guard(call).await {
@@ -173,9 +176,12 @@ async fn held_call<B: Body, E>(
     if !is_success(response.status()) {
         return (Ok(response.map(LockBody::passed)), None);
     }
-    if layer.hold_until == HoldUntil::BodyEnd && !response.body().is_end_stream() {
-        let holding = response.map(|body| LockBody::holding(body, hold, &layer.locks));
-        return (Ok(holding), None);
+    if layer.hold_until == HoldUntil::BodyEnd && !is_head {
+        let length = length(&response);
+        if is_streamed(&response, length) {
+            let holding = response.map(|body| LockBody::holding(body, length, hold, &layer.locks));
+            return (Ok(holding), None);
+        }
     }
     if !layer.confirm && !layer.locks.shares_transaction() {
         if let Err(error) = hold.release_unconfirmed() {
@@ -196,6 +202,22 @@ fn insert<A>(request: &mut Request<A>, held: &HeldLock) {
     if let Some(transaction) = held.transaction() {
         extensions.insert(transaction.clone());
     }
+}
+
+/// How many bytes a server sends of the response's body, and then asks for no more.
+fn length<B: Body>(response: &Response<B>) -> Option<u64> {
+    let said = response.headers().get(header::CONTENT_LENGTH);
+    let said = said.and_then(|length| length.to_str().ok()?.parse().ok());
+    said.or_else(|| response.body().size_hint().exact())
+}
+
+/// Whether a server asks for the response's body at all.
+fn is_streamed<B: Body>(response: &Response<B>, length: Option<u64>) -> bool {
+    let has_none = matches!(
+        response.status(),
+        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+    );
+    !has_none && length != Some(0) && !response.body().is_end_stream()
 }
 
 /// Whether the response tells its client that a write happened.

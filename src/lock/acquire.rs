@@ -99,7 +99,9 @@ impl RealmLocks {
             // It is of no use here, and gives its lock back.
             unfit => drop(unfit),
         }
-        let (turn, grant) = postgres.acquire(wanted, turn, &self.shared.tasks).await?;
+        // Boxed: whoever waits in the queue would have room for it.
+        let asked = Box::pin(postgres.acquire(wanted, turn, &self.shared.tasks));
+        let (turn, grant) = asked.await?;
         Ok((turn, Some(Box::new(grant))))
     }
 

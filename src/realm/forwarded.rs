@@ -32,6 +32,8 @@ impl Forwarded {
         }
         let host = last(text(headers, "x-forwarded-host")?);
         let proto = last(text(headers, "x-forwarded-proto")?);
+        let has_both = headers.contains_key("forwarded") && (host.is_some() || proto.is_some());
+        let agreed = |what, one, other| agreed(what, one, other, has_both);
         Ok(Self {
             host: agreed("host", standard.host, host)?,
             proto: agreed("protocol", standard.proto, proto)?,
@@ -70,8 +72,13 @@ fn agreed(
     what: &str,
     one: Option<String>,
     other: Option<String>,
+    has_both: bool,
 ) -> Result<Option<String>, String> {
     match (one, other) {
+        // Then only one of them is the proxy's.
+        (Some(_), None) | (None, Some(_)) if has_both => Err(format!(
+            "of `Forwarded` and `X-Forwarded-*` only one says its {what}; let the proxy remove the other kind"
+        )),
         (Some(one), Some(other)) if !one.eq_ignore_ascii_case(&other) => Err(format!(
             "`Forwarded` says that its {what} is `{}`, and `X-Forwarded-*` says `{}`",
             one.escape_debug(),

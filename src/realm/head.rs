@@ -29,10 +29,13 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// The URI as the client sent it. Below axum's `nest`, which takes away the beginning of the path, that is in an extension.
+    /// The URI as the client sent it. Below axum's `nest`, which takes away the beginning of the path, that is in an extension. A
+    /// rewrite by another layer counts: what it has made is no end of the original.
     pub(super) fn uri(&self) -> &'a Uri {
         #[cfg(feature = "axum")]
-        if let Some(axum::extract::OriginalUri(original)) = self.extensions.get() {
+        if let Some(axum::extract::OriginalUri(original)) = self.extensions.get()
+            && (self.uri.path() == "/" || original.path().ends_with(self.uri.path()))
+        {
             return original;
         }
         self.uri

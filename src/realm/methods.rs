@@ -15,14 +15,16 @@ impl Methods {
     pub(super) fn of(
         method: &Method,
         headers: &HeaderMap,
-        override_header: Option<&HeaderName>,
+        overriding: Option<&(HeaderName, Vec<Method>)>,
     ) -> Self {
         let own = Self {
             first: method.clone(),
             others: Vec::new(),
             unclear: false,
         };
-        let Some(header) = override_header.filter(|header| headers.contains_key(*header)) else {
+        let Some((header, honoured)) =
+            overriding.filter(|(header, _)| headers.contains_key(header))
+        else {
             return own;
         };
         let mut unclear = headers.get_all(header).iter().count() > 1;
@@ -37,8 +39,9 @@ impl Methods {
             readings.push(over);
             readings.extend(upper);
         }
-        // A POST is what every reader overrides. Some override nothing else, and take another method as it is.
-        if unclear || *method != Method::POST {
+        // A POST is what every reader overrides, with a method that it honours. Some override nothing else.
+        let is_certain = readings.iter().all(|reading| honoured.contains(reading));
+        if unclear || *method != Method::POST || !is_certain {
             readings.insert(0, own.first);
         }
         let mut methods = Self {
@@ -71,7 +74,8 @@ mod tests {
         for value in values {
             headers.append(&header, HeaderValue::from_bytes(value).unwrap());
         }
-        let methods = Methods::of(method, &headers, Some(&header));
+        let honoured = vec![Method::GET, Method::PATCH, Method::DELETE, Method::QUERY];
+        let methods = Methods::of(method, &headers, Some(&(header, honoured)));
         let names: Vec<&str> = methods.iter().map(Method::as_str).collect();
         (names.join(" "), methods.unclear)
     }
@@ -82,8 +86,10 @@ mod tests {
             (Method::POST, &[][..], "POST", false),
             (Method::POST, &[&b"QUERY"[..]][..], "QUERY", false),
             (Method::POST, &[b"POST"], "POST", false),
-            (Method::POST, &[b"post"], "post POST", false),
-            (Method::POST, &[b"delete"], "delete DELETE", false),
+            // Not honoured.
+            (Method::POST, &[b"TRACE"], "POST TRACE", false),
+            (Method::POST, &[b"post"], "POST post", false),
+            (Method::POST, &[b"delete"], "POST delete DELETE", false),
             (Method::GET, &[b"DELETE"], "GET DELETE", false),
             (Method::DELETE, &[b"GET"], "DELETE GET", false),
             (Method::DELETE, &[b"Get"], "DELETE Get GET", false),

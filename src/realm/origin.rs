@@ -16,11 +16,11 @@ use super::{RealmError, RealmUrl, TrustedProxies};
 /// - `Forwarded` (RFC 7239), `X-Forwarded-Host` and `X-Forwarded-Proto` count instead of these, and `X-Forwarded-Prefix` instead of the
 ///   base URL's path, only if the request comes from a trusted proxy. Of the elements of `Forwarded` the one counts that the outermost trusted
 ///   proxy wrote, as `for` tells; of the lists in the other headers, what the nearest proxy wrote: the last one. Where both kinds
-///   are there they must agree.
+///   are there they must say the same, each of them all of it.
 ///
 /// **A client can write any `Host`**, and with it the realm URL that is locked. Two spellings of one server are two keys that
 /// do not exclude each other. Name the origins that there are with [`only`](Self::only), unless the handlers, too, take every host for
-/// a place of its own.
+/// a place of its own. **A trusted proxy must overwrite or remove each of these headers**: one that it passes on is its client's.
 ///
 /// ```
 /// use tower_realm_lock::{RealmPaths, RequestOrigin, TrustedProxies};
@@ -34,7 +34,7 @@ use super::{RealmError, RealmUrl, TrustedProxies};
 #[derive(Debug, Clone)]
 pub struct RequestOrigin {
     proxies: TrustedProxies,
-    /// Origins as realm URLs of their roots.
+    /// Origins, and what their realms are below, as realm URLs.
     only: Option<Arc<[RealmUrl]>>,
 }
 
@@ -48,23 +48,19 @@ impl RequestOrigin {
 
     /// Refuses requests of every other origin, with 400. Default: any origin counts.
     ///
+    /// Where a proxy gives a prefix (`X-Forwarded-Prefix`), or the base URL has a path, it belongs to the origin here:
+    /// `https://realms.example.com/api`.
+    ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidUrl`] for what is no origin, such as `https://realms.example.com`.
+    /// [`RealmError::InvalidUrl`] for what is no URL of an origin.
     pub fn only<O: AsRef<str>>(
         mut self,
         origins: impl IntoIterator<Item = O>,
     ) -> Result<Self, RealmError> {
-        let origins = origins.into_iter().map(|origin| {
-            let url = RealmUrl::parse(origin.as_ref())?;
-            if url.path() == "/" {
-                return Ok(url);
-            }
-            Err(RealmError::InvalidUrl {
-                url: origin.as_ref().escape_debug().to_string(),
-                problem: "an origin has no path; write it like `https://realms.example.com`".into(),
-            })
-        });
+        let origins = origins
+            .into_iter()
+            .map(|origin| RealmUrl::parse(origin.as_ref()));
         self.only = Some(origins.collect::<Result<_, _>>()?);
         Ok(self)
     }
@@ -91,19 +87,12 @@ impl RequestOrigin {
                 "`X-Forwarded-Prefix: {path}` does not begin with `/`"
             )));
         }
-        let url = |path| {
-            RealmUrl::parse(&format!("{scheme}://{host}{path}"))
-                .map_err(|error| refused(error.to_string()))
-        };
-        if let Some(only) = &self.only {
-            let origin = url("/")?;
-            if !only.contains(&origin) {
-                return Err(refused(format!(
-                    "`{origin}` is none of the server's origins"
-                )));
-            }
+        let url = RealmUrl::parse(&format!("{scheme}://{host}{path}"))
+            .map_err(|error| refused(error.to_string()))?;
+        if self.only.as_ref().is_some_and(|only| !only.contains(&url)) {
+            return Err(refused(format!("`{url}` is none of the server's origins")));
         }
-        url(path)
+        Ok(url)
     }
 }
 
@@ -280,14 +269,18 @@ mod tests {
     #[test]
     fn origins_can_be_named() {
         let only = origin()
-            .only(["https://A.example:443", "http://b.example"])
+            .only(["https://A.example:443/api", "http://b.example/api"])
             .unwrap();
         let base = |host| base_by(&only, "/x", "", &[("host", host)]);
         assert_eq!(base("a.example").unwrap(), "https://a.example/api/");
         for host in ["b.example", "c.example", "a.example:80"] {
             assert!(base(host).unwrap_err().contains("none of"), "{host}");
         }
-        for origin in ["a.example", "https://a.example/x", "ftp://a"] {
+        // What a proxy passes on may be its client's.
+        let prefixed = [("host", "a.example"), ("x-forwarded-prefix", "/1")];
+        let refused = base_by(&only, "/x", TRUSTED, &prefixed).unwrap_err();
+        assert!(refused.contains("none of"), "{refused}");
+        for origin in ["a.example", "https://a.example/?x", "ftp://a"] {
             assert!(
                 super::RequestOrigin::new(TrustedProxies::default())
                     .only([origin])

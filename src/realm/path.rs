@@ -29,9 +29,27 @@ pub(crate) fn decode_path(path: &str) -> Result<Vec<Cow<'_, str>>, PathProblem> 
     segments(path)?.collect()
 }
 
-/// Whether [`decode_path`] reads it.
+/// Whether [`decode_path`] reads it, and no segment can be read as several.
 pub(crate) fn is_unambiguous(path: &str) -> bool {
-    segments(path).is_ok_and(|mut segments| segments.all(|segment| segment.is_ok()))
+    let is_plain = |segment: Result<Cow<'_, str>, _>| {
+        segment.is_ok_and(|segment| refuse_separators(&segment).is_ok())
+    };
+    segments(path).is_ok_and(|mut segments| segments.all(is_plain))
+}
+
+/// The path that the most lenient of readers makes of an ambiguous one: escapes decoded, backslashes taken for slashes, empty
+/// segments and dots resolved.
+pub(crate) fn resolved(path: &str) -> String {
+    let decoded = percent_decode_str(path).decode_utf8_lossy();
+    let mut segments: Vec<&str> = Vec::new();
+    for segment in decoded.split(['/', '\\']) {
+        match segment {
+            "" | "." => {}
+            ".." => drop(segments.pop()),
+            segment => segments.push(segment),
+        }
+    }
+    format!("/{}", segments.join("/"))
 }
 
 fn segments(

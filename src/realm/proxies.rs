@@ -37,9 +37,15 @@ impl TrustedProxies {
             text.parse().or_else(|_| address())
         };
         let proxies = proxies.into_iter().map(|proxy| {
-            network(proxy.as_ref()).map_err(|_| RealmError::InvalidProxy {
+            let refused = || RealmError::InvalidProxy {
                 value: proxy.as_ref().escape_debug().to_string(),
-            })
+            };
+            let network: IpNet = network(proxy.as_ref()).map_err(|_| refused())?;
+            // An IPv4 address in IPv6 form is compared as what it is, and so would never be in it.
+            match network {
+                IpNet::V6(network) if network.addr().to_ipv4_mapped().is_some() => Err(refused()),
+                network => Ok(network),
+            }
         });
         proxies.collect::<Result<_, _>>().map(Self)
     }

@@ -49,7 +49,8 @@ pub struct LockRules {
     routes: Vec<Route>,
     scopes: Vec<ScopeRoute>,
     max_resources: usize,
-    method_override: Option<HeaderName>,
+    /// The header, and the methods that it may name.
+    method_override: Option<(HeaderName, Vec<Method>)>,
 }
 
 impl Default for LockRules {
@@ -154,13 +155,18 @@ impl LockRules {
     /// A header that overrides the method, such as `X-HTTP-Method-Override`, as a layer behind this one reads it. Default
     /// none: no header changes what is locked.
     ///
-    /// A POST with one such header is judged as the method that the header names: it passes as a QUERY. As many layers
-    /// override nothing but POST, every other method is judged as both, and locked if either is: a GET that says DELETE, and a
-    /// DELETE that says GET. As some fold letter case, `delete` is judged as DELETE too. A request with two such headers, or one
+    /// `honoured` are the methods that whoever overrides takes from it, in the letter case that it takes. A POST with one such
+    /// header that names one of them is judged as that method: it passes as a QUERY. As many layers override nothing but
+    /// POST, every other request is judged as both, and locked if either is: a GET that says DELETE, a DELETE that says GET, and a
+    /// POST that says what is not honoured. As some fold letter case, `delete` is judged as DELETE too. A request with two such headers, or one
     /// that is not a method, is locked, with its realm whole.
     #[must_use]
-    pub fn method_override(mut self, header: HeaderName) -> Self {
-        self.method_override = Some(header);
+    pub fn method_override(
+        mut self,
+        header: HeaderName,
+        honoured: impl IntoIterator<Item = Method>,
+    ) -> Self {
+        self.method_override = Some((header, honoured.into_iter().collect()));
         self
     }
 
@@ -262,6 +268,8 @@ mod tests {
             "/a/%2e%2e/_search",
             "/a/b/_search/",
             "/a/b/_SEARCH",
+            "/a%2Fb/c/_search",
+            "/a\\b/c/_search",
         ] {
             assert!(rules.locks(&Method::POST, path), "{path}");
         }
@@ -276,6 +284,17 @@ mod tests {
         assert!(rules.locks(&Method::GET, "/a/b/_reindex"));
         assert!(rules.locks(&Method::GET, "/a/b/%5Freindex"));
         assert!(rules.locks(&Method::GET, "/a/b/_reindex/"));
+        // What the most lenient reader takes for it.
+        for path in [
+            "/a/b%2F_reindex",
+            "/a/./b/_reindex",
+            "//a/b/_reindex",
+            "/a/b/_reindex//",
+            "/a/b/x/../_reindex",
+            "/a\\b\\_reindex",
+        ] {
+            assert!(rules.locks(&Method::GET, path), "{path}");
+        }
         assert!(rules.locks(&Method::HEAD, "/a/b/_reindex"));
         assert!(!rules.locks(&Method::HEAD, "/a/b/c"));
         assert!(!rules.locks(&Method::OPTIONS, "/a/b/_reindex"));

@@ -26,6 +26,9 @@ pub struct Scope {
     name: Option<Arc<NameFn>>,
 }
 
+/// A name stays in memory for as long as its request waits.
+const LONGEST_HREF: usize = 2_048;
+
 type NameFn = dyn Fn(&str) -> String + Send + Sync;
 type PathsFn = dyn Fn(&Parts, &RealmUrl) -> Option<Vec<String>> + Send + Sync;
 type BodyPathsFn = dyn Fn(&Parts, &RealmUrl, &Bytes) -> Option<Vec<String>> + Send + Sync;
@@ -151,11 +154,11 @@ impl Scope {
 
     /// What it says of a raw path, if that is all it needs.
     pub(crate) fn extent_of_path(&self, path: &str, found: &Found, most: usize) -> Extent {
-        let names = match self.kind {
-            Kind::Resource => rest_of(path, found).map(|rest| vec![rest]),
+        let name = match self.kind {
+            Kind::Resource => rest_of(path, found),
             _ => None,
         };
-        self.extent(names, most)
+        self.extent(std::iter::once(name), most)
     }
 
     /// What it says of a whole request.
@@ -175,20 +178,24 @@ impl Scope {
             Kind::Closure(paths) => paths(parts, realm),
             Kind::BodyClosure(paths) => paths(parts, realm, body),
         };
-        // An empty one is the realm itself.
-        let resource = |href: String| resolve(&href, realm).filter(|path| !path.is_empty());
-        self.extent(
-            hrefs.and_then(|hrefs| hrefs.into_iter().map(resource).collect()),
-            most,
-        )
-    }
-
-    fn extent(&self, paths: Option<Vec<String>>, most: usize) -> Extent {
-        let Some(paths) = paths else {
+        let Some(hrefs) = hrefs else {
             return Extent::Whole;
         };
+        // An empty one is the realm itself.
+        let resource = |href: String| resolve(&href, realm).filter(|path| !path.is_empty());
+        self.extent(hrefs.into_iter().map(resource), most)
+    }
+
+    /// `paths` are read no further than to the first that is not certain, or to the ceiling.
+    fn extent(&self, paths: impl Iterator<Item = Option<String>>, most: usize) -> Extent {
         let mut names = BTreeSet::new();
-        for path in paths.into_iter().filter(|path| !path.is_empty()) {
+        for path in paths {
+            let Some(path) = path else {
+                return Extent::Whole;
+            };
+            if path.is_empty() {
+                continue;
+            }
             let name = self.name.as_ref().map_or(path.clone(), |name| name(&path));
             if name.is_empty() {
                 return Extent::Whole;
@@ -217,6 +224,9 @@ fn rest_of(path: &str, found: &Found) -> Option<String> {
 
 /// The path below the realm that an `href` names, in its one spelling; none if it is not below it or not certain.
 fn resolve(href: &str, realm: &RealmUrl) -> Option<String> {
+    if href.len() > LONGEST_HREF {
+        return None;
+    }
     let absolute = if href.starts_with('/') {
         let origin = realm.as_str().strip_suffix(realm.path())?;
         format!("{origin}{href}")

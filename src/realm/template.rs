@@ -1,7 +1,7 @@
 use percent_encoding::percent_decode_str;
 
 use super::RealmError;
-use super::path::{decode_segment, refuse_separators};
+use super::path::{decode_segment, is_unambiguous, refuse_separators, resolved};
 
 /// A path with named parameters, in axum's notation: `/{owner}/{realm}/_search`, or `/{owner}/{*rest}`.
 #[derive(Debug, Clone)]
@@ -75,10 +75,14 @@ impl PathTemplate {
         self.matches(path, |raw, expected| raw == expected)
     }
 
-    /// Whether any reader might take the path for one that fits: decoded, with or without a slash at its end.
+    /// Whether any reader might take the path for one that fits: decoded, with or without a slash at its end, and with what is
+    /// ambiguous in it resolved.
     pub(crate) fn matches_any_spelling(&self, path: &str) -> bool {
         let without_slash = path.strip_suffix('/').unwrap_or(path);
-        self.matches_decoded(path) || self.matches_decoded(without_slash)
+        self.matches_decoded(path)
+            || self.matches_decoded(without_slash)
+            || (!is_unambiguous(path)
+                && self.matches(&resolved(path), |raw, expected| raw == expected))
     }
 
     /// Whether the path fits once it is decoded.

@@ -83,10 +83,13 @@ fn canonical(url: &str) -> Result<String, String> {
     if authority.contains(['@', '\\']) {
         return Err("user information and backslashes do not belong in a realm URL".into());
     }
-    let origin = Url::parse(&format!("{scheme}://{authority}/"))
-        .map_err(|error| format!("{error}; {form}"))?
-        .origin()
-        .ascii_serialization();
+    let url = Url::parse(&format!("{scheme}://{authority}/"))
+        .map_err(|error| format!("{error}; {form}"))?;
+    // `example.com.` is the same server, and would be another realm.
+    if url.host_str().is_some_and(|host| host.ends_with('.')) {
+        return Err("its host ends with a dot".into());
+    }
+    let origin = url.origin().ascii_serialization();
 
     let mut canonical = format!("{origin}/");
     let path = if path.is_empty() { "/" } else { path };
@@ -169,6 +172,7 @@ mod tests {
             "http://h/a b/",
             "http://h/a\tb/",
             "http://h//a/",
+            "http://h./a/",
             "http://h/a/../b/",
             "http://h/a%2Fb/",
             "http://h/a%5cb/",
