@@ -205,8 +205,8 @@ impl RealmWriteLockLayer {
     /// Whether a client is told how long its request waited for the lock and held it, in milliseconds:
     /// `Server-Timing: lock-wait;dur=1.250, lock-hold;dur=20.125`. Default `false`: it tells how busy a realm is.
     ///
-    /// It is added to what the handler says there. A request that was rejected while it waited has `lock-wait` only; one that was
-    /// not to be locked, or never came to wait, has none. Browsers show it in their tools and to scripts of the same
+    /// It is added to what the handler says there. A request that was refused its lock has `lock-wait` only; one that was
+    /// not to be locked, or whose realm could not be told, has none. Browsers show it in their tools and to scripts of the same
     /// origin (Server Timing, W3C).
     #[must_use]
     pub fn server_timing(mut self, tell: bool) -> Self {

@@ -13,7 +13,8 @@ use super::{PathProblem, RealmError, RealmUrl};
 /// while the layer is in use, through any clone: all of them share it. A realm at `/` takes what no other one does.
 ///
 /// The path of a realm URL must be the one that requests have. All replicas must mount a realm before the first of them serves
-/// a write to it; a write that is under way keeps the lock that it has.
+/// a write to it. A write that is under way, or waits, keeps the realm that it was found to be for: a realm that is mounted below another
+/// one begins to be written when the writes that came before have ended.
 ///
 /// ```
 /// use tower_realm_lock::{RealmMounts, RealmUrl};
