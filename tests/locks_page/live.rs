@@ -7,7 +7,7 @@ use crate::support::database::database;
 use crate::support::gate::{ORIGIN, key};
 use crate::support::replica::Replica;
 use crate::support::wait::wait_until;
-use crate::{make_realm, patch, snapshot};
+use crate::{make_realm, patch, replica_on, snapshot};
 
 #[tokio::test]
 async fn a_write_is_seen_with_those_that_wait_behind_it_and_goes_when_it_is_done() {
@@ -49,7 +49,7 @@ async fn a_write_is_seen_with_those_that_wait_behind_it_and_goes_when_it_is_done
 #[tokio::test]
 async fn the_chart_draws_the_queue_and_says_it_in_words() {
     let database = database().await;
-    let replica = Replica::start(&["--base-url", ORIGIN, "--database-url", database.url()]).await;
+    let replica = replica_on(&database).await;
     make_realm(&replica, "/luke/a/").await;
     let holder = database.hold(key("/luke/a")).await;
     let browser = Browser::start().await;
@@ -123,7 +123,7 @@ async fn nothing_is_asked_of_the_database_when_nobody_looks() {
             .unwrap()
             .get::<_, i64>(0)
     };
-    let replica = Replica::start(&["--base-url", ORIGIN, "--database-url", database.url()]).await;
+    let replica = replica_on(&database).await;
     assert_eq!(lookers().await, 0);
     let browser = Browser::start().await;
     browser.open(&replica.url("/_locks")).await;

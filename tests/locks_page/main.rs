@@ -16,6 +16,8 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use support::client::{CardClient, card};
+use support::database::TestDatabase;
+use support::gate::ORIGIN;
 use support::replica::Replica;
 
 /// Adds the card `x` to a realm, which makes the realm.
@@ -37,4 +39,18 @@ async fn snapshot(replica: &Replica) -> Value {
     let request = CardClient::new().request(http::Method::GET, &replica.url("/_locks"));
     let answer = request.header("accept", "application/json").send().await;
     answer.unwrap().json().await.unwrap()
+}
+
+/// A replica whose writes wait for as long as a test may need to look at them.
+async fn replica_on(database: &TestDatabase) -> Replica {
+    let url = database.url();
+    let flags = [
+        "--base-url",
+        ORIGIN,
+        "--database-url",
+        url,
+        "--acquire-timeout",
+        "60",
+    ];
+    Replica::start(&flags).await
 }

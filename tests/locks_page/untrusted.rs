@@ -5,9 +5,9 @@ use serde_json::json;
 
 use crate::browser::Browser;
 use crate::support::database::database;
-use crate::support::gate::{ORIGIN, key};
+use crate::support::gate::key;
 use crate::support::replica::Replica;
-use crate::{make_realm, patch};
+use crate::{make_realm, patch, replica_on};
 
 /// A realm whose URL stays as it is here: what HTML would read as markup in it is in entities, which must stay as well.
 const REALM: &str = "/&lt;img%20src=x%20onerror=document.title='owned'&gt;/%3Cscript%3E&'&amp;/";
@@ -18,7 +18,7 @@ const MARKUP: &str = "<img src=x onerror=document.title=1>\"&amp;</script>";
 #[tokio::test]
 async fn names_that_are_markup_are_shown_as_text_and_run_nothing() {
     let database = database().await;
-    let replica = Replica::start(&["--base-url", ORIGIN, "--database-url", database.url()]).await;
+    let replica = replica_on(&database).await;
     make_realm(&replica, REALM).await;
     let holder = database.hold(key(REALM)).await;
     let name = format!(
