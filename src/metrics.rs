@@ -1,9 +1,10 @@
 //! The numbers that the feature `metrics` gives; without it nothing is counted and nothing is paid.
 //!
-//! They are about this process. The front page lists them.
+//! They are about this process. `docs/operations.md` lists them.
 
 use std::time::Duration;
 
+#[cfg(feature = "metrics")]
 use tokio::time::Instant;
 
 /// A caller that has asked for a lock, until it is granted or refused.
@@ -12,6 +13,7 @@ pub(crate) struct Waiting(());
 /// A lock that is held.
 #[derive(Debug)]
 pub(crate) struct Held {
+    #[cfg(feature = "metrics")]
     since: Instant,
 }
 
@@ -25,10 +27,15 @@ impl Waiting {
     /// The lock is granted.
     pub(crate) fn granted(self, waited: Duration) -> Held {
         drop(self);
-        record("realm_lock_wait_seconds", waited);
         #[cfg(feature = "metrics")]
-        metrics::gauge!("realm_lock_held").increment(1.0);
+        {
+            metrics::histogram!("realm_lock_wait_seconds").record(waited);
+            metrics::gauge!("realm_lock_held").increment(1.0);
+        }
+        #[cfg(not(feature = "metrics"))]
+        let _ = waited;
         Held {
+            #[cfg(feature = "metrics")]
             since: Instant::now(),
         }
     }
@@ -43,9 +50,11 @@ impl Drop for Waiting {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        record("realm_lock_hold_seconds", self.since.elapsed());
         #[cfg(feature = "metrics")]
-        metrics::gauge!("realm_lock_held").decrement(1.0);
+        {
+            metrics::histogram!("realm_lock_hold_seconds").record(self.since.elapsed());
+            metrics::gauge!("realm_lock_held").decrement(1.0);
+        }
     }
 }
 
@@ -65,11 +74,4 @@ pub(crate) fn rejected(code: &'static str) {
     metrics::counter!("realm_lock_rejections_total", "code" => code).increment(1);
     #[cfg(not(feature = "metrics"))]
     let _ = code;
-}
-
-fn record(name: &'static str, time: Duration) {
-    #[cfg(feature = "metrics")]
-    metrics::histogram!(name).record(time);
-    #[cfg(not(feature = "metrics"))]
-    let _ = (name, time);
 }

@@ -20,9 +20,9 @@ use crate::lock::{Claim, FencingToken, LockError};
 pub(super) const SHARE: &str = "; SET LOCAL lock_timeout TO DEFAULT; \
      SELECT set_config('tower_realm_lock.shared', 'yes', true); SAVEPOINT tower_realm_lock";
 
-/// Goes before the COMMIT of a shared transaction, and keeps it from being run unless it is no longer the one that took the lock: then the division fails, and the rest of
-/// the message is skipped. In a transaction that an error has aborted the first statement fails too; a plain `COMMIT` would
-/// roll back without a word.
+/// Goes before the COMMIT of a shared transaction. If that is no longer the one that took the lock, the division fails, and the rest
+/// of the message is skipped. In a transaction that an error has aborted the statement fails too; a plain `COMMIT` would roll back
+/// without a word.
 const PROVE_SHARED: &str = "SELECT 1 / (current_setting('tower_realm_lock.shared', true) \
      IS NOT DISTINCT FROM 'yes')::int";
 
