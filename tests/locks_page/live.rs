@@ -54,6 +54,10 @@ async fn the_chart_draws_the_queue_and_says_it_in_words() {
     let holder = database.hold(key("/luke/a")).await;
     let browser = Browser::start().await;
     browser.open(&replica.url("/_locks")).await;
+    // From a time without waiters on, or there is nothing to rise from.
+    browser
+        .wait_until("document.querySelector('#waiting-chart .curve')?.points.length > 1")
+        .await;
     let write = patch(&replica, "/luke/a/");
     let rises = |chart: &str| {
         format!(
