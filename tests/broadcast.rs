@@ -1,5 +1,4 @@
-//! Replicas tell each other of successful writes: after the lock is free, only of those that succeeded, and never so that one is
-//! missed without a word.
+//! Replicas tell each other of successful writes: after the lock is free, and only of those that succeeded.
 
 mod support;
 
@@ -11,50 +10,15 @@ use futures_util::{FutureExt, StreamExt, stream};
 use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::StreamBody;
-use support::bouncer::{Bouncer, Pooling};
+use support::broadcast::{next_write, succeed, telling};
 use support::claims::{cards, realm, realm_key, whole, work};
-use support::cluster::Cluster;
-use support::database::{TestDatabase, database, database_on};
+use support::database::database;
 use support::gate::{answered, gate, patch, postgres_layer_with, postgres_locks_with, realms};
-use support::proxy::Proxy;
 use support::wait::PATIENCE;
-use tokio::time::timeout;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
-    HoldUntil, LockError, LockKey, PostgresBuilder, RealmEvent, RealmLocks, RealmWrite,
-    RealmWriteLockLayer, RealmWrites,
+    HoldUntil, LockError, LockKey, PostgresBuilder, RealmWriteLockLayer, RealmWrites,
 };
-
-async fn next(writes: &mut RealmWrites) -> RealmEvent {
-    let event = timeout(PATIENCE, writes.next()).await;
-    event.expect("an event in time").expect("it never ends")
-}
-
-async fn next_write(writes: &mut RealmWrites) -> RealmWrite {
-    match next(writes).await {
-        RealmEvent::Write(write) => write,
-        other => panic!("{other:?}"),
-    }
-}
-
-async fn expect_interruption(writes: &mut RealmWrites) {
-    assert_eq!(next(writes).await, RealmEvent::Interrupted);
-    assert_eq!(next(writes).await, RealmEvent::Resumed);
-}
-
-/// Locks that tell of their writes, with transactions and with sessions.
-async fn telling(database: &TestDatabase) -> [RealmLocks; 2] {
-    let with = |sessions| {
-        postgres_locks_with(database.url(), move |builder| {
-            builder.sessions(sessions).broadcast(true).fencing(true)
-        })
-    };
-    [with(0).await, with(1).await]
-}
-
-async fn succeed(locks: &RealmLocks, name: &str) {
-    work(locks, &whole([name])).inside().await.end().await;
-}
 
 #[tokio::test]
 async fn a_write_is_told_with_all_that_is_known_of_it() {
@@ -199,109 +163,6 @@ async fn a_shared_transaction_that_does_not_commit_is_not_told() {
     next_write(&mut writes).await;
     succeed(&locks, "b").await;
     assert_eq!(next_write(&mut writes).await.realm(), &realm("b"));
-}
-
-#[tokio::test]
-async fn a_lost_connection_is_told_at_once_and_made_again() {
-    let database = database().await;
-    let proxy = Proxy::to(database.url()).await;
-    let mut writes = RealmWrites::listen(&proxy.url(database.url()))
-        .await
-        .unwrap();
-    let [locks, _] = telling(&database).await;
-    for _ in 0..2 {
-        proxy.cut();
-        expect_interruption(&mut writes).await;
-        succeed(&locks, "a").await;
-        assert_eq!(next_write(&mut writes).await.realm(), &realm("a"));
-    }
-    // A network that goes silent.
-    proxy.freeze();
-    assert_eq!(next(&mut writes).await, RealmEvent::Interrupted);
-    succeed(&locks, "missed").await;
-    proxy.thaw();
-    assert_eq!(next(&mut writes).await, RealmEvent::Resumed);
-    succeed(&locks, "b").await;
-    assert_eq!(next_write(&mut writes).await.realm(), &realm("b"));
-}
-
-#[tokio::test]
-async fn a_server_that_restarts_is_listened_to_again() {
-    let cluster = Cluster::create().await;
-    let database = database_on(&cluster).await;
-    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
-    cluster.restart_fast().await;
-    expect_interruption(&mut writes).await;
-    let [locks, _] = telling(&database).await;
-    succeed(&locks, "a").await;
-    assert_eq!(next_write(&mut writes).await.realm(), &realm("a"));
-}
-
-#[tokio::test]
-async fn a_realm_too_long_to_be_told_interrupts() {
-    let database = database().await;
-    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
-    let [locks, _] = telling(&database).await;
-    succeed(&locks, &"x".repeat(9_000)).await;
-    expect_interruption(&mut writes).await;
-    // Long, and not too long: the path is left out.
-    work(&locks, &cards("a", [&"y".repeat(9_000)]))
-        .inside()
-        .await
-        .end()
-        .await;
-    assert_eq!(next_write(&mut writes).await.path(), None);
-}
-
-#[tokio::test]
-async fn what_others_say_on_the_channel_does_no_harm() {
-    let database = database().await;
-    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
-    let client = database.connect().await;
-    client
-        .batch_execute("NOTIFY tower_realm_lock, 'nonsense'; NOTIFY other, 'x'")
-        .await
-        .unwrap();
-    expect_interruption(&mut writes).await;
-    let [locks, _] = telling(&database).await;
-    succeed(&locks, "a").await;
-    assert_eq!(next_write(&mut writes).await.realm(), &realm("a"));
-}
-
-#[tokio::test]
-async fn nothing_is_told_unless_asked_for_and_a_dropped_listener_leaves_nothing() {
-    let database = database().await;
-    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
-    let silent = postgres_locks_with(database.url(), |builder| builder).await;
-    let [locks, _] = telling(&database).await;
-    succeed(&silent, "silent").await;
-    succeed(&locks, "told").await;
-    assert_eq!(next_write(&mut writes).await.realm(), &realm("told"));
-    let before = database.backends().await;
-    drop(writes);
-    database
-        .wait_until("the listener's end", async || {
-            database.backends().await < before
-        })
-        .await;
-}
-
-#[tokio::test]
-async fn a_pooler_is_no_place_to_listen() {
-    let database = database().await;
-    let bouncer = Bouncer::to(database.url(), Pooling::Transaction, 4).await;
-    let refused = RealmWrites::listen(&bouncer.url(database.url()))
-        .await
-        .unwrap_err();
-    assert!(matches!(refused, LockError::Pooler { .. }), "{refused}");
-    // But locks behind it tell all the same.
-    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
-    let locks = postgres_locks_with(&bouncer.url(database.url()), |builder| {
-        builder.broadcast(true)
-    })
-    .await;
-    succeed(&locks, "a").await;
-    assert_eq!(next_write(&mut writes).await.realm(), &realm("a"));
 }
 
 #[tokio::test]

@@ -65,8 +65,8 @@ impl Hold {
         let mut end = pin!(self.end());
         poll_fn(|cx| {
             // A process that was frozen must see the time before its work goes on, and timers may fire late.
-            if !self.held.is_held() {
-                return Poll::Ready(Err(self.loss()));
+            if let Err(lost) = self.still_held() {
+                return Poll::Ready(Err(lost));
             }
             if let Poll::Ready(done) = work.as_mut().poll(cx) {
                 return Poll::Ready(Ok(done));
@@ -117,9 +117,7 @@ impl Hold {
     ///
     /// If dropped, the lock is released all the same; a shared transaction may then be rolled back.
     pub(crate) async fn release(mut self) -> Result<Released, LockError> {
-        if !self.held.is_held() {
-            return Err(self.loss());
-        }
+        self.still_held()?;
         let claim = self.held.claim().clone();
         if let Some(grant) = &mut self.grant
             && grant.shared().is_some()
@@ -147,14 +145,20 @@ impl Hold {
     ///
     /// [`LockError::Lost`] if it is known to be lost.
     pub(crate) fn release_unconfirmed(mut self) -> Result<(), LockError> {
-        if !self.held.is_held() {
-            return Err(self.loss());
-        }
+        self.still_held()?;
         self.held.mark_released();
         if let (Some(grant), Some(turn)) = (self.grant.take(), self.turn.take()) {
             grant.end_success(turn, self.held.claim());
         }
         Ok(())
+    }
+
+    fn still_held(&self) -> Result<(), LockError> {
+        if self.held.is_held() {
+            Ok(())
+        } else {
+            Err(self.loss())
+        }
     }
 
     /// A loss that is found out.

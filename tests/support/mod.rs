@@ -7,6 +7,7 @@
 #![allow(dead_code)]
 
 pub mod bouncer;
+pub mod broadcast;
 pub mod claims;
 pub mod client;
 pub mod cluster;

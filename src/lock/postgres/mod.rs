@@ -128,9 +128,10 @@ impl Postgres {
     ) -> Result<(Turn, Grant), LockError> {
         let mut retried = false;
         let mut scout = None;
+        let comment: Arc<str> = comment(wanted.claim).into();
         loop {
             let connection = self.pool.checkout(wanted).await?;
-            let statement = self.statement(wanted, scout.is_some());
+            let statement = self.statement(wanted, &comment, scout.is_some());
             let attempt = Attempt::start(connection, turn, statement, background.clone());
             let (answered, answer) = timeout_at(wanted.deadline + SERVER_FIRST, attempt)
                 .await
@@ -148,7 +149,11 @@ impl Postgres {
                     scout = self.scout(wanted).await?;
                     continue;
                 }
-                Ok(rows) => return self.granted(wanted, answered, &rows, background).await,
+                Ok(rows) => {
+                    return self
+                        .granted(wanted, comment, answered, &rows, background)
+                        .await;
+                }
                 Err(error) => error,
             };
             if is_disconnect(&error) && !retried {
@@ -186,11 +191,10 @@ impl Postgres {
     ///
     /// Read committed, whatever the server's default: under a stricter level the snapshot of the transaction would be
     /// older than the lock. `set_config` with `true` ends with the transaction, so nothing leaks through a pooler.
-    fn statement(&self, wanted: &Wanted<'_>, scout: bool) -> String {
+    fn statement(&self, wanted: &Wanted<'_>, comment: &str, scout: bool) -> String {
         let remaining = wanted.deadline.saturating_duration_since(Instant::now());
         let lock_timeout = milliseconds(remaining);
         let lease = milliseconds(self.lease);
-        let comment = comment(wanted.claim);
         // The comment is not the first, or pg_stat_statements would count every realm's BEGIN by itself.
         let mut statement = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
@@ -238,6 +242,7 @@ impl Postgres {
     async fn granted(
         &self,
         wanted: &Wanted<'_>,
+        comment: Arc<str>,
         answered: Answered,
         rows: &[SimpleQueryMessage],
         background: Background,
@@ -256,6 +261,7 @@ impl Postgres {
         let claim = wanted.claim.clone();
         let transaction = LockedTransaction::new(
             claim,
+            comment,
             connection,
             lease,
             token,

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::{Client, Error};
 
-use super::comment::comment;
 use super::confirmation::{Answer, Pings, Urgency, last};
 use super::connection::{cancel, is_disconnect};
 use super::pool::Pooled;
@@ -46,6 +45,7 @@ pub(crate) struct LockedTransaction {
 impl LockedTransaction {
     pub(super) fn new(
         claim: Claim,
+        comment: Arc<str>,
         connection: Pooled,
         lease: Lease,
         token: Option<FencingToken>,
@@ -54,7 +54,6 @@ impl LockedTransaction {
     ) -> Self {
         let client = Arc::clone(&connection.client);
         let lease = Arc::new(lease);
-        let comment: Arc<str> = comment(&claim).into();
         Self {
             shared: share.then(|| LockTransaction::new(claim.clone(), Arc::clone(&client))),
             claim,

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Options;
+use super::commands::{Asked, Command, Release, Telling};
 use super::connect::connect;
-use super::task::{Asked, Command, Release, SessionTask, Telling};
+use super::task::SessionTask;
 use crate::lock::claim::Lock;
 use crate::lock::lease::Lease;
 use crate::lock::postgres::connection::{Connector, LockConnection};

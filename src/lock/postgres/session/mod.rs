@@ -4,8 +4,11 @@
 //! sends ever waits in PostgreSQL, so one busy realm cannot hold up the others; a key that somebody else holds is not waited
 //! for here.
 
+mod commands;
 mod connect;
+mod keys;
 mod lock;
+mod message;
 mod sessions;
 mod statements;
 mod task;

@@ -1,4 +1,3 @@
-use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -6,17 +5,19 @@ use futures_util::stream::FuturesOrdered;
 use futures_util::{StreamExt, TryStreamExt};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use tokio_postgres::{Error, SimpleQueryMessage};
 
 use super::Options;
+use super::commands::{Asked, Command, Release};
+use super::keys::Keys;
 use super::lock::SessionLock;
-use super::statements::{answers, try_lock, unlock};
+use super::message::{Answer, Lost, Message, settle_tellings, settle_unlocks};
+use super::statements::answers;
+use crate::lock::FencingToken;
 use crate::lock::claim::Lock;
 use crate::lock::error::chain;
 use crate::lock::lease::Lease;
 use crate::lock::postgres::connection::{LockConnection, is_disconnect};
 use crate::lock::postgres::fencing_token;
-use crate::lock::{FencingToken, LockKey, token};
 
 /// How many commands one batch takes.
 const BATCH: usize = 500;
@@ -24,58 +25,14 @@ const BATCH: usize = 500;
 /// before it leaves; few enough that under load batches grow.
 const IN_FLIGHT: usize = 4;
 
-/// What callers ask of a session's task.
-pub(super) enum Command {
-    Lock(Asked),
-    Unlock(Release),
-    /// Sent after the unlocks that were asked for before.
-    Tell(Telling),
-    /// Answered when anything that was sent later is.
-    Confirm(oneshot::Sender<bool>),
-}
-
-/// A claim that is asked for.
-pub(super) struct Asked {
-    /// Not granted yet.
-    pub(super) lock: SessionLock,
-    /// A granted lock whose caller has left is dropped in the channel, and so unlocked.
-    pub(super) reply: oneshot::Sender<Option<SessionLock>>,
-}
-
-/// Keys to unlock.
-pub(super) struct Release {
-    pub(super) locks: Vec<Lock>,
-    /// None where nobody waits for the answer.
-    pub(super) reply: Option<oneshot::Sender<bool>>,
-}
-
-/// A statement that tells others of a write.
-pub(super) struct Telling {
-    pub(super) statement: String,
-    pub(super) reply: oneshot::Sender<bool>,
-}
-
 /// Serves one session: turns commands into batches, and the server's answers into replies.
 pub(super) struct SessionTask {
     connection: LockConnection,
     lease: Arc<Lease>,
     options: Options,
     commands: mpsc::UnboundedReceiver<Command>,
-    /// The keys that are asked for or granted. Locks of one session do not exclude each other, so it must not ask twice but to
-    /// share: a caller may have left, and its turn gone on, while its grant is still on the way.
-    keys: HashMap<LockKey, Kept>,
+    keys: Keys,
     in_flight: FuturesOrdered<Answered>,
-}
-
-/// A key that this session has asked for.
-struct Kept {
-    /// How many have it: one, or several who share it.
-    count: usize,
-    shared: bool,
-    since: Instant,
-    /// How many have left it of whom nobody knows whether the server had granted it to them. They are unlocked with the last one:
-    /// one unlock too many would be that of somebody who is still inside.
-    doubtful: usize,
 }
 
 /// A message that waits for its answer.
@@ -85,20 +42,7 @@ struct Sent {
     confirms: Vec<oneshot::Sender<bool>>,
 }
 
-enum Message {
-    Lock(Vec<Asked>),
-    Unlock(Vec<Release>),
-    Tell(Vec<Telling>),
-    /// The smallest message that the server answers: an empty query.
-    Empty,
-}
-
 type Answered = Pin<Box<dyn Future<Output = (Sent, Answer)> + Send>>;
-
-type Answer = Result<Vec<SimpleQueryMessage>, Error>;
-
-/// The session is lost, and all its locks.
-struct Lost;
 
 impl SessionTask {
     pub(super) fn new(
@@ -112,7 +56,7 @@ impl SessionTask {
             lease,
             options,
             commands,
-            keys: HashMap::new(),
+            keys: Keys::new(options.share_time),
             in_flight: FuturesOrdered::new(),
         }
     }
@@ -172,7 +116,7 @@ impl SessionTask {
         for command in batch {
             match command {
                 Command::Unlock(release) => {
-                    let doubtful = self.forget(&release.locks);
+                    let doubtful = unlock(self.keys.forget(&release.locks));
                     // In this order, so that the first one's answer is about the lock that it had.
                     releases.push(release);
                     releases.extend(doubtful);
@@ -180,7 +124,7 @@ impl SessionTask {
                 Command::Tell(telling) => tellings.push(telling),
                 Command::Confirm(reply) => confirms.push(reply),
                 Command::Lock(Asked { reply, .. }) if reply.is_closed() => {}
-                Command::Lock(ask) if self.note(ask.lock.locks()) => asked.push(ask),
+                Command::Lock(ask) if self.keys.note(ask.lock.locks()) => asked.push(ask),
                 Command::Lock(Asked { reply, .. }) => refuse(reply),
             }
         }
@@ -200,56 +144,6 @@ impl SessionTask {
             self.send(Message::Empty, confirms).await?;
         }
         Ok(())
-    }
-
-    /// Notes the keys of a claim that is to be asked for; `false` if that cannot be on this session.
-    fn note(&mut self, locks: &[Lock]) -> bool {
-        let may_be_asked = |lock: &Lock| {
-            self.keys.get(&lock.key).is_none_or(|kept| {
-                lock.is_shared() && kept.shared && kept.since.elapsed() < self.options.share_time
-            })
-        };
-        if !locks.iter().all(may_be_asked) {
-            return false;
-        }
-        for lock in locks {
-            let kept = self.keys.entry(lock.key).or_insert_with(|| Kept {
-                count: 0,
-                shared: lock.is_shared(),
-                since: Instant::now(),
-                doubtful: 0,
-            });
-            kept.count += 1;
-        }
-        true
-    }
-
-    /// Takes a holder's keys off the list; what is then to be unlocked besides.
-    fn forget(&mut self, locks: &[Lock]) -> Option<Release> {
-        let mut doubtful = Vec::new();
-        for lock in locks {
-            if let Some(kept) = self.keys.get_mut(&lock.key) {
-                kept.count -= 1;
-                if kept.count == 0 {
-                    doubtful.extend(std::iter::repeat_n(*lock, kept.doubtful));
-                    self.keys.remove(&lock.key);
-                }
-            }
-        }
-        let locks = doubtful;
-        (!locks.is_empty()).then_some(Release { locks, reply: None })
-    }
-
-    /// What of the keys of a claim, which the server may have granted or not, can be unlocked at once. Others share the rest.
-    fn in_doubt(&mut self, locks: &[Lock]) -> Vec<Lock> {
-        let mut alone = Vec::new();
-        for lock in locks {
-            match self.keys.get_mut(&lock.key) {
-                Some(kept) if kept.count > 1 => kept.doubtful += 1,
-                _ => alone.push(*lock),
-            }
-        }
-        alone
     }
 
     /// Queues a message behind those already sent; waits for nothing.
@@ -322,7 +216,7 @@ impl SessionTask {
                 // Some may have been granted before, and an error does not undo that.
                 let mut refused = Vec::new();
                 for ask in asked {
-                    let locks = self.in_doubt(ask.lock.locks());
+                    let locks = self.keys.in_doubt(ask.lock.locks());
                     refused.push((ask, locks));
                 }
                 self.take_back(refused).await
@@ -350,11 +244,9 @@ impl SessionTask {
         let mut releases = Vec::new();
         let mut replies = Vec::new();
         for (Asked { lock, reply }, locks) in refused {
-            releases.extend(self.forget(lock.locks()));
+            releases.extend(unlock(self.keys.forget(lock.locks())));
+            releases.extend(unlock(locks));
             replies.push(reply);
-            if !locks.is_empty() {
-                releases.push(Release { locks, reply: None });
-            }
         }
         if !releases.is_empty() {
             self.send(Message::Unlock(releases), Vec::new()).await?;
@@ -365,54 +257,11 @@ impl SessionTask {
     }
 }
 
-fn settle_unlocks(releases: Vec<Release>, answer: Answer) -> Result<(), Lost> {
-    let rows = answer.map_err(|_| Lost)?;
-    let count = releases.iter().map(|release| release.locks.len()).sum();
-    let mut unlocked = answers(&rows, count).ok_or(Lost)?.into_iter();
-    for Release { reply, locks } in releases {
-        // As many answers as keys, in their order. All are taken, whatever the first says.
-        let all = unlocked
-            .by_ref()
-            .take(locks.len())
-            .fold(true, |all, one| all & one);
-        if let Some(reply) = reply {
-            let _ = reply.send(all);
-        }
-    }
-    Ok(())
-}
-
-fn settle_tellings(tellings: Vec<Telling>, answer: &Answer) {
-    if let Err(error) = answer {
-        tracing::warn!(error = %chain(error), "writes could not be told to the other replicas");
-    }
-    for Telling { reply, .. } in tellings {
-        let _ = reply.send(answer.is_ok());
-    }
-}
-
 fn refuse(reply: oneshot::Sender<Option<SessionLock>>) {
     let _ = reply.send(None);
 }
 
-impl Message {
-    fn statement(&self, fencing: bool) -> String {
-        match self {
-            Self::Lock(asked) => {
-                let mut statement = try_lock(asked.iter().flat_map(|ask| ask.lock.locks()));
-                if fencing {
-                    // After the locks, so that the holders before have their tokens already.
-                    statement += token::ASK;
-                }
-                statement
-            }
-            Self::Unlock(releases) => unlock(releases.iter().flat_map(|release| &release.locks)),
-            Self::Tell(tellings) => {
-                let statements: Vec<&str> = tellings.iter().map(|it| &*it.statement).collect();
-                // One transaction: PostgreSQL commits them one at a time.
-                statements.join("; ")
-            }
-            Self::Empty => String::new(),
-        }
-    }
+/// What nobody waits for.
+fn unlock(locks: Vec<Lock>) -> Option<Release> {
+    (!locks.is_empty()).then_some(Release { locks, reply: None })
 }

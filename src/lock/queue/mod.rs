@@ -1,10 +1,12 @@
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::future::Future;
-use std::pin::Pin;
+mod lane;
+#[cfg(test)]
+mod tests;
+mod turn;
+
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, PoisonError};
 #[cfg(not(test))]
 use std::sync::{Mutex, MutexGuard};
-use std::task::{Context, Poll, ready};
 
 // In unit tests a model checker chooses which thread goes on wherever one takes the mutex.
 #[cfg(test)]
@@ -12,6 +14,9 @@ use shuttle::sync::{Mutex, MutexGuard};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use self::lane::Lane;
+use self::turn::Ready;
+pub(crate) use self::turn::{Turn, Waiting};
 use super::claim::Lock;
 use super::{Claim, ClaimStatus, LockKey};
 
@@ -54,18 +59,6 @@ struct Waiter<B> {
     missing: usize,
 }
 
-/// The lane of one key.
-///
-/// Invariant: the first waiter, if there is one, does not go together with those who are let in.
-#[derive(Debug, Default)]
-struct Lane {
-    /// How many are let in: one, or several who share the key.
-    inside: usize,
-    shared: bool,
-    /// Whether each of the others wants to share it, by ticket.
-    waiters: BTreeMap<u64, bool>,
-}
-
 /// As many waiters as allowed stand in a lane.
 #[derive(Debug)]
 pub(crate) struct Full;
@@ -82,7 +75,7 @@ impl<B> Queue<B> {
         let places = &mut *places;
         let full = |lock: &Lock| {
             let lane = places.lanes.get(&lock.key);
-            lane.is_some_and(|lane| !lane.is_open_to(lock) && lane.waiters.len() >= max_waiters)
+            lane.is_some_and(|lane| lane.is_full_for(lock, max_waiters))
         };
         if claim.locks().iter().any(full) {
             return Err(Full);
@@ -95,7 +88,7 @@ impl<B> Queue<B> {
             if lane.is_open_to(lock) {
                 lane.let_in(lock.is_shared());
             } else {
-                lane.waiters.insert(ticket, lock.is_shared());
+                lane.wait(ticket, lock.is_shared());
                 missing += 1;
             }
         }
@@ -196,9 +189,7 @@ impl<B> Places<B> {
             let Some(lane) = self.lanes.get_mut(key) else {
                 continue;
             };
-            if lane.waiters.remove(&ticket).is_none() {
-                lane.inside -= 1;
-            }
+            lane.depart(ticket);
             while let Some(next) = lane.let_next_in() {
                 let Some(place) = self.claims.get_mut(&next) else {
                     continue;
@@ -214,41 +205,10 @@ impl<B> Places<B> {
                     });
                 }
             }
-            if lane.inside == 0 {
+            if lane.is_empty() {
                 self.lanes.remove(key);
             }
         }
-    }
-}
-
-impl Lane {
-    /// Whether a newcomer is let in at once.
-    fn is_open_to(&self, lock: &Lock) -> bool {
-        self.waiters.is_empty() && self.admits(lock.is_shared())
-    }
-
-    fn admits(&self, shared: bool) -> bool {
-        self.inside == 0 || (self.shared && shared)
-    }
-
-    fn let_in(&mut self, shared: bool) {
-        self.inside += 1;
-        self.shared = shared;
-    }
-
-    fn first(&self) -> Option<u64> {
-        self.waiters.keys().next().copied()
-    }
-
-    /// Lets the first waiter in, if it goes together with those inside. Nobody overtakes it, so nobody keeps it waiting for ever.
-    fn let_next_in(&mut self) -> Option<u64> {
-        let (&ticket, &shared) = self.waiters.first_key_value()?;
-        if !self.admits(shared) {
-            return None;
-        }
-        self.waiters.remove(&ticket);
-        self.let_in(shared);
-        Some(ticket)
     }
 }
 
@@ -272,130 +232,3 @@ pub(crate) enum Entry<B> {
     /// Somebody was: wait for the turn.
     Wait(Waiting<B>),
 }
-
-/// A waiter that need wait no longer.
-struct Ready<B> {
-    ticket: u64,
-    claim: Claim,
-    turn: oneshot::Sender<Turn<B>>,
-}
-
-/// The right of one caller to ask PostgreSQL for a claim, while no other caller of this process has a key of it, but to share.
-///
-/// Dropping it passes it on. Its baton goes to the next in line if that one wants just the same, and is dropped otherwise.
-#[derive(Debug)]
-pub(crate) struct Turn<B> {
-    queue: Arc<Queue<B>>,
-    ticket: u64,
-    claim: Claim,
-    baton: Option<B>,
-    /// Whether dropping passes it on.
-    armed: bool,
-}
-
-impl<B> Turn<B> {
-    fn new(queue: Arc<Queue<B>>, ticket: u64, claim: Claim) -> Self {
-        Self {
-            queue,
-            ticket,
-            claim,
-            baton: None,
-            armed: true,
-        }
-    }
-
-    /// Notes that its locks are granted.
-    pub(crate) fn mark_held(&self) {
-        self.queue.mark_held(self.ticket);
-    }
-
-    /// What the owner before has handed on.
-    pub(crate) fn take_baton(&mut self) -> Option<B> {
-        self.baton.take()
-    }
-
-    /// Whether the next in line wants just the same. By the time of the answer that may have changed.
-    pub(crate) fn is_awaited(&self) -> bool {
-        self.queue.is_awaited(&self.claim)
-    }
-
-    /// Passes the turn on with a baton.
-    pub(crate) fn hand_on(mut self, baton: B) {
-        self.baton = Some(baton);
-    }
-
-    /// Sends turns to those who wait for them, and the baton with the first that is for the same claim.
-    fn send_all(queue: &Arc<Queue<B>>, ready: Vec<Ready<B>>, baton: Option<(Claim, B)>) {
-        let mut ready = VecDeque::from(ready);
-        let mut baton = baton;
-        loop {
-            let same = baton.take().and_then(|(claim, baton)| {
-                let place = ready.iter().position(|next| next.claim == claim)?;
-                Some((ready.remove(place)?, baton))
-                // A baton that nobody wants ends here, outside of the mutex, and before anybody asks PostgreSQL for its keys.
-            });
-            let (next, handed_on) = match same {
-                Some((next, baton)) => (next, Some(baton)),
-                None => match ready.pop_front() {
-                    Some(next) => (next, None),
-                    None => return,
-                },
-            };
-            let mut turn = Self::new(Arc::clone(queue), next.ticket, next.claim);
-            turn.baton = handed_on;
-            // Here a waiter may leave that is already out of its lanes: a point for the model checker.
-            #[cfg(test)]
-            shuttle::thread::yield_now();
-            if let Err(mut back) = next.turn.send(turn) {
-                // The waiter has left since, and there may be others behind it.
-                back.armed = false;
-                ready.extend(queue.release(back.ticket));
-                baton = back.baton.take().map(|baton| (back.claim.clone(), baton));
-            }
-        }
-    }
-}
-
-impl<B> Drop for Turn<B> {
-    fn drop(&mut self) {
-        if !self.armed {
-            return;
-        }
-        let ready = self.queue.release(self.ticket);
-        let baton = self.baton.take().map(|baton| (self.claim.clone(), baton));
-        Self::send_all(&self.queue, ready, baton);
-    }
-}
-
-/// A place in the lanes of a claim; resolves to the turn.
-///
-/// # Cancel safety
-///
-/// Dropping it gives the place up at once; a turn that is already on its way goes to the next waiter.
-#[derive(Debug)]
-pub(crate) struct Waiting<B> {
-    queue: Arc<Queue<B>>,
-    ticket: u64,
-    turn: oneshot::Receiver<Turn<B>>,
-}
-
-impl<B> Future for Waiting<B> {
-    type Output = Turn<B>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Turn<B>> {
-        match ready!(Pin::new(&mut self.turn).poll(cx)) {
-            Ok(turn) => Poll::Ready(turn),
-            // A sender leaves its place only to send, or by this place's own `leave`.
-            Err(_) => Poll::Pending,
-        }
-    }
-}
-
-impl<B> Drop for Waiting<B> {
-    fn drop(&mut self) {
-        self.queue.leave(self.ticket);
-    }
-}
-
-#[cfg(test)]
-mod tests;

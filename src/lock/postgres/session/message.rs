@@ -1,0 +1,68 @@
+use tokio_postgres::{Error, SimpleQueryMessage};
+
+use super::commands::{Asked, Release, Telling};
+use super::statements::{answers, try_lock, unlock};
+use crate::lock::error::chain;
+use crate::lock::token;
+
+/// What is sent to the server at once, and answered at once.
+pub(super) enum Message {
+    Lock(Vec<Asked>),
+    Unlock(Vec<Release>),
+    Tell(Vec<Telling>),
+    /// The smallest message that the server answers: an empty query.
+    Empty,
+}
+
+pub(super) type Answer = Result<Vec<SimpleQueryMessage>, Error>;
+
+/// The session is lost, and all its locks.
+pub(super) struct Lost;
+
+impl Message {
+    pub(super) fn statement(&self, fencing: bool) -> String {
+        match self {
+            Self::Lock(asked) => {
+                let mut statement = try_lock(asked.iter().flat_map(|ask| ask.lock.locks()));
+                if fencing {
+                    // After the locks, so that the holders before have their tokens already.
+                    statement += token::ASK;
+                }
+                statement
+            }
+            Self::Unlock(releases) => unlock(releases.iter().flat_map(|release| &release.locks)),
+            Self::Tell(tellings) => {
+                let statements: Vec<&str> = tellings.iter().map(|it| &*it.statement).collect();
+                // One transaction: PostgreSQL commits them one at a time.
+                statements.join("; ")
+            }
+            Self::Empty => String::new(),
+        }
+    }
+}
+
+pub(super) fn settle_unlocks(releases: Vec<Release>, answer: Answer) -> Result<(), Lost> {
+    let rows = answer.map_err(|_| Lost)?;
+    let count = releases.iter().map(|release| release.locks.len()).sum();
+    let mut unlocked = answers(&rows, count).ok_or(Lost)?.into_iter();
+    for Release { reply, locks } in releases {
+        // As many answers as keys, in their order. All are taken, whatever the first says.
+        let all = unlocked
+            .by_ref()
+            .take(locks.len())
+            .fold(true, |all, one| all & one);
+        if let Some(reply) = reply {
+            let _ = reply.send(all);
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn settle_tellings(tellings: Vec<Telling>, answer: &Answer) {
+    if let Err(error) = answer {
+        tracing::warn!(error = %chain(error), "writes could not be told to the other replicas");
+    }
+    for Telling { reply, .. } in tellings {
+        let _ = reply.send(answer.is_ok());
+    }
+}
