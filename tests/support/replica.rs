@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
+use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
 use super::blocking;
@@ -22,6 +23,8 @@ static PROGRAM: OnceCell<PathBuf> = OnceCell::const_new();
 pub struct Replica {
     process: Process,
     origin: String,
+    /// What it makes for the time that it runs is removed with it, also when it is killed.
+    _scratch: TempDir,
 }
 
 impl Replica {
@@ -36,7 +39,9 @@ impl Replica {
 
     /// The same at a given address: where a client knows one that has ended.
     pub async fn start_at(address: &str, flags: &[&str]) -> Self {
-        let mut process = Process::spawn(command().await.args(["--listen", address]).args(flags));
+        let scratch = scratch();
+        let mut command = command(&scratch).await;
+        let mut process = Process::spawn(command.args(["--listen", address]).args(flags));
         let origin = wait_for("a replica to listen", REPLICA_PATIENCE, async || {
             if let Some(status) = process.ended() {
                 panic!("realm_server {flags:?} ended with {status}");
@@ -44,7 +49,11 @@ impl Replica {
             announced(&process.stdout()).ok_or_else(|| "it runs".to_owned())
         })
         .await;
-        Self { process, origin }
+        Self {
+            process,
+            origin,
+            _scratch: scratch,
+        }
     }
 
     /// The URL of a path, which starts with `/`, at this replica.
@@ -117,7 +126,8 @@ pub struct Finished {
 /// # Panics
 /// When it has not ended within 20 s.
 pub async fn run(flags: &[&str]) -> Finished {
-    let mut process = Process::spawn(command().await.args(flags));
+    let scratch = scratch();
+    let mut process = Process::spawn(command(&scratch).await.args(flags));
     let status = process.end(REPLICA_PATIENCE).await;
     Finished {
         code: status.code(),
@@ -126,10 +136,16 @@ pub async fn run(flags: &[&str]) -> Finished {
     }
 }
 
-async fn command() -> Command {
+fn scratch() -> TempDir {
+    TempDir::with_prefix("trl-replica.").expect("a temporary directory can be made")
+}
+
+async fn command(scratch: &TempDir) -> Command {
     let program = PROGRAM.get_or_init(|| blocking(build)).await;
     let mut command = Command::new(program);
-    command.env_remove("DATABASE_URL");
+    command
+        .env_remove("DATABASE_URL")
+        .env("TMPDIR", scratch.path());
     command
 }
 
