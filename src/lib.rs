@@ -144,6 +144,11 @@
 //! | <a id="body-broken"></a>such a body broke off | 400 | `body-broken` |
 //! | <a id="body-unread"></a>such a body must be read, and the layer has no `read_bodies` for its type | 500 | `body-unread` |
 
+// docs.rs builds with a nightly Rust, and says of each item which feature it needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[cfg(any(doc, doctest))]
+pub mod guide;
 pub mod layer;
 pub mod lock;
 mod metrics;
@@ -161,7 +166,3 @@ pub use self::realm::{
     LockRules, PeerAddr, RealmError, RealmMounts, RealmPaths, RealmPointers, RealmResolver,
     RealmUrl, RequestOrigin, Scope, TrustedProxies,
 };
-
-#[cfg(doctest)]
-#[doc = include_str!("../docs/scaling.md")]
-struct Scaling;

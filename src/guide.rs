@@ -1,0 +1,14 @@
+//! What to know before it runs and while it runs: the pages of the folder `docs`.
+
+// A link of a page leads to the page beside it, and here to the module. Of two definitions of a link the first one counts.
+
+#[doc = include_str!("../docs/guarantees.md")]
+pub mod guarantees {}
+
+#[doc = "[guarantees]: self::guarantees\n[scaling]: self::scaling\n\n"]
+#[doc = include_str!("../docs/operations.md")]
+pub mod operations {}
+
+#[doc = "[benchmarks]: https://docs.rs/crate/tower-realm-lock/latest/source/docs/benchmarks.md\n\n"]
+#[doc = include_str!("../docs/scaling.md")]
+pub mod scaling {}
