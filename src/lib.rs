@@ -49,6 +49,16 @@
 //! # }
 //! ```
 //!
+//! # When not
+//!
+//! - **One process**: [`RealmLocks::in_process`] is enough, and needs no database. It is the one to begin with.
+//! - **The write is one statement**, or the store can compare and swap (a version column, a conditional PUT): let the store refuse the
+//!   second writer. A lock is for handlers that read, think and write in several places.
+//! - **Work of minutes or hours**: a job in a table that workers take, not a request that holds a lock.
+//! - **Several regions, or no PostgreSQL**: advisory locks reach as far as one database of one primary.
+//! - **A process that must not write late even after it stood still for minutes**: no lock alone can promise that. Use the
+//!   [`FencingToken`] that comes with it, and let the store compare.
+//!
 //! # How it is built
 //!
 //! A request walks one way through three rooms: [`layer`] (*where* it applies) asks [`realm`] (*what* is locked) for the
@@ -104,8 +114,8 @@
 //! None is on by default.
 //!
 //! - `axum`: reads axum's `OriginalUri` and `ConnectInfo` where a request has them.
-//! - `metrics`: counts waits, holds, hand-offs, losses and rejections through the `metrics` facade. `docs/operations.md` has the list,
-//!   and the queries to run when a realm is stuck.
+//! - `metrics`: counts waits, holds, hand-offs, losses and rejections through the `metrics` facade;
+//!   [operations](guide::operations) has the list.
 //!
 //! # Deployment
 //!
@@ -123,6 +133,12 @@
 //! - Every way to write must be inside the layer, or take the same lock: jobs with [`RealmLocks::with_write_lock`].
 //! - What a handler moves to `spawn_blocking` (so all of `tokio::fs`) runs on when the handler is dropped. Where a write
 //!   after a lost lock must not land, let the store compare the [`FencingToken`].
+//!
+//! # Further reading
+//!
+//! - [guarantees](guide::guarantees): what is promised, under which faults, with the test of each promise; and what no lock can promise.
+//! - [operations](guide::operations): what to look at, and what to do when a realm is stuck.
+//! - [scaling](guide::scaling): how many connections, when sessions, what one PostgreSQL carries.
 //!
 //! # Rejections
 //!
