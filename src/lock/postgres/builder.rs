@@ -32,7 +32,7 @@ const MAX_SESSIONS: u32 = 1000;
 #[derive(Clone)]
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct PostgresBuilder {
-    url: String,
+    pub(super) url: String,
     pub(super) pool_size: u32,
     pub(super) lease: Duration,
     pub(super) connect_timeout: Duration,
@@ -166,7 +166,7 @@ impl PostgresBuilder {
         Ok(RealmLocks::new(Some(postgres), sender))
     }
 
-    fn check(&self) -> Result<(), LockError> {
+    pub(super) fn check(&self) -> Result<(), LockError> {
         let refuse = |option, value: String, remedy| {
             Err(LockError::InvalidOption {
                 option,
