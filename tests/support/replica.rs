@@ -126,8 +126,17 @@ pub struct Finished {
 /// # Panics
 /// When it has not ended within 20 s.
 pub async fn run(flags: &[&str]) -> Finished {
+    run_in(&[], flags).await
+}
+
+/// The same with these variables in its environment.
+///
+/// # Panics
+/// When it has not ended within 20 s.
+pub async fn run_in(variables: &[(&str, &str)], flags: &[&str]) -> Finished {
     let scratch = scratch();
-    let mut process = Process::spawn(command(&scratch).await.args(flags));
+    let mut command = command(&scratch).await;
+    let mut process = Process::spawn(command.envs(variables.iter().copied()).args(flags));
     let status = process.end(REPLICA_PATIENCE).await;
     Finished {
         code: status.code(),
