@@ -116,6 +116,7 @@
 //! - `axum`: reads axum's `OriginalUri` and `ConnectInfo` where a request has them.
 //! - `metrics`: counts waits, holds, hand-offs, losses and rejections through the `metrics` facade;
 //!   [operations](guide::operations) has the list.
+//! - `serde`: reads [`LockRules`], `Limits` and [`PostgresBuilder`] from a configuration file; unknown keys are errors.
 //!
 //! # Deployment
 //!
@@ -169,7 +170,11 @@ pub mod layer;
 pub mod lock;
 mod metrics;
 pub mod realm;
+#[cfg(feature = "serde")]
+mod table;
 
+#[cfg(feature = "serde")]
+pub use self::layer::Limits;
 pub use self::layer::{
     BodyError, HoldUntil, LockBody, OnDisconnect, ReadBody, RealmWriteLock, RealmWriteLockLayer,
     Rejection,

@@ -6,6 +6,8 @@
 mod asking;
 mod body;
 mod future;
+#[cfg(feature = "serde")]
+mod limits;
 mod read_body;
 mod rejection;
 mod service;
@@ -23,6 +25,8 @@ use tower_layer::Layer;
 
 pub use self::body::LockBody;
 pub use self::future::ResponseFuture;
+#[cfg(feature = "serde")]
+pub use self::limits::Limits;
 use self::read_body::BodyReading;
 pub use self::read_body::{BodyError, ReadBody};
 pub use self::rejection::Rejection;

@@ -1,3 +1,6 @@
+#[cfg(feature = "serde")]
+mod file;
+
 use http::Method;
 use http::header::HeaderName;
 

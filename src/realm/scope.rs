@@ -134,6 +134,11 @@ impl Scope {
         Self { kind, name: None }
     }
 
+    #[cfg(feature = "serde")]
+    pub(super) fn has_name(&self) -> bool {
+        self.name.is_some()
+    }
+
     pub(crate) fn is_realm(&self) -> bool {
         matches!(self.kind, Kind::Realm)
     }

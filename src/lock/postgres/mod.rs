@@ -9,6 +9,8 @@ mod builder;
 mod comment;
 mod confirmation;
 mod connection;
+#[cfg(feature = "serde")]
+mod file;
 mod pool;
 mod session;
 mod shared;

@@ -1,0 +1,216 @@
+//! [`LockRules`] in a configuration file.
+
+use http::Method;
+use http::header::HeaderName;
+use serde::de::{Deserialize, Deserializer, MapAccess};
+
+use super::{LockRules, Route, Scope, ScopeRoute};
+use crate::realm::template::PathTemplate;
+use crate::table::{self, Table, Value, shown};
+
+const METHOD: &str = "a method, such as \"POST\",";
+const HEADER: &str = "a header's name, such as \"X-HTTP-Method-Override\",";
+const PATTERN: &str = "a path, such as \"/{owner}/{realm}/_search\",";
+
+type NewScope = fn() -> Scope;
+
+/// What needs no closure.
+const SCOPES: [(&str, NewScope); 3] = [
+    ("realm", Scope::realm),
+    ("resource", Scope::resource),
+    ("atomic-hrefs", Scope::atomic_hrefs),
+];
+
+impl LockRules {
+    /// Gives each resource another name, as [`Scope::named_by`] does, in all scopes so far that have no closure for it: for rules
+    /// from a file, which holds no closures.
+    ///
+    /// ```
+    /// use tower_realm_lock::LockRules;
+    ///
+    /// let rules: LockRules = serde_json::from_str(
+    ///     r#"{ "scopes": [{ "method": "PATCH", "path": "/{owner}/{realm}/{*card}", "scope": "resource" }] }"#,
+    /// )?;
+    /// let rules = rules.named_by(|path| path.strip_suffix(".json").unwrap_or(path).to_owned());
+    /// # let _ = rules;
+    /// # Ok::<(), serde_json::Error>(())
+    /// ```
+    #[must_use]
+    pub fn named_by<F>(mut self, name: F) -> Self
+    where
+        F: Fn(&str) -> String + Clone + Send + Sync + 'static,
+    {
+        for route in &mut self.scopes {
+            if !route.scope.has_name() {
+                route.scope = route.scope.clone().named_by(name.clone());
+            }
+        }
+        self
+    }
+}
+
+/// Rules as a configuration file has them, in any format that says what it holds. All keys may be left out.
+///
+/// | key | |
+/// | --- | --- |
+/// | `routes` | `{ method, path, lock }` each: `lock = false` as [`exempt`](LockRules::exempt), `lock = true` as [`lock`](LockRules::lock). The first that fits decides |
+/// | `scopes` | `{ method, path, scope }` each: `"realm"`, `"resource"` or `"atomic-hrefs"` of a [`Scope`]. The first that fits decides |
+/// | `max_resources` | [`max_resources`](LockRules::max_resources) |
+/// | `method_override` | `{ header, methods }` of [`method_override`](LockRules::method_override) |
+///
+/// Methods are written in capital letters, as HTTP has them: `get` is another method than `GET`, and refused here. Errors are
+/// those of the methods named above; an unknown key is one that names the nearest right one.
+///
+/// ```
+/// use http::Method;
+/// use tower_realm_lock::LockRules;
+///
+/// let rules: LockRules = toml::from_str(r#"
+///     max_resources = 32
+///     routes = [{ method = "POST", path = "/{owner}/{realm}/_search", lock = false }]
+///     scopes = [{ method = "PATCH", path = "/{owner}/{realm}/{*card}", scope = "resource" }]
+/// "#)?;
+/// assert!(!rules.locks(&Method::POST, "/luke/my-realm/_search"));
+///
+/// let error = toml::from_str::<LockRules>("max_resorces = 32").unwrap_err();
+/// assert_eq!(error.message(), "unknown key `max_resorces` in the rules: did you mean `max_resources`?");
+/// # Ok::<(), toml::de::Error>(())
+/// ```
+impl<'de> Deserialize<'de> for LockRules {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        table::read(Self::new(), deserializer)
+    }
+}
+
+impl Table for LockRules {
+    type Made = Self;
+
+    const NAME: &'static str = "the rules";
+    const KEYS: &'static [&'static str] = &["routes", "scopes", "max_resources", "method_override"];
+
+    fn set<'de, A: MapAccess<'de>>(mut self, value: Value<'_, A>) -> Result<Self, A::Error> {
+        match value.key {
+            "routes" => self.routes = value.tables(RouteKeys::default())?,
+            "scopes" => self.scopes = value.tables(ScopeKeys::default())?,
+            "max_resources" => {
+                return value.whole(|number| Ok(self.max_resources(number as usize)));
+            }
+            _ => self.method_override = Some(value.table(OverrideKeys::default())?),
+        }
+        Ok(self)
+    }
+
+    fn made(self) -> Option<Self> {
+        Some(self)
+    }
+}
+
+#[derive(Clone, Default)]
+struct RouteKeys {
+    method: Option<Method>,
+    pattern: Option<PathTemplate>,
+    locked: Option<bool>,
+}
+
+impl Table for RouteKeys {
+    type Made = Route;
+
+    const NAME: &'static str = "a route of the rules";
+    const KEYS: &'static [&'static str] = &["method", "path", "lock"];
+
+    fn set<'de, A: MapAccess<'de>>(mut self, value: Value<'_, A>) -> Result<Self, A::Error> {
+        match value.key {
+            "method" => self.method = Some(value.text(METHOD, method)?),
+            "path" => self.pattern = Some(value.text(PATTERN, pattern)?),
+            _ => self.locked = Some(value.flag(Ok)?),
+        }
+        Ok(self)
+    }
+
+    fn made(self) -> Option<Route> {
+        Some(Route {
+            method: self.method?,
+            pattern: self.pattern?,
+            locked: self.locked?,
+        })
+    }
+}
+
+#[derive(Clone, Default)]
+struct ScopeKeys {
+    method: Option<Method>,
+    pattern: Option<PathTemplate>,
+    scope: Option<Scope>,
+}
+
+impl Table for ScopeKeys {
+    type Made = ScopeRoute;
+
+    const NAME: &'static str = "a scope of the rules";
+    const KEYS: &'static [&'static str] = &["method", "path", "scope"];
+
+    fn set<'de, A: MapAccess<'de>>(mut self, value: Value<'_, A>) -> Result<Self, A::Error> {
+        match value.key {
+            "method" => self.method = Some(value.text(METHOD, method)?),
+            "path" => self.pattern = Some(value.text(PATTERN, pattern)?),
+            _ => self.scope = Some(value.one_of(&SCOPES)?()),
+        }
+        Ok(self)
+    }
+
+    fn made(self) -> Option<ScopeRoute> {
+        Some(ScopeRoute {
+            method: self.method?,
+            pattern: self.pattern?,
+            scope: self.scope?,
+        })
+    }
+}
+
+#[derive(Clone, Default)]
+struct OverrideKeys {
+    header: Option<HeaderName>,
+    methods: Option<Vec<Method>>,
+}
+
+impl Table for OverrideKeys {
+    type Made = (HeaderName, Vec<Method>);
+
+    const NAME: &'static str = "the method override";
+    const KEYS: &'static [&'static str] = &["header", "methods"];
+
+    fn set<'de, A: MapAccess<'de>>(mut self, value: Value<'_, A>) -> Result<Self, A::Error> {
+        match value.key {
+            "header" => self.header = Some(value.text(HEADER, header)?),
+            _ => self.methods = Some(value.texts(METHOD, method)?),
+        }
+        Ok(self)
+    }
+
+    fn made(self) -> Option<Self::Made> {
+        Some((self.header?, self.methods?))
+    }
+}
+
+fn method(text: &str) -> Result<Method, String> {
+    let is_upper = !text.contains(|letter: char| letter.is_ascii_lowercase());
+    let method = Method::from_bytes(text.as_bytes()).ok();
+    method.filter(|_| is_upper).ok_or_else(|| {
+        let text = shown(text);
+        format!("{text} is not a method: write one such as `POST`, in capital letters")
+    })
+}
+
+fn header(text: &str) -> Result<HeaderName, String> {
+    text.parse().map_err(|_| {
+        let text = shown(text);
+        format!("{text} is not the name of a header: write one such as `X-HTTP-Method-Override`")
+    })
+}
+
+fn pattern(text: &str) -> Result<PathTemplate, String> {
+    PathTemplate::parse(text).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,176 @@
+use super::*;
+
+const SCOPE: &str = "method = 'PATCH', path = '/{o}/{r}/{*card}'";
+
+fn rules(file: &str) -> LockRules {
+    toml::from_str(file).unwrap_or_else(|error| panic!("{file}: {}", error.message()))
+}
+
+/// The message, and the text of the file that it is about.
+fn refused(file: &str) -> (String, &str) {
+    let error = toml::from_str::<LockRules>(file).unwrap_err();
+    let span = error.span().expect("it is known where");
+    (error.message().to_owned(), &file[span])
+}
+
+#[test]
+fn a_file_says_all_that_the_methods_do() {
+    let file = "
+        max_resources = 3
+        routes = [
+            { method = 'POST', path = '/{o}/{r}/_search', lock = false },
+            { method = 'GET', path = '/{o}/{r}/_reindex', lock = true },
+        ]
+        scopes = [
+            { method = 'PUT', path = '/{o}/{r}/{*card}', scope = 'realm' },
+            { method = 'PATCH', path = '/{o}/{r}/{*card}', scope = 'resource' },
+            { method = 'POST', path = '/{o}/{r}/_atomic', scope = 'atomic-hrefs' },
+        ]
+        [method_override]
+        header = 'X-HTTP-Method-Override'
+        methods = ['QUERY', 'PROPFIND']
+    ";
+    let by_hand = LockRules::new()
+        .max_resources(3)
+        .exempt(Method::POST, "/{o}/{r}/_search")
+        .and_then(|rules| rules.lock(Method::GET, "/{o}/{r}/_reindex"))
+        .and_then(|rules| rules.scope(Method::PUT, "/{o}/{r}/{*card}", Scope::realm()))
+        .and_then(|rules| rules.scope(Method::PATCH, "/{o}/{r}/{*card}", Scope::resource()))
+        .and_then(|rules| rules.scope(Method::POST, "/{o}/{r}/_atomic", Scope::atomic_hrefs()))
+        .unwrap()
+        .method_override(
+            HeaderName::from_static("x-http-method-override"),
+            [Method::QUERY, Method::from_bytes(b"PROPFIND").unwrap()],
+        );
+    assert_eq!(format!("{:?}", rules(file)), format!("{by_hand:?}"));
+    let by_default = format!("{:?}", LockRules::new());
+    assert_eq!(format!("{:?}", rules("")), by_default);
+    // All fields by name: what is new must be said in a file too.
+    let LockRules {
+        routes: _,
+        scopes: _,
+        max_resources: _,
+        method_override: _,
+    } = rules("");
+}
+
+#[test]
+fn the_first_route_of_a_file_that_fits_decides() {
+    let lock = "{ method = 'POST', path = '/{o}/{r}/_search', lock = true }";
+    let exempt = "{ method = 'POST', path = '/{o}/{r}/{*rest}', lock = false }";
+    for (routes, locked) in [([lock, exempt], true), ([exempt, lock], false)] {
+        let rules = rules(&format!("routes = [{}]", routes.join(", ")));
+        assert_eq!(rules.locks(&Method::POST, "/a/b/_search"), locked);
+    }
+}
+
+#[test]
+fn json_says_the_same() {
+    let json = r#"{ "routes": [{ "method": "POST", "path": "/_search", "lock": false }] }"#;
+    let rules: LockRules = serde_json::from_str(json).unwrap();
+    assert!(!rules.locks(&Method::POST, "/_search"));
+    let error = serde_json::from_str::<LockRules>(r#"{ "scopes": [], "scopes": [] }"#);
+    let error = error.unwrap_err().to_string();
+    assert!(
+        error.starts_with("the key `scopes` stands twice in the rules: leave one at line 1"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_is_wrong_is_told_with_its_place_and_the_remedy() {
+    for (file, place, says) in [
+        ("route = []", "route", "did you mean `routes`?"),
+        (
+            "paths = []",
+            "paths",
+            "unknown key `paths` in the rules: write `routes`, `scopes`, `max_resources` or `method_override`",
+        ),
+        ("routes = 5", "5", "expected a list for `routes`"),
+        ("routes = 'a'", "'a'", "invalid type: a text"),
+        ("routes = [5]", "5", "expected a table with a route"),
+        (
+            "routes = [{ metod = 'POST' }]",
+            "metod",
+            "unknown key `metod` in a route of the rules: did you mean `method`?",
+        ),
+        (
+            "routes = [{ method = 'post' }]",
+            "'post'",
+            "`method`: `post` is not a method: write one such as `POST`, in capital letters",
+        ),
+        ("routes = [{ method = 'A B' }]", "'A B'", "`A B` is not"),
+        ("routes = [{ method = 1 }]", "1", "expected a method, such"),
+        (
+            "routes = [{ path = '/{a' }]",
+            "'/{a'",
+            "`path`: `/{a` is not a path template: in `{a` a parameter is only a part",
+        ),
+        (
+            "routes = [{ lock = 'no' }]",
+            "'no'",
+            "`no`, expected `true` or `false` for `lock`",
+        ),
+        (
+            "routes = [{ method = 'POST', path = '/a' }]",
+            "{ method = 'POST', path = '/a' }",
+            "`lock` is missing in a route of the rules: add it",
+        ),
+        (
+            "scopes = [{ scope = 'resorce' }]",
+            "'resorce'",
+            "`scope`: unknown name `resorce`: did you mean `resource`?",
+        ),
+        (
+            "scopes = [{ scope = 'card' }]",
+            "'card'",
+            "write `realm`, `resource` or `atomic-hrefs`",
+        ),
+        ("scopes = [{ pat = '/' }]", "pat", "did you mean `path`?"),
+        (
+            "scopes = [{}]",
+            "{}",
+            "`method`, `path` or `scope` is missing",
+        ),
+        ("max_resources = -1", "-1", "integer `-1`"),
+        ("max_resources = 1.5", "1.5", "expected a whole number"),
+        (
+            "max_resources = 4294967296",
+            "4294967296",
+            "up to 4294967295 for `max_resources`",
+        ),
+        (
+            "method_override = { headers = 'X' }",
+            "headers",
+            "in the method override: did you mean `header`?",
+        ),
+        (
+            "method_override.header = 'a b'",
+            "'a b'",
+            "name of a header",
+        ),
+        ("method_override.methods = ['Get']", "'Get'", "`Get` is not"),
+        ("method_override.methods = [1]", "1", "in `methods`"),
+        (
+            "method_override = { header = 'X-M' }",
+            "{ header = 'X-M' }",
+            "`methods` is missing in the method override: add it",
+        ),
+    ] {
+        let (message, at) = refused(file);
+        assert!(message.contains(says), "{file}: {message}");
+        assert_eq!(at, place, "{file}: {message}");
+    }
+}
+
+#[test]
+fn a_name_for_resources_goes_to_each_scope_that_has_none() {
+    let named = |rules: &LockRules| {
+        let scopes = rules.scopes.iter();
+        scopes.map(|it| it.scope.has_name()).collect::<Vec<_>>()
+    };
+    let rules = rules(&format!("scopes = [{{ {SCOPE}, scope = 'resource' }}]"));
+    assert_eq!(named(&rules), [false]);
+    let stem = |path: &str| path.trim_end_matches(".json").to_owned();
+    assert_eq!(named(&rules.named_by(stem)), [true]);
+}
