@@ -1,24 +1,38 @@
-//! The flags, and what they mean together.
+//! The flags and the file, and what they mean together.
+//!
+//! A flag counts before the environment (`DATABASE_URL`), that before the file, and that before the default. What the file turns
+//! on no flag turns off.
+
+mod file;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
+use tower_realm_lock::{Limits, LockRules, PostgresBuilder, RealmLocks};
 use url::Url;
 
 use crate::store::Fault;
+use file::File;
+
+/// Where to listen, unless a flag or the file says otherwise.
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 4201);
 
 /// Serves realms of JSON cards. Its writes are safe on many replicas, because a layer locks the realm around each.
 #[derive(Parser)]
 #[command(name = "realm_server", version)]
 struct Flags {
-    /// Where to listen; port 0 takes a free one.
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:4201", value_parser = address)]
-    listen: SocketAddr,
+    /// A TOML file with what the flags say, and rules and limits; flags and the environment count before it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Where to listen; port 0 takes a free one [default: 127.0.0.1:4201].
+    #[arg(long, value_name = "ADDR", value_parser = address)]
+    listen: Option<SocketAddr>,
 
     /// The public origin in realm URLs; the same for all replicas [default: http:// and the listen address].
     #[arg(long, value_name = "URL", value_parser = origin)]
@@ -40,14 +54,9 @@ struct Flags {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
     pool_size: Option<u32>,
 
-    /// On how many sessions the locks of many realms are held together; 0 for a transaction each.
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 0,
-        allow_negative_numbers = true
-    )]
-    sessions: u32,
+    /// On how many sessions the locks of many realms are held together; 0 for a transaction each [default: 0].
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    sessions: Option<u32>,
 
     /// How long a write waits for its lock, in seconds.
     #[arg(long, value_name = "S", value_parser = seconds, allow_negative_numbers = true)]
@@ -61,27 +70,17 @@ struct Flags {
     #[arg(long)]
     fencing: bool,
 
-    /// Time between the read and the write of a handler, in milliseconds; it makes the race visible.
-    #[arg(
-        long,
-        value_name = "MS",
-        default_value_t = 0,
-        allow_negative_numbers = true
-    )]
-    write_delay: u64,
+    /// Time between the read and the write of a handler, in milliseconds; it makes the race visible [default: 0].
+    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
+    write_delay: Option<u64>,
 
     /// Say in each answer to a write how long its lock was waited for and held (Server-Timing).
     #[arg(long)]
     server_timing: bool,
 
-    /// How many cards to keep in memory, kept right by what replicas tell each other; for all replicas or for none.
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 0,
-        allow_negative_numbers = true
-    )]
-    cache_cards: usize,
+    /// How many cards to keep in memory, kept right by what replicas tell each other; for all replicas or for none [default: 0].
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    cache_cards: Option<usize>,
 
     /// Do not tell other replicas of writes, which makes their caches wrong: for tests.
     #[arg(long, hide = true)]
@@ -99,23 +98,34 @@ enum LockKind {
     Off,
 }
 
-impl fmt::Display for LockKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl LockKind {
+    fn name(self) -> &'static str {
+        match self {
             Self::Postgres => "postgres",
             Self::InProcess => "in-process",
             Self::Off => "off",
-        })
+        }
     }
 }
 
-/// Flags that fit together.
+impl fmt::Display for LockKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Flags and a file that fit together.
 pub struct Config {
     pub listen: SocketAddr,
     pub base_url: Option<Url>,
     pub data_dir: Option<PathBuf>,
     pub lock: Lock,
+    /// The file's, for requests.
+    pub limits: Limits,
+    /// The flag's, for everything.
     pub acquire_timeout: Option<Duration>,
+    /// The file's, for the requests of cards.
+    pub rules: LockRules,
     pub write_delay: Duration,
     pub server_timing: bool,
     pub fault: Fault,
@@ -127,11 +137,10 @@ pub struct Config {
 pub enum Lock {
     Postgres {
         url: String,
-        pool_size: Option<u32>,
-        sessions: u32,
-        lease: Option<Duration>,
+        /// With this URL, and all options.
+        builder: Box<PostgresBuilder>,
         fencing: bool,
-        /// Whether other replicas are told of writes.
+        /// Whether this replica must be told of other replicas' writes.
         broadcast: bool,
     },
     InProcess,
@@ -139,7 +148,7 @@ pub enum Lock {
 }
 
 impl Config {
-    /// Reads the command line; prints what is wrong with it and exits if it must.
+    /// Reads the command line and the file that it names; prints what is wrong with them and exits if it must.
     pub fn from_command_line() -> Self {
         Self::try_from(Flags::parse()).unwrap_or_else(|error| error.exit())
     }
@@ -154,46 +163,83 @@ impl TryFrom<Flags> for Config {
     type Error = clap::Error;
 
     fn try_from(flags: Flags) -> Result<Self, clap::Error> {
+        let refuse = |kind, problem| Flags::command().error(kind, problem);
+        let file = match &flags.config {
+            Some(path) => {
+                File::read(path).map_err(|problem| refuse(ErrorKind::ValueValidation, problem))?
+            }
+            None => File::default(),
+        };
+        let cache_cards = flags.cache_cards.or(file.cache_cards).unwrap_or(0);
         // An environment often sets what it does not mean to give.
-        let url = flags.database_url.filter(|url| !url.is_empty());
-        let kind = flags.lock.unwrap_or(match url {
-            Some(_) => LockKind::Postgres,
-            None => LockKind::InProcess,
-        });
+        let given = flags.database_url.filter(|url| !url.is_empty());
+        let url = given.or(file.database_url);
+        let kind = flags.lock.or(file.lock).unwrap_or(
+            // Options of PostgreSQL without a database are an error, not locks in process.
+            if url.is_some() || file.postgres.is_some() {
+                LockKind::Postgres
+            } else {
+                LockKind::InProcess
+            },
+        );
         if flags.fencing && kind != LockKind::Postgres {
-            return Err(Flags::command().error(
+            return Err(refuse(
                 ErrorKind::ArgumentConflict,
-                format!("--fencing needs --lock postgres, not {kind}: no other tokens grow across replicas"),
+                format!(
+                    "--fencing needs --lock postgres, not {kind}: no other tokens grow across replicas"
+                ),
             ));
         }
         let lock = match (kind, url) {
             (LockKind::Off, _) => Lock::Off,
             (LockKind::InProcess, _) => Lock::InProcess,
-            (LockKind::Postgres, Some(url)) => Lock::Postgres {
-                url,
-                pool_size: flags.pool_size,
-                sessions: flags.sessions,
-                lease: flags.lease,
-                fencing: flags.fencing,
-                broadcast: flags.cache_cards > 0 && !flags.no_broadcast,
-            },
+            (LockKind::Postgres, Some(url)) => {
+                let builder = file
+                    .postgres
+                    .unwrap_or_else(|| RealmLocks::postgres_builder(&url));
+                let fencing = flags.fencing || file.fencing;
+                let broadcast = cache_cards > 0 && !flags.no_broadcast;
+                let mut builder = builder.url(&url).fencing(fencing);
+                if broadcast {
+                    builder = builder.broadcast(true);
+                }
+                if let Some(pool_size) = flags.pool_size {
+                    builder = builder.pool_size(pool_size);
+                }
+                if let Some(sessions) = flags.sessions {
+                    builder = builder.sessions(sessions);
+                }
+                if let Some(lease) = flags.lease {
+                    builder = builder.lease(lease);
+                }
+                Lock::Postgres {
+                    url,
+                    builder: Box::new(builder),
+                    fencing,
+                    broadcast,
+                }
+            }
             (LockKind::Postgres, None) => {
-                return Err(Flags::command().error(
+                return Err(refuse(
                     ErrorKind::MissingRequiredArgument,
-                    "--lock postgres needs a database: give --database-url or set DATABASE_URL",
+                    "--lock postgres needs a database: give --database-url, set DATABASE_URL, or write `url` in [postgres] of the file"
+                        .to_owned(),
                 ));
             }
         };
+        let write_delay = flags.write_delay.map(Duration::from_millis);
         Ok(Self {
-            listen: flags.listen,
-            base_url: flags.base_url,
-            data_dir: flags.data_dir,
+            listen: flags.listen.or(file.listen).unwrap_or(LISTEN),
+            base_url: flags.base_url.or(file.base_url),
+            data_dir: flags.data_dir.or(file.data_dir),
             lock,
+            limits: file.limits,
             acquire_timeout: flags.acquire_timeout,
-            write_delay: Duration::from_millis(flags.write_delay),
-            server_timing: flags.server_timing,
+            rules: file.rules,
+            write_delay: write_delay.or(file.write_delay).unwrap_or_default(),
+            server_timing: flags.server_timing || file.server_timing,
             fault: flags.fault.unwrap_or_default(),
-            cache_cards: NonZeroUsize::new(flags.cache_cards),
+            cache_cards: NonZeroUsize::new(cache_cards),
         })
     }
 }
@@ -237,108 +283,4 @@ fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config(flags: &[&str]) -> Result<Config, String> {
-        // With a value for the database flag, so that the environment of the tests does not count.
-        let given = flags.iter().any(|flag| flag.starts_with("--database-url"));
-        let database: &[&str] = if given { &[] } else { &["--database-url="] };
-        let flags = ["realm_server"].iter().chain(database).chain(flags);
-        Flags::try_parse_from(flags)
-            .and_then(Config::try_from)
-            .map_err(|error| error.to_string())
-    }
-
-    fn lock(flags: &[&str]) -> String {
-        config(flags).map(|config| config.lock.to_string()).unwrap()
-    }
-
-    #[test]
-    fn the_lock_follows_the_database_url() {
-        let database = "--database-url=postgres://h/db";
-        assert_eq!(lock(&[]), "in-process");
-        assert_eq!(lock(&[database]), "postgres");
-        assert_eq!(lock(&[database, "--lock=in-process"]), "in-process");
-        assert_eq!(lock(&[database, "--lock=off"]), "off");
-        assert_eq!(lock(&[database, "--fencing"]), "postgres with fencing");
-    }
-
-    #[test]
-    fn sessions_are_off_unless_asked_for() {
-        let sessions = |flags: &[&str]| {
-            let flags = [&["--database-url=postgres://h/db"], flags].concat();
-            match config(&flags).map(|config| config.lock) {
-                Ok(Lock::Postgres { sessions, .. }) => sessions,
-                _ => panic!("locks in PostgreSQL are wanted"),
-            }
-        };
-        assert_eq!(sessions(&[]), 0);
-        assert_eq!(sessions(&["--sessions=4"]), 4);
-    }
-
-    #[test]
-    fn the_defaults_are_those_of_the_manual() {
-        let config = config(&[]).unwrap();
-        assert_eq!(config.listen.to_string(), "127.0.0.1:4201");
-        assert_eq!(config.write_delay, Duration::ZERO);
-        assert!(config.base_url.is_none() && config.data_dir.is_none());
-        assert!(config.acquire_timeout.is_none() && !config.fencing());
-    }
-
-    #[test]
-    fn a_bad_flag_is_refused_with_its_value_and_a_remedy() {
-        for (flag, value, remedy) in [
-            ("--listen", "localhost", "127.0.0.1:4201"),
-            ("--listen", "127.0.0.1:99999", "127.0.0.1:4201"),
-            ("--base-url", "realms", "https://"),
-            ("--base-url", "ftp://h", "https://"),
-            ("--base-url", "http://h/path", "https://"),
-            ("--base-url", "http://u:p@h", "https://"),
-            ("--base-url", "http://h/?q", "https://"),
-            ("--lock", "redis", "in-process"),
-            ("--pool-size", "0", "1.."),
-            ("--pool-size", "many", "--pool-size"),
-            ("--sessions", "-1", "--sessions"),
-            ("--sessions", "some", "--sessions"),
-            ("--cache-cards", "-1", "--cache-cards"),
-            ("--fault", "swapped", "STEP:error"),
-            ("--fault", "nowhere:crash", "swapped"),
-            ("--acquire-timeout", "0", "above 0"),
-            ("--acquire-timeout", "1e-12", "above 0"),
-            ("--lease", "-1", "above 0"),
-            ("--write-delay", "-1", "--write-delay"),
-            ("--lease", "NaN", "above 0"),
-            ("--lease", "inf", "above 0"),
-            ("--write-delay", "0.5", "--write-delay"),
-        ] {
-            let error = config(&[flag, value]).err().unwrap();
-            assert!(error.contains(&format!("'{value}'")), "{error}");
-            assert!(error.contains(flag) && error.contains(remedy), "{error}");
-        }
-    }
-
-    #[test]
-    fn seconds_may_have_fractions() {
-        let config = config(&["--acquire-timeout=0.25"]).unwrap();
-        assert_eq!(config.acquire_timeout, Some(Duration::from_millis(250)));
-    }
-
-    #[test]
-    fn flags_that_do_not_fit_together_are_refused() {
-        let error = config(&["--lock=postgres"]).err().unwrap();
-        assert!(error.contains("DATABASE_URL"), "{error}");
-        for flags in [
-            vec!["--fencing"],
-            vec!["--fencing", "--lock=off", "--database-url=postgres://h"],
-        ] {
-            let error = config(&flags).err().unwrap();
-            assert!(error.contains("--lock postgres"), "{error}");
-        }
-    }
-
-    #[test]
-    fn the_command_is_consistent() {
-        Flags::command().debug_assert();
-    }
-}
+mod tests;

@@ -1,19 +1,21 @@
-//! The one place where the server meets the crate: locks from the flags, and a layer around the routes.
+//! The one place where the server meets the crate: locks from the flags and the file, and a layer around the routes.
 
 use std::time::Duration;
 
 use axum::body::Body;
+use http::Method;
 use tower_realm_lock::{
-    LockError, RealmError, RealmLocks, RealmPaths, RealmResolver, RealmWriteLockLayer, RealmWrites,
-    Rejection,
+    LockError, LockRules, RealmError, RealmLocks, RealmPaths, RealmResolver, RealmWriteLockLayer,
+    RealmWrites, Rejection,
 };
 use url::Url;
 
-use crate::config::Lock;
+use crate::config::{Config, Lock};
 use crate::error::ApiError;
+use crate::path::lock_name;
 use crate::{body, realms};
 
-/// The locks that the flags ask for; `None` with `--lock off`.
+/// The locks that are asked for; `None` with `--lock off`.
 pub async fn open(
     lock: &Lock,
     acquire_timeout: Option<Duration>,
@@ -21,26 +23,7 @@ pub async fn open(
     let locks = match lock {
         Lock::Off => return Ok(None),
         Lock::InProcess => RealmLocks::in_process(),
-        Lock::Postgres {
-            url,
-            pool_size,
-            sessions,
-            lease,
-            fencing,
-            broadcast,
-        } => {
-            let mut builder = RealmLocks::postgres_builder(url)
-                .sessions(*sessions)
-                .fencing(*fencing)
-                .broadcast(*broadcast);
-            if let Some(pool_size) = *pool_size {
-                builder = builder.pool_size(pool_size);
-            }
-            if let Some(lease) = *lease {
-                builder = builder.lease(lease);
-            }
-            builder.build().await?
-        }
+        Lock::Postgres { builder, .. } => builder.as_ref().clone().build().await?,
     };
     Ok(Some(match acquire_timeout {
         Some(timeout) => locks.acquire_timeout(timeout),
@@ -69,13 +52,40 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// Whether answers say how long their lock was waited for and held.
-    pub fn server_timing(self, told: bool) -> Self {
+    /// With what the flags and the file say of requests.
+    ///
+    /// The file's rules are for cards alone: what changes whole realms is always locked, as whoever has the lock next undoes what
+    /// was left half done.
+    pub fn configured(self, config: &Config) -> Self {
+        let configure = |layer: RealmWriteLockLayer| {
+            let layer = layer
+                .limits(config.limits)
+                .server_timing(config.server_timing);
+            match config.acquire_timeout {
+                Some(timeout) => layer.acquire_timeout(timeout),
+                None => layer,
+            }
+        };
+        let rules = config.rules.clone().named_by(lock_name);
         Self {
-            cards: self.cards.server_timing(told),
-            realms: self.realms.server_timing(told),
+            cards: configure(self.cards).rules(rules),
+            realms: configure(self.realms),
         }
     }
+}
+
+/// Which writes of cards the rules let pass without a lock, in any realm: what an operator should know of.
+pub fn unlocked(rules: &LockRules) -> impl Iterator<Item = String> {
+    let writes = [
+        (Method::POST, "/owner/realm/"),
+        (Method::POST, "/owner/realm/_atomic"),
+        (Method::PATCH, "/owner/realm/card"),
+        (Method::DELETE, "/owner/realm/card"),
+    ];
+    writes
+        .into_iter()
+        .filter(|(method, path)| !rules.locks(method, path))
+        .map(|(method, path)| format!("{method} {path}"))
 }
 
 /// `rows`: whether changes to whole realms write rows in the transaction that holds the lock.
@@ -86,7 +96,8 @@ pub fn layers(locks: &RealmLocks, base_url: &Url, rows: bool) -> Result<Layers, 
     };
     let cards = RealmPaths::new(base_url.as_str(), "/{owner}/{realm}")?;
     Ok(Layers {
-        cards: layer(cards.into()),
+        // Where the file's rules lock the cards that an atomic document names.
+        cards: layer(cards.into()).read_bodies(body::LIMIT, Body::new),
         realms: layer(realms::resolver(base_url)?)
             .read_bodies(body::LIMIT, Body::new)
             .share_transaction(rows),

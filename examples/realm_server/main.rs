@@ -17,6 +17,8 @@
 //! Realms are created, published, unpublished and deleted too: [`realms`] has the requests. A card's `ETag` and `If-Match`
 //! tell whether it has changed meanwhile. With `--cache-cards 1000` replicas keep cards in memory, and tell each other of writes.
 //!
+//! `--config examples/realm_server.toml` has a file say what the flags can say, and rules and limits.
+//!
 //! `http://127.0.0.1:4201/_locks` is a page to watch the locks, and a race with and without them.
 //!
 //! With `--lock off --write-delay 200` two PATCH requests for one card lose a field, and both get 200.
@@ -40,6 +42,10 @@ mod realms;
 mod routes;
 mod signals;
 mod store;
+// The library's own way to read a table of a configuration file.
+#[path = "../../src/table/mod.rs"]
+#[allow(dead_code)] // The library's tables need more of it.
+mod table;
 
 use std::error::Error;
 use std::io::{self, IsTerminal, Write};
@@ -107,9 +113,7 @@ async fn serve(config: &Config, directory: &DataDirectory) -> Result<(), Failure
     };
     let rows = matches!(config.lock, Lock::Postgres { .. });
     let layers = match &locks {
-        Some(locks) => {
-            Some(locks::layers(locks, &base_url, rows)?.server_timing(config.server_timing))
-        }
+        Some(locks) => Some(locks::layers(locks, &base_url, rows)?.configured(config)),
         None => None,
     };
     if let Some(locks) = locks.as_ref().filter(|_| rows) {
@@ -150,6 +154,9 @@ async fn serve(config: &Config, directory: &DataDirectory) -> Result<(), Failure
         warn!(
             "no --base-url: replicas at other addresses lock other realm URLs, and do not exclude this one"
         );
+    }
+    for write in locks.iter().flat_map(|_| locks::unlocked(&config.rules)) {
+        warn!("the rules let {write} pass without a lock: writes can be lost");
     }
     announce(address, &config.lock, directory);
     tokio::spawn(cards.settle_all());

@@ -35,6 +35,16 @@ const ENCODED: &AsciiSet = &CONTROLS
     .add(b'/')
     .add(b'\\');
 
+/// The name of a card for its lock, of its path below the realm: `x` and `x.json` are one card.
+///
+/// `_atomic` is none, and has no name: a rule that takes it for a card locks the realm whole.
+pub fn lock_name(path: &str) -> String {
+    match path.strip_suffix(SUFFIX).unwrap_or(path) {
+        ATOMIC => String::new(),
+        name => name.to_owned(),
+    }
+}
+
 /// The owner and the name of a realm, each safe as the name of a directory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RealmPath {

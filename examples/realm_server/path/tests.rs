@@ -154,3 +154,19 @@ fn an_href_that_leaves_the_realm_is_refused() {
         assert!(href(value).is_err(), "{value}");
     }
 }
+
+#[test]
+fn a_card_has_one_name_for_its_lock() {
+    for (path, name) in [
+        ("x", "x"),
+        ("x.json", "x"),
+        ("a.json/x", "a.json/x"),
+        ("a/x.json", "a/x"),
+        // No card, and so the whole realm.
+        ("_atomic", ""),
+        ("_atomic.json", ""),
+        ("a/_atomic", "a/_atomic"),
+    ] {
+        assert_eq!(lock_name(path), name, "{path}");
+    }
+}
