@@ -9,11 +9,11 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The pages: those of the root and of `docs`.
+/// The pages: those of the root, of `docs` and of the example.
 fn pages() -> Vec<PathBuf> {
-    let files = [root().to_owned(), root().join("docs")]
+    let files = ["", "docs", "examples/realm_server"]
         .into_iter()
-        .flat_map(|dir| fs::read_dir(dir).unwrap())
+        .flat_map(|dir| fs::read_dir(root().join(dir)).unwrap())
         .map(|entry| entry.unwrap().path());
     let pages: Vec<_> = files
         .filter(|path| path.extension().is_some_and(|extension| extension == "md"))
