@@ -179,6 +179,8 @@ pub use self::layer::{
     BodyError, HoldUntil, LockBody, OnDisconnect, ReadBody, RealmWriteLock, RealmWriteLockLayer,
     Rejection,
 };
+#[cfg(any(feature = "tls-native", feature = "tls-rustls"))]
+pub use self::lock::Tls;
 pub use self::lock::{
     Claim, ClaimStatus, FencingToken, HeldLock, LockError, LockKey, LockTransaction,
     PostgresBuilder, RealmEvent, RealmLocks, RealmWrite, RealmWrites, TransactionClient,

@@ -1,3 +1,4 @@
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,6 +41,25 @@ pub enum LockError {
         server: Arc<str>,
         /// What the network or the driver said.
         source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// The server and this client do not agree on encryption: one has no TLS where the other wants it, or does not accept the other's
+    /// certificate.
+    #[error("cannot connect to PostgreSQL at {server}: {problem}")]
+    Tls {
+        /// Host, port and database.
+        server: Arc<str>,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+    /// A file of certificates or keys that the database URL names cannot be used.
+    #[error("{option}={} cannot be used: {problem}", path.display())]
+    TlsFile {
+        /// The option of the URL.
+        option: &'static str,
+        /// The file as given; `system` for what the system trusts.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
     },
     /// PostgreSQL did not answer a connection attempt.
     #[error(

@@ -29,6 +29,8 @@ pub(crate) use self::hold::{Hold, Released};
 pub use self::key::LockKey;
 pub use self::locks::RealmLocks;
 pub(crate) use self::nesting::within_step;
+#[cfg(any(feature = "tls-native", feature = "tls-rustls"))]
+pub use self::postgres::Tls;
 pub use self::postgres::{
     LockTransaction, PostgresBuilder, RealmEvent, RealmWrite, RealmWrites, TransactionClient,
 };

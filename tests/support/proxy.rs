@@ -30,6 +30,16 @@ struct State {
     /// Counts the cuts; a connection ends when it changes.
     cuts: watch::Sender<u32>,
     queries: Mutex<Vec<String>>,
+    openings: Mutex<Vec<Opening>>,
+}
+
+/// What a connection begins with, as far as it can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// A request for TLS. What follows it is another opening, unless it is encrypted.
+    Tls,
+    Login,
+    Cancel,
 }
 
 impl Proxy {
@@ -47,6 +57,7 @@ impl Proxy {
             frozen: watch::Sender::new(Frozen::Nothing),
             cuts: watch::Sender::new(0),
             queries: Mutex::default(),
+            openings: Mutex::default(),
         });
         let port = listener.local_addr().expect("bound").port();
         tokio::spawn(accept(listener, Arc::clone(&state)));
@@ -91,6 +102,12 @@ impl Proxy {
     /// Breaks all connections that are open.
     pub fn cut(&self) {
         self.state.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// How connections were opened since the last call, in that order.
+    pub fn openings(&self) -> Vec<Opening> {
+        let openings = self.state.openings.lock();
+        std::mem::take(&mut *openings.unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The simple queries that were asked since the last call, each one message and one round trip. Any other message that
@@ -161,6 +178,9 @@ async fn forward(
             let asked = frames.read(&buffer[..length]);
             let mut queries = state.queries.lock().unwrap_or_else(PoisonError::into_inner);
             queries.extend(asked);
+            let openings = state.openings.lock();
+            let mut openings = openings.unwrap_or_else(PoisonError::into_inner);
+            openings.append(&mut frames.openings);
         }
         if to.write_all(&buffer[..length]).await.is_err() {
             return;
@@ -173,6 +193,7 @@ async fn forward(
 struct Frames {
     started: bool,
     pending: Vec<u8>,
+    openings: Vec<Opening>,
 }
 
 impl Frames {
@@ -192,7 +213,16 @@ impl Frames {
             }
             let message: Vec<u8> = self.pending.drain(..end).collect();
             match message[0] {
-                _ if !self.started => self.started = true,
+                _ if !self.started => {
+                    let opening = match message[4..8] {
+                        [4, 210, 22, 47] => Opening::Tls,
+                        [4, 210, 22, 46] => Opening::Cancel,
+                        _ => Opening::Login,
+                    };
+                    // After a `no` to a request for TLS the login comes just the same.
+                    self.started = opening != Opening::Tls;
+                    self.openings.push(opening);
+                }
                 b'Q' => {
                     let text = &message[5..end - 1];
                     asked.push(String::from_utf8_lossy(text).into_owned());

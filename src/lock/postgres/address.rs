@@ -1,22 +1,25 @@
 use std::fmt;
-use std::io::{self, Cursor};
+use std::io;
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
+use tokio_postgres::Config;
 use tokio_postgres::config::Host;
-use tokio_postgres::{CancelToken, Config, NoTls};
 
 /// Where a server, or a pooler in front of it, listens.
 ///
 /// The driver could connect by itself, but does not tell where to: a CancelRequest must go to the same place.
 #[derive(Debug, Clone)]
 pub(super) enum Address {
-    Tcp(String, u16),
+    Tcp {
+        host: String,
+        port: u16,
+        /// Whom the server's certificate must be for, whatever number the host has.
+        name: String,
+    },
     #[cfg(unix)]
     Unix(PathBuf),
 }
@@ -37,7 +40,7 @@ impl Address {
         if numbers.is_empty() {
             named
                 .map(|(index, host)| match host {
-                    Host::Tcp(name) => Self::Tcp(name.clone(), port(index)),
+                    Host::Tcp(name) => Self::tcp(name.clone(), port(index)),
                     #[cfg(unix)]
                     Host::Unix(dir) => Self::Unix(dir.join(format!(".s.PGSQL.{}", port(index)))),
                 })
@@ -45,19 +48,44 @@ impl Address {
         } else {
             let numbered = numbers.iter().enumerate();
             numbered
-                .map(|(index, number)| Self::Tcp(number.to_string(), port(index)))
+                .map(|(index, number)| Self::Tcp {
+                    host: number.to_string(),
+                    port: port(index),
+                    name: match config.get_hosts().get(index) {
+                        Some(Host::Tcp(name)) => name.clone(),
+                        _ => number.to_string(),
+                    },
+                })
                 .collect()
+        }
+    }
+
+    pub(super) fn tcp(host: String, port: u16) -> Self {
+        let name = host.clone();
+        Self::Tcp { host, port, name }
+    }
+
+    /// Whom the server's certificate must be for; nobody where there is none, on a Unix socket.
+    pub(super) fn name(&self) -> Option<&str> {
+        match self {
+            Self::Tcp { name, .. } => Some(name),
+            #[cfg(unix)]
+            Self::Unix(_) => None,
         }
     }
 
     /// Connects; the address that comes back is the very one that answered, where a name has several.
     pub(super) async fn connect(&self) -> io::Result<(Box<dyn Stream>, Self)> {
         match self {
-            Self::Tcp(name, port) => {
-                let stream = TcpStream::connect((name.as_str(), *port)).await?;
+            Self::Tcp { host, port, name } => {
+                let stream = TcpStream::connect((host.as_str(), *port)).await?;
                 stream.set_nodelay(true)?;
-                let peer = stream.peer_addr()?;
-                Ok((Box::new(stream), Self::Tcp(peer.ip().to_string(), *port)))
+                let peer = Self::Tcp {
+                    host: stream.peer_addr()?.ip().to_string(),
+                    port: *port,
+                    name: name.clone(),
+                };
+                Ok((Box::new(stream), peer))
             }
             #[cfg(unix)]
             Self::Unix(path) => Ok((Box::new(UnixStream::connect(path).await?), self.clone())),
@@ -68,82 +96,9 @@ impl Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(name, port) => write!(f, "{name}:{port}"),
+            Self::Tcp { host, port, .. } => write!(f, "{host}:{port}"),
             #[cfg(unix)]
             Self::Unix(path) => path.display().fmt(f),
-        }
-    }
-}
-
-/// The means to cancel what a connection runs.
-#[derive(Clone)]
-pub(super) struct Canceller {
-    token: CancelToken,
-    address: Address,
-}
-
-impl Canceller {
-    pub(super) fn new(token: CancelToken, address: Address) -> Self {
-        Self { token, address }
-    }
-
-    /// Sends a CancelRequest, and waits until the server has closed its connection, as libpq does.
-    ///
-    /// The driver closes its side at once. PgBouncer takes that for a client that has left and drops the request; 1.18 even
-    /// ends itself (pgbouncer issue 801).
-    pub(super) async fn cancel(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let (stream, _) = self.address.connect().await?;
-        let stream = UntilClosed(stream);
-        Ok(self.token.cancel_query_raw(stream, NoTls).await?)
-    }
-
-    /// The process id that the server announced for this connection.
-    ///
-    /// The driver keeps it to itself, but writes it into each CancelRequest: length, code, process id and secret, four bytes each.
-    pub(super) async fn process_id(&self) -> Option<i32> {
-        let mut request = Cursor::new(Vec::new());
-        let written = self.token.cancel_query_raw(&mut request, NoTls).await;
-        written.ok()?;
-        let id = request.get_ref().get(8..12)?;
-        Some(i32::from_be_bytes(id.try_into().ok()?))
-    }
-}
-
-/// A stream that shuts down when the other side does.
-struct UntilClosed(Box<dyn Stream>);
-
-impl AsyncRead for UntilClosed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for UntilClosed {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        loop {
-            let mut bytes = [0; 64];
-            let mut buffer = ReadBuf::new(&mut bytes);
-            let read = ready!(Pin::new(&mut self.0).poll_read(cx, &mut buffer));
-            // A server that breaks the connection off has closed it too.
-            if read.is_err() || buffer.filled().is_empty() {
-                return Poll::Ready(Ok(()));
-            }
         }
     }
 }

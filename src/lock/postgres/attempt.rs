@@ -5,7 +5,7 @@ use std::task::{Context, Poll, ready};
 use tokio::time::{Instant, timeout};
 use tokio_postgres::{Error, SimpleQueryMessage};
 
-use super::address::Canceller;
+use super::canceller::Canceller;
 use super::confirmation::Answer as Ending;
 use super::connection::{CANCEL_PATIENCE, CANCEL_TRIES, cancel};
 use super::pool::Pooled;

@@ -1,10 +1,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_postgres::Config;
-use tokio_postgres::config::SslMode;
-
-use super::Postgres;
+use super::tls::Tls;
+use super::url::Database;
+use super::{Postgres, RealmWrites};
 use crate::lock::grant::HandOff;
 use crate::lock::{LockError, RealmLocks};
 
@@ -15,6 +14,28 @@ const MAX_LEASE: Duration = Duration::from_secs(24 * 24 * 3600);
 const MAX_SESSIONS: u32 = 1000;
 
 /// Options for locks in PostgreSQL. Made by [`RealmLocks::postgres_builder`].
+///
+/// # Database URLs
+///
+/// A URL, `postgres://user:password@host:5432/database?option=value`, or libpq's `host=… user=… option=value`. Several hosts are a
+/// primary and its standbys. In user, password and path of a URL write `@`, `/` and `?` percent-encoded. These options say how
+/// connections are encrypted:
+///
+/// | option | values |
+/// | --- | --- |
+/// | `sslmode` | `disable`: never. `prefer`, the default: where the server has TLS, unverified; else in clear text. `require`: always, unverified unless `sslrootcert` names a file, then as `verify-ca`. `verify-ca`: the certificate must be signed by a trusted CA. `verify-full`: and be for the URL's host |
+/// | `sslrootcert` | a PEM file with the certificates of trusted CAs; or `system`: what the system trusts, and `verify-full` |
+/// | `sslcert`, `sslkey` | PEM files: a client certificate and its key, where the server asks for them |
+/// | `sslnegotiation` | `postgres`, the default, or `direct`: one round trip less, from PostgreSQL 17 on |
+/// | `channel_binding` | `require`: log in by SCRAM and bound to the server's certificate, or not at all |
+///
+/// They mean what they mean to libpq, but for this: files are never looked for in `~/.postgresql`, without `sslrootcert` `verify-ca` and
+/// `verify-full` trust what the system trusts, and there is no `allow`. Files are read once. Only `verify-full`, or `channel_binding=require`
+/// with a server that has the password's verifier, leaves nobody in between. Unix sockets are never encrypted. A CancelRequest goes the way of
+/// their connection. rustls does not look at a certificate's common name, only at its alternative names.
+///
+/// A build without the features `tls-rustls` and `tls-native` refuses whatever asks for TLS, and takes `prefer` for `disable`; with
+/// both, a URL's TLS is rustls'.
 ///
 /// ```no_run
 /// # async fn run() -> Result<(), tower_realm_lock::LockError> {
@@ -40,6 +61,7 @@ pub struct PostgresBuilder {
     pub(super) hand_off: HandOff,
     pub(super) sessions: u32,
     pub(super) broadcast: bool,
+    tls: Option<Tls>,
 }
 
 impl PostgresBuilder {
@@ -56,6 +78,7 @@ impl PostgresBuilder {
             },
             sessions: 0,
             broadcast: false,
+            tls: None,
         }
     }
 
@@ -142,6 +165,28 @@ impl PostgresBuilder {
         self
     }
 
+    /// Encrypts with TLS of the application's own: roots and a client certificate from memory, or another cryptography provider.
+    ///
+    /// Default: as the [URL](Self#database-urls) says. With it the URL's `sslmode` says only whether TLS is used (`disable`, `prefer`, and
+    /// whatever else for always, the default), and the other options that name certificates are refused.
+    ///
+    /// ```no_run
+    /// # #[cfg(feature = "tls-rustls")]
+    /// # async fn run(config: rustls::ClientConfig) -> Result<(), tower_realm_lock::LockError> {
+    /// use tower_realm_lock::RealmLocks;
+    ///
+    /// let database = RealmLocks::postgres_builder("postgres://db.internal/realms").tls(config);
+    /// let writes = database.listen().await?;
+    /// let locks = database.broadcast(true).build().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(any(feature = "tls-native", feature = "tls-rustls"))]
+    pub fn tls(mut self, tls: impl Into<Tls>) -> Self {
+        self.tls = Some(tls.into());
+        self
+    }
+
     /// How long one attempt to connect may take at each address, the server's first answers included. It stands in the place of
     /// the URL's own `connect_timeout`.
     ///
@@ -155,15 +200,34 @@ impl PostgresBuilder {
     ///
     /// # Errors
     ///
-    /// [`LockError::InvalidOption`] and [`LockError::InvalidDatabaseUrl`] for bad values; [`LockError::Connect`],
-    /// [`LockError::ConnectTimeout`], [`LockError::Standby`] and [`LockError::NoAdvisoryLocks`] for a server that cannot
+    /// [`LockError::InvalidOption`], [`LockError::InvalidDatabaseUrl`] and [`LockError::TlsFile`] for bad values; [`LockError::Connect`],
+    /// [`LockError::Tls`], [`LockError::ConnectTimeout`], [`LockError::Standby`] and [`LockError::NoAdvisoryLocks`] for a server that cannot
     /// be used; [`LockError::Pooler`] and [`LockError::NoSessionTimeout`] for one that cannot be used with
     /// [`sessions`](Self::sessions).
     pub async fn build(self) -> Result<RealmLocks, LockError> {
         self.check()?;
         let sender = RealmLocks::new_sender();
-        let postgres = Postgres::connect(config(&self.url)?, &self, Arc::clone(&sender)).await?;
+        let postgres = Postgres::connect(self.database()?, &self, Arc::clone(&sender)).await?;
         Ok(RealmLocks::new(Some(postgres), sender))
+    }
+
+    /// Listens to the writes of all replicas on this database: [`RealmWrites::listen`] with this builder's TLS and
+    /// [`connect_timeout`](Self::connect_timeout).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`RealmWrites::listen`].
+    ///
+    /// # Cancel safety
+    ///
+    /// If dropped, the connection is closed.
+    pub async fn listen(&self) -> Result<RealmWrites, LockError> {
+        self.check()?;
+        RealmWrites::on(self.database()?, self.connect_timeout).await
+    }
+
+    pub(super) fn database(&self) -> Result<Database, LockError> {
+        Database::read(&self.url, self.tls.as_ref())
     }
 
     pub(super) fn check(&self) -> Result<(), LockError> {
@@ -204,21 +268,6 @@ impl PostgresBuilder {
     }
 }
 
-/// Reads a database URL.
-pub(super) fn config(url: &str) -> Result<Config, LockError> {
-    let config: Config = url.parse().map_err(|error| LockError::InvalidDatabaseUrl {
-        problem: crate::lock::error::chain(&error),
-    })?;
-    if config.get_ssl_mode() == SslMode::Require {
-        return Err(LockError::InvalidOption {
-            option: "sslmode",
-            value: "require".into(),
-            remedy: "there is no TLS yet; reach PostgreSQL over a private network or a tunnel",
-        });
-    }
-    Ok(config)
-}
-
 impl std::fmt::Debug for PostgresBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Without the URL, which may hold a password.
@@ -230,6 +279,7 @@ impl std::fmt::Debug for PostgresBuilder {
             .field("hand_off", &self.hand_off)
             .field("sessions", &self.sessions)
             .field("broadcast", &self.broadcast)
+            .field("tls", &self.tls)
             .finish_non_exhaustive()
     }
 }

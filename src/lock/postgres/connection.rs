@@ -8,14 +8,17 @@ use std::time::Duration;
 use bb8::ManageConnection;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
-use tokio_postgres::error::{DbError, Severity};
+use tokio_postgres::error::{DbError, Severity, SqlState};
 use tokio_postgres::{
-    AsyncMessage, Client, Config, Error, NoTls, Notification, SimpleQueryMessage,
+    AsyncMessage, Client, Config, Connection, Error, Notification, SimpleQueryMessage,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::address::{Address, Canceller};
+use super::address::Address;
+use super::canceller::Canceller;
 use super::confirmation::Answer;
+use super::tls::{Encryption, Established, Unreached, When, Wire, refused};
+use super::url::Database;
 use super::value;
 use crate::lock::LockError;
 
@@ -44,12 +47,16 @@ pub(super) const CANCEL_TRIES: u32 = 10;
 #[derive(Clone)]
 pub(crate) struct Connector {
     config: Config,
+    encryption: Encryption,
     addresses: Vec<Address>,
     timeout: Duration,
     on_notification: Arc<OnNotification>,
 }
 
 type OnNotification = dyn Fn(Notification) + Send + Sync;
+
+/// What a login gives: the driver's two ends, and the means to cancel.
+type LoggedIn = (Client, Connection<Wire, Wire>, Canceller);
 
 /// A connection that holds at most one lock transaction.
 pub(crate) struct LockConnection {
@@ -68,13 +75,18 @@ pub(crate) struct LockConnection {
 
 impl Connector {
     /// `timeout` bounds the attempt at each address, the server's first answers included.
-    pub(crate) fn new(mut config: Config, timeout: Duration) -> Self {
+    pub(crate) fn new(database: Database, timeout: Duration) -> Self {
+        let Database {
+            mut config,
+            encryption,
+        } = database;
         if config.get_application_name().is_none() {
             config.application_name("tower-realm-lock");
         }
         Self {
             addresses: Address::all(&config),
             config,
+            encryption,
             timeout,
             on_notification: Arc::new(|_| {}),
         }
@@ -112,19 +124,7 @@ impl Connector {
     }
 
     async fn open_at(&self, address: &Address) -> Result<LockConnection, LockError> {
-        let failed = |source| LockError::Connect {
-            server: self.describe(address),
-            source,
-        };
-        let (stream, peer) = address
-            .connect()
-            .await
-            .map_err(|error| failed(Arc::new(error)))?;
-        let (client, mut connection) = self
-            .config
-            .connect_raw(stream, NoTls)
-            .await
-            .map_err(|error| failed(Arc::new(error)))?;
+        let (client, mut connection, canceller) = self.log_in(address).await?;
         let server = self.describe(address);
         let on_notification = Arc::clone(&self.on_notification);
         let driven = poll_fn(move |cx| {
@@ -137,12 +137,58 @@ impl Connector {
                 }
             }
         });
-        let mut connection = LockConnection::start(client, driven, peer, server);
+        let mut connection = LockConnection::start(client, driven, canceller, server);
         let answers = connection.client.simple_query(PROBE).await;
-        let answers = answers.map_err(|error| failed(Arc::new(error)))?;
+        let answers = answers.map_err(|error| connection.failed(error))?;
         self.judge(address, &answers)?;
         connection.in_use = false;
         Ok(connection)
+    }
+
+    /// Connects and logs in. Where TLS is not asked for, what it fails with is tried without, as libpq does.
+    async fn log_in(&self, address: &Address) -> Result<LoggedIn, LockError> {
+        let when = self.encryption.when();
+        let (error, by_tls) = match self.log_in_if(address, when).await {
+            Ok(logged_in) => return Ok(logged_in),
+            Err(failure) => failure,
+        };
+        if by_tls && when == When::Offered {
+            let plain = self.log_in_if(address, When::Never).await;
+            return plain.map_err(|_| error);
+        }
+        Err(error)
+    }
+
+    /// The error comes with whether it was TLS that failed, or a server that does not let an encrypted connection in.
+    async fn log_in_if(
+        &self,
+        address: &Address,
+        when: When,
+    ) -> Result<LoggedIn, (LockError, bool)> {
+        let server = self.describe(address);
+        let (wire, peer) = match self.encryption.connect(address, when).await {
+            Ok(reached) => reached,
+            Err(Unreached::Network(error)) => {
+                let source = Arc::new(error);
+                return Err((LockError::Connect { server, source }, false));
+            }
+            Err(Unreached::Tls(fault)) => {
+                let problem = fault.to_string();
+                return Err((LockError::Tls { server, problem }, true));
+            }
+        };
+        let encrypted = wire.is_encrypted();
+        let mut config = self.config.clone();
+        wire.announce(&mut config);
+        let logged_in = config.connect_raw(wire, Established).await;
+        let (client, connection) = logged_in.map_err(|error| {
+            let unauthorized = SqlState::INVALID_AUTHORIZATION_SPECIFICATION;
+            let by_tls = encrypted && error.code() == Some(&unauthorized);
+            (refused(server, error, encrypted), by_tls)
+        })?;
+        let encryption = self.encryption.clone();
+        let canceller = Canceller::new(client.cancel_token(), peer, encryption, encrypted);
+        Ok((client, connection, canceller))
     }
 
     /// Refuses a server by its answers to [`PROBE`].
@@ -196,7 +242,7 @@ impl LockConnection {
     pub(super) fn start<E>(
         client: Client,
         connection: impl Future<Output = Result<(), E>> + Send + 'static,
-        peer: Address,
+        canceller: Canceller,
         server: Arc<str>,
     ) -> Self
     where
@@ -211,7 +257,7 @@ impl LockConnection {
             drop(signal);
         });
         Self {
-            canceller: Canceller::new(client.cancel_token(), peer),
+            canceller,
             client: Arc::new(client),
             closed,
             // Until the server has answered: it may be given up before.

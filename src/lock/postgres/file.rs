@@ -3,7 +3,6 @@
 use serde::de::{Deserialize, Deserializer, MapAccess};
 
 use super::PostgresBuilder;
-use super::builder::config;
 use crate::table::{self, Table, Value};
 
 impl PostgresBuilder {
@@ -17,7 +16,7 @@ impl PostgresBuilder {
     fn checked(self) -> Result<Self, String> {
         let checked = self.check().and_then(|()| match self.url.as_str() {
             "" => Ok(()),
-            url => config(url).map(drop),
+            _ => self.database().map(drop),
         });
         checked.map(|()| self).map_err(|error| error.to_string())
     }
@@ -122,6 +121,8 @@ mod tests {
             hand_off: HandOff { max, max_time },
             sessions,
             broadcast,
+            // Not for files: a URL says what a file can say of it.
+            tls: _,
         } = toml::from_str(file).unwrap();
         assert_eq!(url, "postgres://h/d");
         assert_eq!((pool_size, max, sessions), (3, 7, 4));

@@ -6,6 +6,7 @@ mod address;
 mod attempt;
 mod broadcast;
 mod builder;
+mod canceller;
 mod comment;
 mod confirmation;
 mod connection;
@@ -14,15 +15,22 @@ mod file;
 mod pool;
 mod session;
 mod shared;
+// In a build without TLS no value of its type can be made, and little of it is used.
+#[cfg_attr(
+    not(any(feature = "tls-native", feature = "tls-rustls")),
+    allow(dead_code, unreachable_code, unused_variables, clippy::unused_async)
+)]
+mod tls;
 mod transaction;
+mod url;
 
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
+use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Config, SimpleQueryMessage};
 use tokio_util::task::TaskTracker;
 
 use self::attempt::{Answered, Attempt};
@@ -36,8 +44,11 @@ use self::pool::LockPool;
 pub(crate) use self::session::SessionLock;
 use self::session::{Options, Sessions};
 pub use self::shared::{LockTransaction, TransactionClient};
+#[cfg(any(feature = "tls-native", feature = "tls-rustls"))]
+pub use self::tls::Tls;
 pub(crate) use self::transaction::LockedTransaction;
 use self::transaction::SHARE;
+use self::url::Database;
 use super::background::Background;
 use super::claim::Lock;
 use super::grant::{Grant, HandOff, Turn};
@@ -72,11 +83,11 @@ pub(crate) struct Postgres {
 impl Postgres {
     /// Opens a pool and its first connection, and the first session where sessions are wanted.
     async fn connect(
-        config: Config,
+        database: Database,
         options: &PostgresBuilder,
         sender: Arc<str>,
     ) -> Result<Self, LockError> {
-        let connector = Connector::new(config, options.connect_timeout);
+        let connector = Connector::new(database, options.connect_timeout);
         let (lease, fencing) = (options.lease, options.fencing);
         let shared = Options {
             lease,

@@ -14,8 +14,9 @@ use tokio_postgres::Notification;
 use super::payload::read;
 use super::{CHANNEL, RealmEvent};
 use crate::lock::LockError;
-use crate::lock::postgres::builder::config;
+use crate::lock::postgres::PostgresBuilder;
 use crate::lock::postgres::connection::{Connector, LockConnection};
+use crate::lock::postgres::url::Database;
 
 /// How many events wait to be taken. Beyond that they are dropped, and an interruption is told.
 const MOST_EVENTS: usize = 4096;
@@ -23,8 +24,6 @@ const MOST_EVENTS: usize = 4096;
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// The pause after an attempt to connect that has failed.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How long an attempt to connect may take, the server's first answers included.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The successful writes of all replicas on one database, as a stream of [`RealmEvent`]s: what a cache needs to stay right.
 ///
@@ -66,20 +65,28 @@ pub struct RealmWrites {
 
 impl RealmWrites {
     /// Connects to the PostgreSQL database at `url`, read as [`RealmLocks::postgres_builder`](crate::RealmLocks::postgres_builder)
-    /// does, and listens from then on. Must be called within a runtime.
+    /// does, and listens from then on. Must be called within a runtime. With TLS of the application's own:
+    /// [`PostgresBuilder::listen`].
     ///
     /// # Errors
     ///
-    /// Those of connecting at first: [`LockError::InvalidDatabaseUrl`], [`LockError::Connect`], [`LockError::Standby`]; and
+    /// Those of connecting at first: [`LockError::InvalidDatabaseUrl`], [`LockError::Connect`], [`LockError::Tls`], [`LockError::Standby`]; and
     /// [`LockError::Pooler`], as a pooler does not pass notifications on.
     ///
     /// # Cancel safety
     ///
     /// If dropped, the connection is closed.
     pub async fn listen(url: &str) -> Result<Self, LockError> {
+        PostgresBuilder::new(url).listen().await
+    }
+
+    pub(in crate::lock::postgres) async fn on(
+        database: Database,
+        connect_timeout: Duration,
+    ) -> Result<Self, LockError> {
         let events = Arc::new(Events::default());
         let notified = Arc::clone(&events);
-        let connector = Connector::new(config(url)?, CONNECT_TIMEOUT)
+        let connector = Connector::new(database, connect_timeout)
             .on_notification(move |notification| notified.note(&notification));
         let connection = listen(&connector).await?;
         let told = Arc::clone(&events);
@@ -108,7 +115,7 @@ async fn listen(connector: &Connector) -> Result<LockConnection, LockError> {
     let mut connection = connector.open().await?;
     // To its end, so that it is broken off when it is dropped.
     connection.in_use = true;
-    let after = CONNECT_TIMEOUT;
+    let after = connector.timeout();
     let listening = async {
         connection.refuse_pooler().await?;
         let listen = format!("LISTEN {CHANNEL}");

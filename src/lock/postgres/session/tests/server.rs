@@ -3,13 +3,15 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::time::{Instant, timeout};
-use tokio_postgres::{Config, NoTls};
+use tokio_postgres::Config;
 
 use crate::lock::lease::Lease;
 use crate::lock::postgres::address::Address;
+use crate::lock::postgres::canceller::Canceller;
 use crate::lock::postgres::connection::LockConnection;
 use crate::lock::postgres::session::Options;
 use crate::lock::postgres::session::lock::Session;
+use crate::lock::postgres::tls::{Encryption, Established, Wire};
 
 pub(super) const LEASE: Duration = Duration::from_secs(30);
 
@@ -34,10 +36,14 @@ impl Server {
         let mut server = Self(server_end);
         let mut config = Config::new();
         config.user("test");
-        let (connected, ()) = tokio::join!(config.connect_raw(client_end, NoTls), server.greet());
+        let wire = Wire::plain(Box::new(client_end));
+        wire.announce(&mut config);
+        let (connected, ()) = tokio::join!(config.connect_raw(wire, Established), server.greet());
         let (client, connection) = connected.unwrap();
-        let peer = Address::Tcp("test".into(), 0);
-        let mut connection = LockConnection::start(client, connection, peer, Arc::from("test"));
+        let peer = Address::tcp("test".into(), 0);
+        let canceller = Canceller::new(client.cancel_token(), peer, Encryption::default(), false);
+        let mut connection =
+            LockConnection::start(client, connection, canceller, Arc::from("test"));
         // As the connector leaves it.
         connection.in_use = false;
         let lease = Lease::new(LEASE, Instant::now(), &connection.closed);
