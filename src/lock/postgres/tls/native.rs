@@ -76,7 +76,12 @@ fn fault(error: &native_tls::Error, name: &str) -> Fault {
         Fault::WrongName { name, error }
     } else if says(&["certificate has expired", "certificate is not yet valid"]) {
         Fault::NotValidNow(error)
-    } else if says(&["local issuer certificate", "self-signed", "self signed"]) {
+    } else if says(&[
+        "local issuer certificate",
+        "certificate signature failure",
+        "self-signed",
+        "self signed",
+    ]) {
         Fault::UnknownIssuer
     } else if says(&["certificate verify failed"]) {
         Fault::Certificate(error)

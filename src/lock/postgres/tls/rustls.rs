@@ -75,7 +75,8 @@ fn fault(error: &io::Error, name: &str) -> Fault {
         return Fault::Handshake(text);
     };
     match problem {
-        CertificateError::UnknownIssuer => Fault::UnknownIssuer,
+        // The latter where a trusted authority has the same name.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => Fault::UnknownIssuer,
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             Fault::WrongName {
                 name: name.into(),
