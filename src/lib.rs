@@ -117,6 +117,9 @@
 //! - `metrics`: counts waits, holds, hand-offs, losses and rejections through the `metrics` facade;
 //!   [operations](guide::operations) has the list.
 //! - `serde`: reads [`LockRules`], `Limits` and [`PostgresBuilder`] from a configuration file; unknown keys are errors.
+//! - `tls-rustls`: TLS to PostgreSQL by rustls, with ring. No crypto provider has to be installed for the process.
+//! - `tls-native`: TLS to PostgreSQL by the system's own library (OpenSSL, Schannel, Security.framework). With both, URLs use rustls, and
+//!   `PostgresBuilder::tls` takes either.
 //!
 //! # Deployment
 //!
@@ -130,7 +133,9 @@
 //! - Origins come from the configuration, so absolute URIs, HTTP/2's `:authority`, `Host` and `Forwarded` change nothing, unless
 //!   [`RequestOrigin`] says that they do.
 //! - A layer that overrides methods, decompresses bodies or rewrites paths goes outside of this one, or this one must be told of it.
-//! - Connections to PostgreSQL are not encrypted: there is no TLS yet. A URL with `sslmode=require` is refused.
+//! - Connections to PostgreSQL are encrypted as the URL's `sslmode` says: see [`PostgresBuilder`](PostgresBuilder#database-urls). Without the
+//!   features `tls-rustls` and `tls-native` they are in clear text, and a URL with `sslmode=require` is refused. Over a network that is not
+//!   yours alone use `sslmode=verify-full`.
 //! - Every way to write must be inside the layer, or take the same lock: jobs with [`RealmLocks::with_write_lock`].
 //! - What a handler moves to `spawn_blocking` (so all of `tokio::fs`) runs on when the handler is dropped. Where a write
 //!   after a lost lock must not land, let the store compare the [`FencingToken`].

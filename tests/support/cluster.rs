@@ -156,7 +156,7 @@ fn start_on_a_free_port(keeper: &mut Keeper) -> u16 {
 
 /// A port that nobody listens on, below those that systems hand to outgoing connections: such a one could be taken by a
 /// client while the server is down, even by one that is knocking at this very port.
-pub(super) fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     const FIRST: u16 = 20_000;
     const COUNT: u32 = 10_000;
     static TRIED: AtomicU32 = AtomicU32::new(0);

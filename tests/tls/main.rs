@@ -7,6 +7,8 @@
 mod authority;
 #[cfg(any(feature = "tls-native", feature = "tls-rustls"))]
 mod cancel;
+#[cfg(feature = "tls-rustls")]
+mod doors;
 #[cfg(any(feature = "tls-native", feature = "tls-rustls"))]
 mod files;
 #[cfg(any(feature = "tls-native", feature = "tls-rustls"))]
@@ -19,6 +21,8 @@ mod own;
 mod problems;
 #[cfg(any(feature = "tls-native", feature = "tls-rustls"))]
 mod server;
+#[cfg(any(feature = "tls-native", feature = "tls-rustls"))]
+mod system;
 #[cfg(not(any(feature = "tls-native", feature = "tls-rustls")))]
 mod without;
 

@@ -1,0 +1,129 @@
+//! Servers that end TLS in front of PostgreSQL: one that begins with the handshake, as PostgreSQL 17 does, and one that listens in.
+
+use std::sync::Arc;
+
+use rustls::crypto::ring::default_provider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tower_realm_lock::RealmLocks;
+
+use super::authority::Certified;
+use super::refusal;
+use super::server::{PASSWORD, TlsServer};
+
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+
+fn certificate(pem: &str) -> CertificateDer<'static> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
+}
+
+fn acceptor(certified: &Certified, protocols: &[&str]) -> TlsAcceptor {
+    let key = PrivateKeyDer::from_pem_slice(certified.key.as_bytes()).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(default_provider()));
+    let config = config.with_safe_default_protocol_versions().unwrap();
+    let chain = vec![certificate(&certified.certificate)];
+    let config = config.with_no_client_auth().with_single_cert(chain, key);
+    let mut config = config.unwrap();
+    config.alpn_protocols = protocols.iter().map(|name| (*name).into()).collect();
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// A port where the handshake comes first, with the choice of these protocols.
+async fn direct(server: &TlsServer, protocols: &[&str]) -> u16 {
+    let acceptor = acceptor(&server.authority.server(&["localhost"]), protocols);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (port, behind) = (listener.local_addr().unwrap().port(), server.cluster.port());
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let Ok(mut client) = acceptor.accept(client).await else {
+                continue;
+            };
+            let mut inside = TcpStream::connect(("127.0.0.1", behind)).await.unwrap();
+            tokio::spawn(async move { copy_bidirectional(&mut client, &mut inside).await });
+        }
+    });
+    port
+}
+
+/// A port that decrypts, and encrypts again for the server.
+async fn listening_in(server: &TlsServer) -> u16 {
+    let acceptor = acceptor(&server.authority.server(&["localhost"]), &[]);
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate(&server.authority.pem())).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(default_provider()));
+    let config = config.with_safe_default_protocol_versions().unwrap();
+    let config = config.with_root_certificates(roots).with_no_client_auth();
+    let connector = TlsConnector::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (port, behind) = (listener.local_addr().unwrap().port(), server.cluster.port());
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            client.read_exact(&mut [0; 8]).await.unwrap();
+            client.write_all(b"S").await.unwrap();
+            let mut client = acceptor.accept(client).await.unwrap();
+            let mut inside = TcpStream::connect(("127.0.0.1", behind)).await.unwrap();
+            inside.write_all(&SSL_REQUEST).await.unwrap();
+            inside.read_exact(&mut [0]).await.unwrap();
+            let name = "localhost".try_into().unwrap();
+            let mut inside = connector.connect(name, inside).await.unwrap();
+            tokio::spawn(async move { copy_bidirectional(&mut client, &mut inside).await });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_direct_handshake_names_the_protocol() {
+    let (server, database) = TlsServer::shared().await;
+    let ca = server.ca();
+    let url = |port: u16| {
+        let name = database.name();
+        format!(
+            "postgres://localhost:{port}/{name}?user=postgres&sslmode=verify-full&sslrootcert={ca}&sslnegotiation=direct"
+        )
+    };
+    let port = direct(server, &["http/1.1", "postgresql"]).await;
+    RealmLocks::postgres(&url(port)).await.unwrap();
+    #[cfg(feature = "tls-native")]
+    {
+        let root = native_tls::Certificate::from_pem(server.authority.pem().as_bytes()).unwrap();
+        let mut connector = native_tls::TlsConnector::builder();
+        connector.add_root_certificate(root);
+        let url = url(port).replace(&format!("&sslrootcert={ca}"), "");
+        let built = |connector: native_tls::TlsConnector| {
+            RealmLocks::postgres_builder(&url).tls(connector).build()
+        };
+        assert!(built(connector.build().unwrap()).await.is_err());
+        connector.request_alpns(&["postgresql"]);
+        built(connector.build().unwrap()).await.unwrap();
+    }
+    let other = direct(server, &[]).await;
+    let says = ["does not name the protocol `postgresql`", "PostgreSQL 17"];
+    refusal(&url(other), &says).await;
+    // One that waits for a request first, as PostgreSQL 16 does.
+    refusal(&url(server.cluster.port()), &["the TLS handshake failed"]).await;
+}
+
+#[tokio::test]
+async fn a_login_that_is_bound_finds_out_who_listens_in() {
+    let (server, database) = TlsServer::shared().await;
+    let port = listening_in(server).await;
+    let name = database.name();
+    let url = format!(
+        "host=localhost port={port} dbname={name} user=bound password='{PASSWORD}' sslmode=require"
+    );
+    RealmLocks::postgres(&format!("{url} channel_binding=disable"))
+        .await
+        .unwrap();
+    for binding in ["", "channel_binding=require"] {
+        refusal(
+            &format!("{url} {binding}"),
+            &["channel binding check failed"],
+        )
+        .await;
+    }
+}
