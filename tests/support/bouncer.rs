@@ -40,10 +40,15 @@ impl Bouncer {
     /// # Panics
     /// When PgBouncer is not installed or does not start; its log is printed.
     pub async fn to(url: &str, pooling: Pooling, pool_size: u32) -> Self {
+        Self::with(url, pooling, pool_size, "").await
+    }
+
+    /// The same with lines of its own in its configuration.
+    pub async fn with(url: &str, pooling: Pooling, pool_size: u32, more: &str) -> Self {
         let server: Config = url.parse().expect("a database URL");
         for _ in 0..PORT_TRIES {
             let port = free_port();
-            let settings = settings(&server, port, pooling, pool_size);
+            let settings = settings(&server, port, pooling, pool_size) + more;
             let mut bouncer = Self {
                 process: Process::spawn(&mut command(&settings)),
                 port,
@@ -59,6 +64,11 @@ impl Bouncer {
     pub fn url(&self, url: &str) -> String {
         let server: Config = url.parse().expect("a database URL");
         self.database_url(server.get_dbname().expect("a database"))
+    }
+
+    /// The port on 127.0.0.1 that it listens on.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     fn database_url(&self, name: &str) -> String {

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use rustls::crypto::ring::default_provider;
+use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,13 +23,15 @@ fn certificate(pem: &str) -> CertificateDer<'static> {
     CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
 }
 
+/// Whether the key belongs to the certificate is for the client to find out.
 fn acceptor(certified: &Certified, protocols: &[&str]) -> TlsAcceptor {
     let key = PrivateKeyDer::from_pem_slice(certified.key.as_bytes()).unwrap();
+    let key = any_supported_type(&key).unwrap();
+    let shown = CertifiedKey::new(vec![certificate(&certified.certificate)], key);
     let config = ServerConfig::builder_with_provider(Arc::new(default_provider()));
     let config = config.with_safe_default_protocol_versions().unwrap();
-    let chain = vec![certificate(&certified.certificate)];
-    let config = config.with_no_client_auth().with_single_cert(chain, key);
-    let mut config = config.unwrap();
+    let config = config.with_no_client_auth();
+    let mut config = config.with_cert_resolver(Arc::new(SingleCertAndKey::from(shown)));
     config.alpn_protocols = protocols.iter().map(|name| (*name).into()).collect();
     TlsAcceptor::from(Arc::new(config))
 }
@@ -50,8 +54,8 @@ async fn direct(server: &TlsServer, protocols: &[&str]) -> u16 {
 }
 
 /// A port that decrypts, and encrypts again for the server.
-async fn listening_in(server: &TlsServer) -> u16 {
-    let acceptor = acceptor(&server.authority.server(&["localhost"]), &[]);
+async fn listening_in(server: &TlsServer, shown: &Certified) -> u16 {
+    let acceptor = acceptor(shown, &[]);
     let mut roots = RootCertStore::empty();
     roots.add(certificate(&server.authority.pem())).unwrap();
     let config = ClientConfig::builder_with_provider(Arc::new(default_provider()));
@@ -64,7 +68,9 @@ async fn listening_in(server: &TlsServer) -> u16 {
         while let Ok((mut client, _)) = listener.accept().await {
             client.read_exact(&mut [0; 8]).await.unwrap();
             client.write_all(b"S").await.unwrap();
-            let mut client = acceptor.accept(client).await.unwrap();
+            let Ok(mut client) = acceptor.accept(client).await else {
+                continue;
+            };
             let mut inside = TcpStream::connect(("127.0.0.1", behind)).await.unwrap();
             inside.write_all(&SSL_REQUEST).await.unwrap();
             inside.read_exact(&mut [0]).await.unwrap();
@@ -111,19 +117,30 @@ async fn a_direct_handshake_names_the_protocol() {
 #[tokio::test]
 async fn a_login_that_is_bound_finds_out_who_listens_in() {
     let (server, database) = TlsServer::shared().await;
-    let port = listening_in(server).await;
     let name = database.name();
-    let url = format!(
-        "host=localhost port={port} dbname={name} user=bound password='{PASSWORD}' sslmode=require"
-    );
-    RealmLocks::postgres(&format!("{url} channel_binding=disable"))
+    let url = |port: u16| {
+        format!(
+            "host=localhost port={port} dbname={name} user=bound password='{PASSWORD}' sslmode=require"
+        )
+    };
+    let another = server.authority.server(&["localhost"]);
+    let url_there = url(listening_in(server, &another).await);
+    RealmLocks::postgres(&format!("{url_there} channel_binding=disable"))
         .await
         .unwrap();
     for binding in ["", "channel_binding=require"] {
         refusal(
-            &format!("{url} {binding}"),
+            &format!("{url_there} {binding}"),
             &["channel binding check failed"],
         )
         .await;
     }
+
+    // Nor does it help to show the server's own certificate, without its key.
+    let borrowed = Certified {
+        certificate: server.certificate.clone(),
+        key: another.key,
+    };
+    let url_there = url(listening_in(server, &borrowed).await);
+    refusal(&url_there, &["its certificate"]).await;
 }

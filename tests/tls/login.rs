@@ -1,12 +1,13 @@
 //! What a server asks of a client over TLS, and what is done over such connections.
 
 use futures_util::StreamExt;
-use tower_realm_lock::{RealmEvent, RealmLocks, RealmWrites};
+use tower_realm_lock::{LockError, RealmEvent, RealmLocks, RealmWrites};
 
 use super::authority::Authority;
-use super::refusal;
 use super::server::{PASSWORD, TlsServer, encrypted};
-use super::support::gate::{answered, gate, patch, postgres_layer_with};
+use super::support::bouncer::{Bouncer, Pooling};
+use super::support::gate::{answered, gate, key, patch, postgres_layer, postgres_layer_with};
+use super::{assert_says, refusal};
 
 #[tokio::test]
 async fn a_client_certificate_is_shown_to_a_server_that_asks() {
@@ -64,4 +65,41 @@ async fn sessions_and_listeners_know_the_server_behind_tls() {
     assert!(matches!(writes.next().await, Some(RealmEvent::Write(_))));
     let all = encrypted(&database, "sealed").await;
     assert!(all.len() >= 3 && all.iter().all(|one| *one), "{all:?}");
+}
+
+#[tokio::test]
+async fn a_pooler_behind_tls_is_known_for_one() {
+    let (server, database) = TlsServer::shared().await;
+    let shown = server.authority.server(&["localhost"]);
+    let certificate = server.file("pooler.pem", &shown.certificate);
+    let file = server.file("pooler.key", &shown.key);
+    let tls = format!(
+        "client_tls_sslmode = allow\nclient_tls_cert_file = {certificate}\nclient_tls_key_file = {file}\n"
+    );
+    let bouncer = Bouncer::with(database.url(), Pooling::Transaction, 4, &tls).await;
+    let (port, name, ca) = (bouncer.port(), database.name(), server.ca());
+    let url =
+        format!("postgres://postgres@localhost:{port}/{name}?sslmode=verify-full&sslrootcert={ca}");
+    let sessions = RealmLocks::postgres_builder(&url).sessions(1).build().await;
+    let refused = sessions.unwrap_err();
+    assert!(matches!(refused, LockError::Pooler { .. }), "{refused:?}");
+    assert_says(&refused, &["a pooler answers"]);
+    let listening = RealmWrites::listen(&url).await;
+    assert!(
+        matches!(listening, Err(LockError::Pooler { .. })),
+        "{listening:?}"
+    );
+
+    let layer = postgres_layer(&url).await;
+    let path = "/luke/a/card";
+    let holder = database.hold(key(path)).await;
+    let (handler, mut gate) = gate();
+    let waiting = patch(&layer, &handler, path);
+    database.wait_for_waiting(key(path), 1).await;
+    waiting.abort();
+    database.wait_for_waiting(key(path), 0).await;
+    drop(holder);
+    let write = patch(&layer, &handler, path);
+    gate.entered().await.answer(200);
+    assert_eq!(answered(write).await.status(), 200);
 }

@@ -162,3 +162,49 @@ fn pair(text: &str, from: usize) -> Option<(Range<usize>, String, Range<usize>)>
     }
     (!quoted).then_some((name, value, from..text.len()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_about_tls_is_taken_and_the_rest_is_left() {
+        for (url, left) in [
+            ("postgres://u:p@h/d", "postgres://u:p@h/d"),
+            ("postgres://u:p@h/d?sslmode=disable", "postgres://u:p@h/d?"),
+            (
+                "postgres://u:p@h/d?user=a&sslrootcert=%2Fa%26b&application_name=s&%73slmode=prefer&options=x%20y",
+                "postgres://u:p@h/d?user=a&application_name=s&options=x%20y",
+            ),
+            (
+                "postgres://h?sslmode&sslkey=k&%FF=1",
+                "postgres://h?sslmode&%FF=1",
+            ),
+        ] {
+            assert_eq!(without_parameters(url, &mut Settings::default()), left);
+        }
+        for (pairs, left) in [
+            ("host=h user=u", "host=h user=u"),
+            ("sslmode=disable", ""),
+            ("host=h  sslmode = 'disable' user=u", "host=h user=u"),
+            (
+                r"password='a sslmode=x \' sslkey=y' sslcert=c",
+                r"password='a sslmode=x \' sslkey=y'",
+            ),
+            (
+                r"password=a\ sslmode=x sslcert=c\ d user=u",
+                r"password=a\ sslmode=x user=u",
+            ),
+            ("sslmode='open user=u", "sslmode='open user=u"),
+            ("host=h sslmode", "host=h sslmode"),
+            ("host=h =x sslmode=disable", "host=h =x"),
+            ("ü=ü sslmode=ü\u{a0}ü=1", "ü=ü\u{a0}ü=1"),
+        ] {
+            assert_eq!(
+                without_pairs(pairs, &mut Settings::default()),
+                left,
+                "{pairs}"
+            );
+        }
+    }
+}

@@ -33,3 +33,24 @@ fn element(der: &[u8]) -> Option<(&[u8], &[u8])> {
     })?;
     rest.split_at_checked(length)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_certificate_has_no_hash() {
+        // SEQUENCE { SEQUENCE {}, SEQUENCE { OBJECT IDENTIFIER ecdsa-with-SHA256 } }
+        let whole = [
+            0x30, 0x0e, 0x30, 0, 0x30, 0x0a, 6, 8, 0x2a, 0x86, 0x48, 0xce, 0x3d, 4, 3, 2,
+        ];
+        assert_eq!(end_point(&whole), Some(Sha256::digest(whole).to_vec()));
+        for length in 0..whole.len() {
+            assert_eq!(end_point(&whole[..length]), None);
+        }
+        // Lengths of several bytes, up to more than there is memory.
+        assert_eq!(element(&[4, 0x81, 1, 7, 8]), Some((&[7][..], &[8][..])));
+        assert_eq!(element(&[4, 0x80]), Some((&[][..], &[][..])));
+        assert_eq!(element(&[&[4, 0xff][..], &[0xff; 127][..]].concat()), None);
+    }
+}

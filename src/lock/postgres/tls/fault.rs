@@ -57,11 +57,10 @@ pub(in crate::lock::postgres) fn refused(
     }
 }
 
-/// Whether the server's rules have no place for the connection as it is: `pg_hba.conf` in PostgreSQL, `client_tls_sslmode` in `PgBouncer`.
+/// Whether `pg_hba.conf` has no place for the connection as it is.
 fn wants_encryption(error: &tokio_postgres::Error) -> bool {
     error.as_db_error().is_some_and(|refusal| {
-        let by_rule = refusal.routine() == Some("ClientAuthentication");
-        let unauthorized = *refusal.code() == SqlState::INVALID_AUTHORIZATION_SPECIFICATION;
-        unauthorized && by_rule || refusal.message() == "SSL required"
+        refusal.routine() == Some("ClientAuthentication")
+            && *refusal.code() == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
     })
 }
