@@ -12,6 +12,7 @@ pub mod claims;
 pub mod client;
 pub mod cluster;
 pub mod database;
+pub mod example;
 pub mod gate;
 pub mod history;
 pub mod installed;

@@ -1,20 +1,15 @@
 //! Processes of the example `realm_server`: replicas of one realm server.
 
-use std::env;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
-use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
-use super::blocking;
 use super::process::Process;
 use super::wait::{PATIENCE, wait_for};
-
-/// How long a replica may take to listen, and to end.
-const REPLICA_PATIENCE: Duration = Duration::from_secs(20);
+use super::{blocking, example};
 
 /// The built example, once for each test process.
 static PROGRAM: OnceCell<PathBuf> = OnceCell::const_new();
@@ -42,13 +37,7 @@ impl Replica {
         let scratch = scratch();
         let mut command = command(&scratch).await;
         let mut process = Process::spawn(command.args(["--listen", address]).args(flags));
-        let origin = wait_for("a replica to listen", REPLICA_PATIENCE, async || {
-            if let Some(status) = process.ended() {
-                panic!("realm_server {flags:?} ended with {status}");
-            }
-            announced(&process.stdout()).ok_or_else(|| "it runs".to_owned())
-        })
-        .await;
+        let origin = example::listening(&mut process, &format!("realm_server {flags:?}")).await;
         Self {
             process,
             origin,
@@ -82,7 +71,7 @@ impl Replica {
     /// When it has not ended within 20 s.
     pub async fn terminate(&mut self) -> ExitStatus {
         self.process.signal("TERM");
-        self.process.end(REPLICA_PATIENCE).await
+        self.process.end(example::PATIENCE).await
     }
 
     /// Ends it at once (`SIGKILL`): its connections break, and nothing of its own runs any more.
@@ -137,7 +126,7 @@ pub async fn run_in(variables: &[(&str, &str)], flags: &[&str]) -> Finished {
     let scratch = scratch();
     let mut command = command(&scratch).await;
     let mut process = Process::spawn(command.envs(variables.iter().copied()).args(flags));
-    let status = process.end(REPLICA_PATIENCE).await;
+    let status = process.end(example::PATIENCE).await;
     Finished {
         code: status.code(),
         stdout: process.stdout(),
@@ -150,50 +139,14 @@ fn scratch() -> TempDir {
 }
 
 async fn command(scratch: &TempDir) -> Command {
-    let program = PROGRAM.get_or_init(|| blocking(build)).await;
+    let program = PROGRAM
+        .get_or_init(|| blocking(|| example::build("realm_server")))
+        .await;
     let mut command = Command::new(program);
     command
         .env_remove("DATABASE_URL")
         .env("TMPDIR", scratch.path());
     command
-}
-
-/// Builds the example beside the running test: in its target directory, with its profile.
-fn build() -> PathBuf {
-    let test = env::current_exe().expect("the test's own path is known");
-    // <target directory>/<profile>/deps/<test>
-    let profile_dir = test
-        .parent()
-        .and_then(Path::parent)
-        .expect("cargo puts tests into <profile>/deps");
-    let target_dir = profile_dir.parent().expect("<profile> is in a directory");
-    let profile = match profile_dir.file_name().and_then(|name| name.to_str()) {
-        Some("debug") => "dev",
-        Some(name) => name,
-        None => panic!("no profile in {}", test.display()),
-    };
-    let output = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--example", "realm_server"])
-        // As the test script builds, so that nothing is built twice.
-        .args(["--all-features", "--profile", profile, "--target-dir"])
-        .arg(target_dir)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .expect("cargo starts");
-    assert!(
-        output.status.success(),
-        "the example realm_server does not build:\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    profile_dir.join("examples").join("realm_server")
-}
-
-/// The origin in the complete line `realm_server listening on http://127.0.0.1:PORT …`.
-fn announced(stdout: &str) -> Option<String> {
-    let (_, rest) = stdout.split_once("listening on http://")?;
-    let (line, _) = rest.split_once('\n')?;
-    let authority = line.split_whitespace().next()?.trim_end_matches('/');
-    Some(format!("http://{authority}"))
 }
 
 /// One letter for each thread of a process, as in `/proc/<pid>/stat`; empty on a system that has no such files.
