@@ -3,35 +3,16 @@
 mod support;
 
 use support::claims::{cards, realm, realm_key, whole, work};
-use support::database::database;
+use support::database::{database, rows};
 use support::gate::postgres_locks_with;
-use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
+use support::page::block;
 use tower_realm_lock::RealmLocks;
 
 const PAGE: &str = include_str!("../docs/operations.md");
 
 /// The query of the page that contains a word.
 fn query(word: &str) -> &'static str {
-    let queries = PAGE.split("```sql\n").skip(1).map(|rest| {
-        let end = rest.find("```").expect("the end of the block");
-        &rest[..end]
-    });
-    let mut found = queries.filter(|query| query.contains(word));
-    let query = found.next().expect("a query with this word");
-    assert!(found.next().is_none(), "{word} is in two of them");
-    query
-}
-
-async fn rows(client: &Client, query: &str) -> Vec<SimpleQueryRow> {
-    let messages = client
-        .simple_query(query)
-        .await
-        .expect("the query is right");
-    let row = |message| match message {
-        SimpleQueryMessage::Row(row) => Some(row),
-        _ => None,
-    };
-    messages.into_iter().filter_map(row).collect()
+    block(PAGE, "sql", word)
 }
 
 async fn replica(url: &str, name: &str, sessions: u32) -> RealmLocks {

@@ -7,7 +7,7 @@ use std::{env, process, thread};
 use tokio::sync::{Mutex, OnceCell};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, NoTls, Row};
+use tokio_postgres::{Client, NoTls, Row, SimpleQueryMessage, SimpleQueryRow};
 
 use super::cluster::Cluster;
 use super::wait::{PATIENCE, wait_for, wait_until};
@@ -50,6 +50,20 @@ pub async fn try_connect(url: &str) -> Result<Client, String> {
     // The client's next query tells of the connection's end.
     tokio::spawn(async { drop(connection.await) });
     Ok(client)
+}
+
+/// The rows of all statements of `sql`, as text.
+///
+/// # Panics
+/// When it fails.
+pub async fn rows(client: &Client, sql: &str) -> Vec<SimpleQueryRow> {
+    let messages = client.simple_query(sql).await;
+    let messages = messages.unwrap_or_else(|error| panic!("{sql}: {}", explain(&error)));
+    let row = |message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    };
+    messages.into_iter().filter_map(row).collect()
 }
 
 /// A database of one test's own.

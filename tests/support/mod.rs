@@ -18,6 +18,7 @@ pub mod history;
 pub mod installed;
 mod keeper;
 pub mod load;
+pub mod page;
 pub mod process;
 pub mod proxy;
 pub mod realms;
