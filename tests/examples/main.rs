@@ -1,6 +1,7 @@
 //! Each small example does what its first lines say, as a process that is spoken to over HTTP.
 
 mod job;
+mod replicas;
 mod servers;
 #[path = "../support/mod.rs"]
 mod support;
