@@ -5,6 +5,10 @@
 #[doc = include_str!("../docs/guarantees.md")]
 pub mod guarantees {}
 
+#[doc = "[scaling]: self::scaling\n\n"]
+#[doc = include_str!("../docs/migrating.md")]
+pub mod migrating {}
+
 #[doc = "[guarantees]: self::guarantees\n[scaling]: self::scaling\n\n"]
 #[doc = include_str!("../docs/operations.md")]
 pub mod operations {}

@@ -143,6 +143,7 @@
 //! # Further reading
 //!
 //! - [guarantees](guide::guarantees): what is promised, under which faults, with the test of each promise; and what no lock can promise.
+//! - [migrating](guide::migrating): from locks written by hand, with old and new replicas side by side.
 //! - [operations](guide::operations): what to look at, and what to do when a realm is stuck.
 //! - [scaling](guide::scaling): how many connections, when sessions, what one PostgreSQL carries.
 //!
