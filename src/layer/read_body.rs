@@ -13,6 +13,8 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::timeout;
 
+use crate::realm::shown;
+
 /// How long a client may take to send a body that is read before its lock, unless the layer says otherwise.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -220,7 +222,7 @@ where
     let mut trailers: Option<HeaderMap> = None;
     while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
         let frame = frame.map_err(|error| BodyError::Broken {
-            problem: error.into().to_string().escape_debug().to_string(),
+            problem: shown(&error.into().to_string()),
         })?;
         match frame.into_data() {
             Ok(chunk) if chunk.remaining() > limit - data.len() => return Err(too_large),

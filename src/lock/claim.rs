@@ -240,6 +240,8 @@ impl From<&Self> for Claim {
 /// How many resources of a realm a message names, and how many characters of each: clients choose them.
 const MOST_PATHS: usize = 8;
 const LONGEST_PATH: usize = 100;
+/// As many characters of a realm.
+const LONGEST_REALM: usize = 500;
 
 /// Names it in messages: its realms, with their resources in brackets, or its keys. Untrusted text in it is escaped.
 impl fmt::Display for Claim {
@@ -254,7 +256,11 @@ impl fmt::Display for Claim {
         }
         let mut separator = "";
         for realm in self.realms() {
-            write!(f, "{separator}{realm}")?;
+            // It is ASCII.
+            match realm.as_str().get(..LONGEST_REALM) {
+                Some(start) => write!(f, "{separator}{start}...")?,
+                None => write!(f, "{separator}{realm}")?,
+            }
             separator = " and ";
             if let Some(paths) = self.resources_of(realm) {
                 let mut bracket = " (";
@@ -375,6 +381,8 @@ mod tests {
             name.len() < 2_000 && name.ends_with("... and 12 more)"),
             "{name}"
         );
+        let long = Claim::realm(&realm(&"x".repeat(9_000))).to_string();
+        assert!(long.len() < 600 && long.ends_with("x..."), "{long}");
         let key = LockKey::in_space("user-cost", "42");
         assert_eq!(Claim::from(key).to_string(), format!("lock key {key}"));
     }

@@ -109,18 +109,29 @@ pub enum RealmError {
     },
 }
 
+/// As many characters of a client's text stand in a message.
+const LONGEST_SHOWN: usize = 500;
+
+/// A client's text as messages show it: with all escaped that does more than be read, and cut if it is long.
+pub(crate) fn shown(text: &str) -> String {
+    match text.char_indices().nth(LONGEST_SHOWN) {
+        Some((end, _)) => format!("{}...", text[..end].escape_debug()),
+        None => text.escape_debug().to_string(),
+    }
+}
+
 impl RealmError {
     /// A request that names no realm, for a resolver of the application's own. Its client gets 400 and reads `problem`.
     #[must_use]
     pub fn unresolved(problem: impl fmt::Display) -> Self {
-        let problem = problem.to_string().escape_debug().to_string();
+        let problem = shown(&problem.to_string());
         Self::Unresolved { problem }
     }
 
     /// A look-up that failed, for a resolver of the application's own. The client gets 503; `problem` goes to the log.
     #[must_use]
     pub fn unavailable(problem: impl fmt::Display) -> Self {
-        let problem = problem.to_string().escape_debug().to_string();
+        let problem = shown(&problem.to_string());
         Self::Unavailable { problem }
     }
 }
@@ -156,5 +167,21 @@ impl fmt::Display for PathProblem {
             Self::InvalidUtf8 => "its decoded bytes are not UTF-8",
             Self::MalformedEscape => "it has a `%` without two hexadecimal digits after it",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clients_text_is_escaped_and_cut() {
+        assert_eq!(
+            shown("a\n\u{1b}[31m\u{202e}\u{2028}ü"),
+            r"a\n\u{1b}[31m\u{202e}\u{2028}ü"
+        );
+        let long = shown(&"\u{10fffd}".repeat(60_000));
+        assert!(long.len() < 6_000 && long.ends_with("}..."), "{long}");
+        assert_eq!(shown(&"x".repeat(LONGEST_SHOWN)).len(), LONGEST_SHOWN);
     }
 }

@@ -3,6 +3,7 @@ use std::net::{IpAddr, SocketAddr};
 use http::HeaderMap;
 
 use super::TrustedProxies;
+use super::error::shown;
 
 /// What trusted proxies say of a request as its client sent it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,12 +23,12 @@ impl Forwarded {
     pub(super) fn of(headers: &HeaderMap, proxies: &TrustedProxies) -> Result<Self, String> {
         let standard = match text(headers, "forwarded")? {
             Some(list) => of_elements(&list, proxies)
-                .ok_or_else(|| format!("`Forwarded: {}` cannot be read", list.escape_debug()))?,
+                .ok_or_else(|| format!("`Forwarded: {}` cannot be read", shown(&list)))?,
             None => Self::default(),
         };
         let prefix = text(headers, "x-forwarded-prefix")?;
         if let Some(prefix) = prefix.as_ref().filter(|prefix| prefix.contains(',')) {
-            let prefix = prefix.escape_debug();
+            let prefix = shown(prefix);
             return Err(format!("`X-Forwarded-Prefix: {prefix}` has several values"));
         }
         let host = last(text(headers, "x-forwarded-host")?);
@@ -81,8 +82,8 @@ fn agreed(
         )),
         (Some(one), Some(other)) if !one.eq_ignore_ascii_case(&other) => Err(format!(
             "`Forwarded` says that its {what} is `{}`, and `X-Forwarded-*` says `{}`",
-            one.escape_debug(),
-            other.escape_debug()
+            shown(&one),
+            shown(&other)
         )),
         (one, other) => Ok(one.or(other)),
     }

@@ -20,6 +20,7 @@ mod scope;
 mod template;
 mod url;
 
+pub(crate) use self::error::shown;
 pub use self::error::{PathProblem, RealmError};
 pub(crate) use self::head::Head;
 pub use self::mounts::RealmMounts;

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::error::shown;
 use super::head::Head;
 use super::path::{decode_path, push_segment};
 use super::resolver::Found;
@@ -104,7 +105,7 @@ impl RealmMounts {
 
     fn find_at(&self, path: &str) -> Result<Found, RealmError> {
         let ambiguous = |problem: PathProblem| RealmError::AmbiguousPath {
-            path: path.escape_debug().to_string(),
+            path: shown(path),
             problem,
         };
         let decoded = decode_path(path).map_err(ambiguous)?;
@@ -120,9 +121,7 @@ impl RealmMounts {
                 return Err(ambiguous(PathProblem::Separator));
             }
         }
-        found.ok_or_else(|| RealmError::NotMounted {
-            path: path.escape_debug().to_string(),
-        })
+        found.ok_or_else(|| RealmError::NotMounted { path: shown(path) })
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Mounted> {

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use http::header;
 use http::uri::Authority;
 
+use super::error::shown;
 use super::forwarded::Forwarded;
 use super::head::Head;
 use super::proxies::peer;
@@ -82,7 +83,7 @@ impl RequestOrigin {
         let scheme = forwarded.proto.as_deref().unwrap_or(own_scheme);
         let path = forwarded.prefix.as_deref().unwrap_or(base.path());
         if !path.starts_with('/') {
-            let path = path.escape_debug();
+            let path = shown(path);
             return Err(refused(format!(
                 "`X-Forwarded-Prefix: {path}` does not begin with `/`"
             )));
@@ -90,7 +91,10 @@ impl RequestOrigin {
         let url = RealmUrl::parse(&format!("{scheme}://{host}{path}"))
             .map_err(|error| refused(error.to_string()))?;
         if self.only.as_ref().is_some_and(|only| !only.contains(&url)) {
-            return Err(refused(format!("`{url}` is none of the server's origins")));
+            return Err(refused(format!(
+                "`{}` is none of the server's origins",
+                shown(url.as_str())
+            )));
         }
         Ok(url)
     }
@@ -114,7 +118,9 @@ fn host(head: Head<'_>) -> Result<Option<Authority>, String> {
     match in_uri {
         // Case does not count here either.
         Some(in_uri) if *in_uri != in_header => Err(format!(
-            "its URI is for `{in_uri}`, and its `Host` is `{in_header}`"
+            "its URI is for `{}`, and its `Host` is `{}`",
+            shown(in_uri.as_str()),
+            shown(in_header.as_str())
         )),
         _ => Ok(Some(in_header)),
     }
@@ -122,7 +128,7 @@ fn host(head: Head<'_>) -> Result<Option<Authority>, String> {
 
 /// A host and a port, and nothing else.
 fn authority(text: &str) -> Result<Authority, String> {
-    let bad = |problem| format!("`{}` is not a host: {problem}", text.escape_debug());
+    let bad = |problem| format!("`{}` is not a host: {problem}", shown(text));
     let authority: Authority = text
         .parse()
         .map_err(|_| bad("write `name` or `name:port`"))?;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, header};
 
+use super::error::shown;
 use super::json::{Found, Step, seek};
 use super::{RealmError, RealmUrl};
 
@@ -64,7 +65,7 @@ impl RealmPointers {
         if let Some(encoding) = encoding(headers) {
             let problem = format!(
                 "it has the Content-Encoding `{}`; send it without one",
-                encoding.escape_debug()
+                shown(&encoding)
             );
             return Err(RealmError::InvalidBody { problem });
         }
@@ -78,7 +79,7 @@ impl RealmPointers {
 impl Pointer {
     fn parse(pointer: &str) -> Result<Self, RealmError> {
         let invalid = |problem: &str| RealmError::InvalidPointer {
-            pointer: pointer.escape_debug().to_string(),
+            pointer: shown(pointer),
             problem: problem.into(),
         };
         let mut tokens = pointer.split('/');
@@ -106,7 +107,7 @@ impl Pointer {
             problem: format!("it is not JSON: {error}"),
         })?;
         let unresolved = |problem: String| RealmError::BodyPointer {
-            pointer: self.source.escape_debug().to_string(),
+            pointer: shown(&self.source),
             problem,
         };
         match found.into_iter().next() {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::RealmError;
+use super::error::shown;
 use super::head::Head;
 
 /// The address that a request came from, for servers other than axum's: an extension of the request.
@@ -38,7 +39,7 @@ impl TrustedProxies {
         };
         let proxies = proxies.into_iter().map(|proxy| {
             let refused = || RealmError::InvalidProxy {
-                value: proxy.as_ref().escape_debug().to_string(),
+                value: shown(proxy.as_ref()),
             };
             let network: IpNet = network(proxy.as_ref()).map_err(|_| refused())?;
             // An IPv4 address in IPv6 form is compared as what it is, and so would never be in it.

@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use super::error::shown;
 use super::head::Head;
 use super::path::{decode_path, refuse_separators};
 use super::resolver::Found;
@@ -44,9 +45,10 @@ impl RealmPaths {
         let template = PathTemplate::parse(template)?;
         if let Some(Segment::Rest(name)) = template.segments().last() {
             return Err(RealmError::InvalidTemplate {
-                template: template.source().into(),
+                template: shown(template.source()),
                 problem: format!(
-                    "`{{*{name}}}` would make every path a realm of its own; name the realm's segments only"
+                    "`{{*{name}}}` would make every path a realm of its own; name the realm's segments only",
+                    name = shown(name)
                 ),
             });
         }
@@ -89,7 +91,7 @@ impl RealmPaths {
 
     fn find_below(&self, base: &RealmUrl, path: &str) -> Result<Found, RealmError> {
         let ambiguous = |problem: PathProblem| RealmError::AmbiguousPath {
-            path: path.escape_debug().to_string(),
+            path: shown(path),
             problem,
         };
         let decoded = decode_path(path).map_err(ambiguous)?;
@@ -107,8 +109,8 @@ impl RealmPaths {
                 (Segment::Parameter(_), Some(_)) => {}
                 _ => {
                     return Err(RealmError::NoRealm {
-                        path: path.escape_debug().to_string(),
-                        template: template.source().into(),
+                        path: shown(path),
+                        template: shown(template.source()),
                     });
                 }
             }

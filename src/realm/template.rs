@@ -1,6 +1,7 @@
 use percent_encoding::percent_decode_str;
 
 use super::RealmError;
+use super::error::shown;
 use super::path::{decode_segment, is_unambiguous, refuse_separators, resolved};
 
 /// A path with named parameters, in axum's notation: `/{owner}/{realm}/_search`, or `/{owner}/{*rest}`.
@@ -25,7 +26,7 @@ pub(crate) enum Segment {
 impl PathTemplate {
     pub(crate) fn parse(template: &str) -> Result<Self, RealmError> {
         let segments = parse_segments(template).map_err(|problem| RealmError::InvalidTemplate {
-            template: template.escape_debug().to_string(),
+            template: shown(template),
             problem,
         })?;
         Ok(Self {
@@ -124,16 +125,19 @@ fn parse_segment(text: &str, last: bool, before: &[Segment]) -> Result<Segment, 
         None => (inner, false),
     };
     if name.is_empty() || name.contains(['{', '}', '*']) {
-        return Err(format!("`{text}` needs a plain name, as in `{{realm}}`"));
+        return Err(format!(
+            "`{}` needs a plain name, as in `{{realm}}`",
+            shown(text)
+        ));
     }
     if is_rest && !last {
-        return Err(format!("`{text}` can only be the last segment"));
+        return Err(format!("`{}` can only be the last segment", shown(text)));
     }
     let twice = before.iter().any(|segment| {
         matches!(segment, Segment::Parameter(earlier) | Segment::Rest(earlier) if **earlier == *name)
     });
     if twice {
-        return Err(format!("the name `{name}` stands in it twice"));
+        return Err(format!("the name `{}` stands in it twice", shown(name)));
     }
     Ok(if is_rest {
         Segment::Rest(name.into())
@@ -145,12 +149,14 @@ fn parse_segment(text: &str, last: bool, before: &[Segment]) -> Result<Segment, 
 fn parse_literal(text: &str) -> Result<Segment, String> {
     if text.contains(['{', '}']) {
         return Err(format!(
-            "in `{text}` a parameter is only a part of a segment; it must be all of it"
+            "in `{}` a parameter is only a part of a segment; it must be all of it",
+            shown(text)
         ));
     }
     if text.contains(['%', '?', '#']) {
         return Err(format!(
-            "`{text}` must be written plainly: without `%`, `?` and `#`"
+            "`{}` must be written plainly: without `%`, `?` and `#`",
+            shown(text)
         ));
     }
     decode_segment(text)

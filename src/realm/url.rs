@@ -5,6 +5,7 @@ use std::sync::Arc;
 use url::Url;
 
 use super::RealmError;
+use super::error::shown;
 use super::path::{decode_path, push_segment, refuse_separators};
 
 /// The canonical URL of a realm: what is locked.
@@ -36,7 +37,7 @@ impl RealmUrl {
         canonical(url)
             .map(|canonical| Self(canonical.into()))
             .map_err(|problem| RealmError::InvalidUrl {
-                url: url.escape_debug().to_string(),
+                url: shown(url),
                 problem,
             })
     }
