@@ -90,18 +90,39 @@ async fn the_first_route_that_fits_decides_and_else_the_base() {
             PUBLISH,
             "http://realms.test/luke/a/ and http://realms.test/luke/b/",
         ),
-        // Every spelling that a server may take for the route.
-        (
-            "/%5Fpublish-realm/",
-            PUBLISH,
-            "http://realms.test/luke/a/ and http://realms.test/luke/b/",
-        ),
     ] {
         let sent = post(&layer, &handler, path, body);
         assert_eq!(claim_of_next(&mut gate).await, claim, "{path}");
         sent.await.unwrap().unwrap();
     }
     let request = Request::post("/_tenant/x").header("tenant", "acme");
+    let request = request.body(String::new()).unwrap();
+    let sent = tokio::spawn(layer.layer(handler).oneshot(request));
+    assert_eq!(claim_of_next(&mut gate).await, "http://tenants.test/acme/");
+    sent.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_path_that_other_readers_take_for_another_route_is_refused() {
+    let (handler, mut gate) = gate();
+    let layer = layer(by_route());
+    for path in [
+        // Only decoded, resolved, or without its last slash it is the route.
+        "/%5Fpublish-realm",
+        "/_publish-realm/",
+        "/./_publish-realm",
+        "/luke/a/..%2F..%2F_publish-realm",
+        // Only to the letter it is the route.
+        "/_tenant/..%2Fluke%2Fa",
+        "/_tenant/x/../../luke/a",
+    ] {
+        let response = answered(post(&layer, &handler, path, PUBLISH)).await;
+        assert_eq!(code(&response), "realm-unresolved", "{path}");
+        let reason = "in another spelling it is a route";
+        assert!(response.body().contains(reason), "{}", response.body());
+    }
+    // However it is read, it is the same route.
+    let request = Request::post("/_tenant/x%2Fy").header("tenant", "acme");
     let request = request.body(String::new()).unwrap();
     let sent = tokio::spawn(layer.layer(handler).oneshot(request));
     assert_eq!(claim_of_next(&mut gate).await, "http://tenants.test/acme/");

@@ -154,6 +154,8 @@ pub enum PathProblem {
     InvalidUtf8,
     /// A `%` that two hexadecimal digits do not follow.
     MalformedEscape,
+    /// Another spelling of a route whose realms are found in another way.
+    Spelling,
 }
 
 impl fmt::Display for PathProblem {
@@ -166,6 +168,9 @@ impl fmt::Display for PathProblem {
             Self::ControlCharacter => "it has a control character",
             Self::InvalidUtf8 => "its decoded bytes are not UTF-8",
             Self::MalformedEscape => "it has a `%` without two hexadecimal digits after it",
+            Self::Spelling => {
+                "in another spelling it is a route whose realms are found in another way; write it as that route is written"
+            }
         })
     }
 }

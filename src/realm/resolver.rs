@@ -7,10 +7,12 @@ use bytes::Bytes;
 use http::Method;
 use http::request::Parts;
 
+use super::error::shown;
 use super::head::Head;
 use super::methods::Methods;
+use super::path::{is_unambiguous, resolved};
 use super::template::PathTemplate;
-use super::{RealmError, RealmMounts, RealmPaths, RealmPointers, RealmUrl};
+use super::{PathProblem, RealmError, RealmMounts, RealmPaths, RealmPointers, RealmUrl};
 
 /// Finds the realms that a request writes: by its path, its body, or a closure, each for its routes.
 ///
@@ -114,8 +116,11 @@ impl RealmResolver {
     /// Finds the realms of one route in another way. Routes are tried in the order they were added; the first that fits
     /// decides, and where none does, what this was made from.
     ///
-    /// Every spelling of the path that decodes to the pattern fits, with or without a slash at its end, and GET stands for
-    /// HEAD too. Patterns are written as in [`LockRules`](crate::LockRules).
+    /// GET stands for HEAD too. Patterns are written as in [`LockRules`](crate::LockRules).
+    ///
+    /// The path must fit to the letter. One that fits in another spelling alone (a literal segment that is percent-encoded, one more
+    /// slash at its end, dot segments) is refused with 400: a router may send it to the handler of another route, which writes
+    /// another realm.
     ///
     /// # Errors
     ///
@@ -134,24 +139,48 @@ impl RealmResolver {
         Ok(self)
     }
 
-    /// The way to find this request's realms. It must be the same for every method that the request can be read with.
+    /// The way to find this request's realms. It must be the same for every method that the request can be read with, and for
+    /// every way to read its path.
     pub(crate) fn source(&self, methods: &Methods, path: &str) -> Result<&Source, RealmError> {
-        let mut of_each = methods.iter().map(|method| self.source_for(method, path));
+        let mut of_each = methods
+            .iter()
+            .map(|method| self.source_for(method, path, PathTemplate::matches_exactly));
         let first = of_each.next().unwrap_or(&self.base);
-        if of_each.all(|source| std::ptr::eq(source, first)) {
-            return Ok(first);
+        if !of_each.all(|source| std::ptr::eq(source, first)) {
+            return Err(RealmError::AmbiguousMethod);
         }
-        Err(RealmError::AmbiguousMethod)
+        let resolved = (!is_unambiguous(path)).then(|| resolved(path));
+        let is_one = methods.iter().all(|method| {
+            let any = self.source_for(method, path, PathTemplate::matches_any_spelling);
+            let lenient = resolved
+                .as_deref()
+                .map(|path| self.source_for(method, path, PathTemplate::matches_exactly));
+            std::ptr::eq(any, first) && lenient.is_none_or(|source| std::ptr::eq(source, first))
+        });
+        if !is_one {
+            return Err(RealmError::AmbiguousPath {
+                path: shown(path),
+                problem: PathProblem::Spelling,
+            });
+        }
+        Ok(first)
     }
 
-    fn source_for(&self, method: &Method, path: &str) -> &Source {
+    fn source_for(
+        &self,
+        method: &Method,
+        path: &str,
+        fits: fn(&PathTemplate, &str) -> bool,
+    ) -> &Source {
         self.routes
             .iter()
             .find(|route| {
                 let head_of_get = route.method == Method::GET && method == Method::HEAD;
-                (route.method == *method || head_of_get) && route.pattern.matches_any_spelling(path)
+                (route.method == *method || head_of_get) && fits(&route.pattern, path)
             })
-            .map_or(&self.base, |route| route.resolver.source_for(method, path))
+            .map_or(&self.base, |route| {
+                route.resolver.source_for(method, path, fits)
+            })
     }
 }
 

@@ -292,6 +292,8 @@ mod tests {
             "/a/b%2F_reindex",
             "/a/./b/_reindex",
             "//a/b/_reindex",
+            "/a//_reindex",
+            "///_reindex",
             "/a/b/_reindex//",
             "/a/b/x/../_reindex",
             "/a\\b\\_reindex",

@@ -43,10 +43,11 @@ impl PathTemplate {
         &self.segments
     }
 
-    /// Whether the whole raw path fits, as axum's router would match it. Allocates nothing.
+    /// Whether the whole raw path fits. Allocates nothing.
     ///
-    /// `literal` compares a raw segment with a literal one: to the letter, or decoded.
-    fn matches(&self, path: &str, literal: impl Fn(&str, &str) -> bool) -> bool {
+    /// `literal` compares a raw segment with a literal one, to the letter or decoded; `empty` is whether a parameter may be
+    /// empty where segments follow it: axum's router takes `/a//b` for `/{x}/{y}/b`.
+    fn matches(&self, path: &str, literal: impl Fn(&str, &str) -> bool, empty: bool) -> bool {
         let Some(rest) = path.strip_prefix('/') else {
             return false;
         };
@@ -54,10 +55,11 @@ impl PathTemplate {
             return rest.is_empty();
         }
         let mut raw = rest.split('/');
-        for segment in &self.segments {
+        for (at, segment) in self.segments.iter().enumerate() {
+            let is_last = at + 1 == self.segments.len();
             let fits = match (segment, raw.next()) {
                 (Segment::Literal(expected), Some(raw)) => literal(raw, expected),
-                (Segment::Parameter(_), Some(raw)) => !raw.is_empty(),
+                (Segment::Parameter(_), Some(raw)) => !raw.is_empty() || (empty && !is_last),
                 (Segment::Rest(_), Some(first)) => {
                     return !first.is_empty() || raw.next().is_some();
                 }
@@ -73,7 +75,7 @@ impl PathTemplate {
 
     /// Whether the raw path fits to the letter.
     pub(crate) fn matches_exactly(&self, path: &str) -> bool {
-        self.matches(path, |raw, expected| raw == expected)
+        self.matches(path, |raw, expected| raw == expected, false)
     }
 
     /// Whether any reader might take the path for one that fits: decoded, with or without a slash at its end, and with what is
@@ -82,15 +84,13 @@ impl PathTemplate {
         let without_slash = path.strip_suffix('/').unwrap_or(path);
         self.matches_decoded(path)
             || self.matches_decoded(without_slash)
-            || (!is_unambiguous(path)
-                && self.matches(&resolved(path), |raw, expected| raw == expected))
+            || (!is_unambiguous(path) && self.matches_exactly(&resolved(path)))
     }
 
-    /// Whether the path fits once it is decoded.
+    /// Whether the path fits once it is decoded, with parameters that may be empty.
     pub(crate) fn matches_decoded(&self, path: &str) -> bool {
-        self.matches(path, |raw, expected| {
-            percent_decode_str(raw).eq(expected.bytes())
-        })
+        let literal = |raw: &str, expected: &str| percent_decode_str(raw).eq(expected.bytes());
+        self.matches(path, literal, true)
     }
 }
 
@@ -203,7 +203,10 @@ mod tests {
             ("/{o}/{r}/_search", "/a/b/%5Fsearch", false, true),
             ("/{o}/{r}/_search", "/a/b/_search/", false, false),
             ("/{o}/{r}/_search", "/a/b/c/_search", false, false),
-            ("/{o}/{r}/_search", "/a//_search", false, false),
+            ("/{o}/{r}/_search", "/a//_search", false, true),
+            ("/{o}/{r}/_search", "///_search", false, true),
+            ("/{o}/{r}/", "///", false, true),
+            ("/{o}/{r}", "/a/", false, false),
             ("/{o}/{r}/", "/a/b/", true, true),
             ("/{o}/{r}/", "/a/b", false, false),
             ("/{o}/{r}", "/a/b/", false, false),
