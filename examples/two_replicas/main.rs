@@ -17,8 +17,8 @@
 //! The locks are in the PostgreSQL at `--database-url` or `DATABASE_URL`, else in a throwaway one, made with the programs that
 //! `scripts/setup` installs. `--locks in-process` shows what locks that two processes do not share are worth.
 //!
-//! The exit status is 0 if the lock kept every write, 1 if it lost any, 2 if the race could not be run. Nothing that it
-//! starts outlives it, however it ends.
+//! The exit status is 0 if the lock kept every write, 1 if it lost any, 2 if the race could not be run. No process that
+//! it starts outlives it, however it ends.
 
 mod race;
 mod replica;

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use tempfile::TempDir;
+
 use crate::command;
 use crate::support::database::database;
 use crate::support::example::PATIENCE;
@@ -73,27 +75,31 @@ async fn a_database_that_cannot_be_used_is_no_verdict() {
 struct Started {
     replicas: Vec<u32>,
     directory: String,
+    /// For what it leaves when it is killed: the card.
+    _temporary: TempDir,
 }
 
 /// Starts it with a server of its own, and waits until both replicas run.
 async fn racing() -> (Process, Started) {
     let mut command = command("two_replicas", None).await;
+    let temporary = tempfile::tempdir().unwrap();
+    command.env("TMPDIR", temporary.path());
     let process = Process::spawn(command.args(["--rounds", "100000"]));
-    let started = wait_for("the race", PATIENCE, async || {
+    let (replicas, directory) = wait_for("the race", PATIENCE, async || {
         let said = process.stderr();
         let (_, rest) = said.split_once("PostgreSQL in ").ok_or(&*said)?;
         let (directory, rest) = rest.split_once('\n').ok_or(&*said)?;
         let (_, rest) = rest.split_once("processes ").ok_or(&*said)?;
         let (replicas, _) = rest.split_once('\n').ok_or(&*said)?;
-        Ok(Started {
-            replicas: replicas
-                .split(" and ")
-                .map(|pid| pid.parse().unwrap())
-                .collect(),
-            directory: directory.to_owned(),
-        })
+        let pids = replicas.split(" and ").map(|pid| pid.parse().unwrap());
+        Ok((pids.collect(), directory.to_owned()))
     })
     .await;
+    let started = Started {
+        replicas,
+        directory,
+        _temporary: temporary,
+    };
     assert!(started.leftovers().len() == 3);
     (process, started)
 }
