@@ -61,7 +61,7 @@ pub struct PostgresBuilder {
     pub(super) hand_off: HandOff,
     pub(super) sessions: u32,
     pub(super) broadcast: bool,
-    tls: Option<Tls>,
+    pub(super) tls: Option<Tls>,
 }
 
 impl PostgresBuilder {
