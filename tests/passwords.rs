@@ -79,7 +79,8 @@ async fn guarded() -> (Cluster, TestDatabase) {
     let database = database_on(&cluster).await;
     let admin = database.connect().await;
     // The statement is logged too.
-    let hidden: String = PASSWORD.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let hidden: Vec<String> = PASSWORD.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let hidden = hidden.concat();
     let role = format!(
         "DO $$BEGIN EXECUTE format('CREATE ROLE guarded LOGIN PASSWORD %L', convert_from('\\x{hidden}', 'UTF8')); END$$"
     );

@@ -88,6 +88,7 @@ async fn it_verifies_and_shows_what_it_was_given() {
         )
         .await;
         let builder = RealmLocks::postgres_builder(&url("localhost", "")).tls(tls);
+        assert!(!format!("{builder:?}").contains(&client.key[40..80]));
         let _writes = builder.listen().await.unwrap();
     }
     for tls in configurations(&Authority::new(), &client) {

@@ -32,8 +32,6 @@ static SHARED: OnceCell<TlsServer> = OnceCell::const_new();
 pub struct TlsServer {
     pub cluster: Cluster,
     pub authority: Authority,
-    /// The certificate that it shows at first.
-    pub certificate: String,
 }
 
 impl TlsServer {
@@ -45,12 +43,9 @@ impl TlsServer {
 
     /// One of the test's own.
     pub async fn start() -> Self {
-        let authority = Authority::new();
-        let first = authority.server(&["localhost"]);
         let server = Self {
             cluster: Cluster::create().await,
-            authority,
-            certificate: first.certificate.clone(),
+            authority: Authority::new(),
         };
         let admin = server.admin().await;
         let roles = "CREATE ROLE sealed LOGIN; CREATE ROLE bare LOGIN; CREATE ROLE certified LOGIN";
@@ -66,6 +61,7 @@ impl TlsServer {
         let file = server.cluster.dir().join("data/postgresql.conf");
         let before = fs::read_to_string(file).unwrap();
         server.give("data/postgresql.conf", &(before + &settings));
+        let first = server.authority.server(&["localhost"]);
         server.present(&first).await;
         server
     }

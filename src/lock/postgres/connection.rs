@@ -8,16 +8,13 @@ use std::time::Duration;
 use bb8::ManageConnection;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
-use tokio_postgres::error::{DbError, Severity, SqlState};
-use tokio_postgres::{
-    AsyncMessage, Client, Config, Connection, Error, Notification, SimpleQueryMessage,
-};
+use tokio_postgres::error::{DbError, Severity};
+use tokio_postgres::{AsyncMessage, Client, Error, Notification, SimpleQueryMessage};
 use tokio_util::sync::CancellationToken;
 
 use super::address::Address;
 use super::canceller::Canceller;
 use super::confirmation::Answer;
-use super::tls::{Encryption, Established, Unreached, When, Wire, refused};
 use super::url::Database;
 use super::value;
 use crate::lock::LockError;
@@ -46,17 +43,13 @@ pub(super) const CANCEL_TRIES: u32 = 10;
 /// Makes the lock connections of a pool and says which may go back into it.
 #[derive(Clone)]
 pub(crate) struct Connector {
-    config: Config,
-    encryption: Encryption,
+    database: Database,
     addresses: Vec<Address>,
     timeout: Duration,
     on_notification: Arc<OnNotification>,
 }
 
 type OnNotification = dyn Fn(Notification) + Send + Sync;
-
-/// What a login gives: the driver's two ends, and the means to cancel.
-type LoggedIn = (Client, Connection<Wire, Wire>, Canceller);
 
 /// A connection that holds at most one lock transaction.
 pub(crate) struct LockConnection {
@@ -75,18 +68,14 @@ pub(crate) struct LockConnection {
 
 impl Connector {
     /// `timeout` bounds the attempt at each address, the server's first answers included.
-    pub(crate) fn new(database: Database, timeout: Duration) -> Self {
-        let Database {
-            mut config,
-            encryption,
-        } = database;
+    pub(crate) fn new(mut database: Database, timeout: Duration) -> Self {
+        let config = &mut database.config;
         if config.get_application_name().is_none() {
             config.application_name("tower-realm-lock");
         }
         Self {
-            addresses: Address::all(&config),
-            config,
-            encryption,
+            addresses: Address::all(config),
+            database,
             timeout,
             on_notification: Arc::new(|_| {}),
         }
@@ -124,8 +113,9 @@ impl Connector {
     }
 
     async fn open_at(&self, address: &Address) -> Result<LockConnection, LockError> {
-        let (client, mut connection, canceller) = self.log_in(address).await?;
         let server = self.describe(address);
+        let logged_in = self.database.log_in(address, &server).await?;
+        let (client, mut connection, canceller) = logged_in;
         let on_notification = Arc::clone(&self.on_notification);
         let driven = poll_fn(move |cx| {
             loop {
@@ -143,52 +133,6 @@ impl Connector {
         self.judge(address, &answers)?;
         connection.in_use = false;
         Ok(connection)
-    }
-
-    /// Connects and logs in. Where TLS is not asked for, what it fails with is tried without, as libpq does.
-    async fn log_in(&self, address: &Address) -> Result<LoggedIn, LockError> {
-        let when = self.encryption.when();
-        let (error, by_tls) = match self.log_in_if(address, when).await {
-            Ok(logged_in) => return Ok(logged_in),
-            Err(failure) => failure,
-        };
-        if by_tls && when == When::Offered {
-            let plain = self.log_in_if(address, When::Never).await;
-            return plain.map_err(|_| error);
-        }
-        Err(error)
-    }
-
-    /// The error comes with whether it was TLS that failed, or a server that does not let an encrypted connection in.
-    async fn log_in_if(
-        &self,
-        address: &Address,
-        when: When,
-    ) -> Result<LoggedIn, (LockError, bool)> {
-        let server = self.describe(address);
-        let (wire, peer) = match self.encryption.connect(address, when).await {
-            Ok(reached) => reached,
-            Err(Unreached::Network(error)) => {
-                let source = Arc::new(error);
-                return Err((LockError::Connect { server, source }, false));
-            }
-            Err(Unreached::Tls(fault)) => {
-                let problem = fault.to_string();
-                return Err((LockError::Tls { server, problem }, true));
-            }
-        };
-        let encrypted = wire.is_encrypted();
-        let mut config = self.config.clone();
-        wire.announce(&mut config);
-        let logged_in = config.connect_raw(wire, Established).await;
-        let (client, connection) = logged_in.map_err(|error| {
-            let unauthorized = SqlState::INVALID_AUTHORIZATION_SPECIFICATION;
-            let by_tls = encrypted && error.code() == Some(&unauthorized);
-            (refused(server, error, encrypted), by_tls)
-        })?;
-        let encryption = self.encryption.clone();
-        let canceller = Canceller::new(client.cancel_token(), peer, encryption, encrypted);
-        Ok((client, connection, canceller))
     }
 
     /// Refuses a server by its answers to [`PROBE`].
@@ -214,7 +158,8 @@ impl Connector {
 
     /// Where a server is, without user and password.
     fn describe(&self, address: &Address) -> Arc<str> {
-        let database = self.config.get_dbname().or(self.config.get_user());
+        let config = &self.database.config;
+        let database = config.get_dbname().or(config.get_user());
         format!("{address}/{}", database.unwrap_or_default()).into()
     }
 }

@@ -12,6 +12,7 @@ mod confirmation;
 mod connection;
 #[cfg(feature = "serde")]
 mod file;
+mod login;
 mod pool;
 mod session;
 mod shared;

@@ -35,6 +35,7 @@ const NOT_HERE: [&str; 24] = [
 ];
 
 /// What a database URL says: how to log in, and how to encrypt.
+#[derive(Clone)]
 pub(super) struct Database {
     pub(super) config: Config,
     pub(super) encryption: Encryption,
