@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 use tower_realm_lock::{LockError, RealmLocks};
 
 use super::authority::{Authority, self_signed};
 use super::refusal;
 use super::server::{PASSWORD, TlsServer};
 use super::support::database::database_on;
+use super::support::wait::PATIENCE;
 
 #[tokio::test]
 async fn a_certificate_that_nobody_here_trusts_asks_for_its_authority() {
@@ -129,10 +131,8 @@ async fn a_handshake_that_hangs_ends_with_the_time_to_connect() {
         });
         let url = format!("postgres://127.0.0.1:{port}/x?user=u&sslmode=require");
         let locks = RealmLocks::postgres_builder(&url);
-        let built = locks
-            .connect_timeout(Duration::from_millis(200))
-            .build()
-            .await;
+        let building = locks.connect_timeout(Duration::from_millis(200)).build();
+        let built = timeout(PATIENCE, building).await.expect("an end");
         assert!(
             matches!(built, Err(LockError::ConnectTimeout { .. })),
             "{built:?}"
