@@ -43,7 +43,8 @@ async fn the_holder_of_a_realm_is_named_in_pg_stat_activity_from_the_grant_to_th
     database.wait_for_granted(realm_key("a"), 0).await;
     let client = database.connect().await;
     let named = format!(
-        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%{comment}%' AND pid <> pg_backend_pid()"
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+         AND query LIKE '%{comment}%' AND pid <> pg_backend_pid()"
     );
     assert_eq!(
         client
