@@ -1,3 +1,4 @@
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,7 +36,7 @@ pub enum LockError {
         token: String,
     },
     /// PostgreSQL cannot be reached, or refuses this client.
-    #[error("cannot connect to PostgreSQL at {server}: {}", chain(source))]
+    #[error("cannot connect to PostgreSQL at {server}: {}{}", chain(source), remedy(source.as_ref()))]
     Connect {
         /// Host, port and database.
         server: Arc<str>,
@@ -227,4 +228,14 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     let texts: Vec<String> = causes.map(ToString::to_string).collect();
     texts.join(": ")
+}
+
+/// What to do about a failed connection where the network's own text does not say it.
+fn remedy(error: &(dyn std::error::Error + Send + Sync + 'static)) -> &'static str {
+    match error.downcast_ref::<io::Error>().map(io::Error::kind) {
+        Some(io::ErrorKind::ConnectionRefused) => {
+            "; nothing listens there: start PostgreSQL, or correct the address"
+        }
+        _ => "",
+    }
 }

@@ -62,7 +62,8 @@ async fn a_database_that_cannot_be_used_is_no_verdict() {
     assert_eq!(process.end(PATIENCE).await.code(), Some(2));
     let said = process.stderr();
     assert!(
-        said.contains("cannot connect to PostgreSQL at 127.0.0.1:1/d"),
+        said.contains("cannot connect to PostgreSQL at 127.0.0.1:1/d")
+            && said.contains("; nothing listens there: start PostgreSQL"),
         "{said}"
     );
     assert!(

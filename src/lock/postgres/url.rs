@@ -80,7 +80,9 @@ fn told(error: &tokio_postgres::Error) -> String {
         Some(name) if NOT_HERE.contains(&name) => {
             format!("it has the option `{name}`, which is not supported")
         }
-        Some(_) => "it has an unknown option".into(),
+        Some(_) => {
+            "it has an unknown option, which is not shown: it may be a part of a password".into()
+        }
         None => "it is neither a URL nor a list of `key=value` pairs".into(),
     }
 }
