@@ -5,7 +5,7 @@
 //!
 //! card=http://127.0.0.1:3000/luke/my-realm/card
 //! curl -i -T README.md $card                  # while the job runs: after a second 503 lock-timeout, with Retry-After
-//! (sleep 15; echo hello) | curl -T - $card    # a slow upload holds the lock: the job is put off
+//! sleep 4; (sleep 15; echo hello) | curl -T - $card   # after the job, a slow upload holds the lock: the next job is put off
 //! ```
 //!
 //! The job takes 4 seconds, and begins again `NIGHT` seconds later: 10 if not set. With `DATABASE_URL` the locks are in

@@ -12,7 +12,7 @@
 //! curl $spent                                                              # 70
 //! ```
 //!
-//! It makes the table `example_spendings`. `PORT` is where to listen: 3000 if not set.
+//! It makes the table `example_spendings`, where what was spent stays: drop it to begin again. `PORT` is where to listen: 3000 if not set.
 
 use std::env;
 use std::error::Error;
