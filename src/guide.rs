@@ -9,6 +9,9 @@ pub mod guarantees {}
 #[doc = include_str!("../docs/migrating.md")]
 pub mod migrating {}
 
+#[doc = include_str!("../docs/options.md")]
+pub mod options {}
+
 #[doc = "[guarantees]: self::guarantees\n[scaling]: self::scaling\n\n"]
 #[doc = include_str!("../docs/operations.md")]
 pub mod operations {}

@@ -144,6 +144,7 @@
 //!
 //! - [guarantees](guide::guarantees): what is promised, under which faults, with the test of each promise; and what no lock can promise.
 //! - [migrating](guide::migrating): from locks written by hand, with old and new replicas side by side.
+//! - [options](guide::options): all of them in tables, and configuration files.
 //! - [operations](guide::operations): what to look at, and what to do when a realm is stuck.
 //! - [scaling](guide::scaling): how many connections, when sessions, what one PostgreSQL carries.
 //!

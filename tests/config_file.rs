@@ -318,13 +318,13 @@ async fn a_file_that_cannot_be_read_is_told_with_its_name() {
 }
 
 #[tokio::test]
-async fn the_sample_file_and_the_readmes_are_taken() {
-    let readme = include_str!("../README.md");
-    let (_, rest) = readme.split_once("```toml\n[limits]").expect("a file");
+async fn the_sample_file_and_the_options_pages_are_taken() {
+    let page = include_str!("../docs/options.md");
+    let (_, rest) = page.split_once("```toml\n[limits]").expect("a file");
     let (file, _) = rest.split_once("```").expect("its end");
-    let (_file, readmes) = written(&format!("[limits]{file}"));
+    let (_file, pages) = written(&format!("[limits]{file}"));
     let sample = format!("--config={SAMPLE}");
-    for config in [readmes, sample] {
+    for config in [pages, sample] {
         let replica = Replica::start(&[&config, "--lock=in-process"]).await;
         let created = answer(&replica, Method::POST, "/luke/a/").await;
         assert_eq!(created.0, StatusCode::CREATED, "{config}");
