@@ -136,9 +136,10 @@ fn each_promise_names_a_test_that_is_there() {
         let named = code(tests);
         assert!(!named.is_empty(), "no test in {row}");
         for test in named {
-            let file = match test.strip_prefix("lock::") {
-                Some(module) => format!("src/lock/{}", module.replace("::", "/")),
-                None => format!("tests/{test}"),
+            let file = if test.contains("::") {
+                format!("src/{}", test.replace("::", "/"))
+            } else {
+                format!("tests/{test}")
             };
             let there = [".rs", "", "/main.rs"]
                 .iter()
