@@ -28,8 +28,8 @@ impl PostgresBuilder {
 /// Times are texts with a unit: `"15s"`, `"500ms"`; a bare number is refused. Values are checked as [`build`](Self::build) does. An
 /// unknown key is an error that names the nearest right one.
 ///
-/// No error of this crate's shows the URL, which may hold a password. But many formats quote the line of the file in their own
-/// `Display`: print what they give as the message, and the number of the line.
+/// No error of this crate's shows the URL, which may hold a password. But many formats quote the line of the file in the `Display` of their
+/// errors, or all of it in `Debug`, as `toml` does: print what they give as the message, and the number of the line.
 ///
 /// ```
 /// use tower_realm_lock::PostgresBuilder;
