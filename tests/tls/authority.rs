@@ -82,6 +82,32 @@ pub fn self_signed(name: &str) -> Certified {
     }
 }
 
+/// A certificate of X.509 version 1 for `localhost`, valid for a century, as `openssl x509 -req` makes them without extensions.
+pub fn version_1() -> Certified {
+    Certified {
+        certificate: "\
+-----BEGIN CERTIFICATE-----
+MIIBIzCBywIUWHjOX8q3IcSOAoIwfgpIa8Mz/7YwCgYIKoZIzj0EAwIwFDESMBAG
+A1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyMzIzMjU1NVoYDzIxMjYxMDMwMjMyNTU1
+WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNC
+AATrVGoaE8Lr9XvgjjKQy5BzozbDprLBFW6DCjTK4OHa4/IeV88dIRtfLUKtjU6X
+eyjAgkXegb1m3Cm+WlSNQ+U0MAoGCCqGSM49BAMCA0cAMEQCIBYEuOrbh89xXe5h
+aNixHJqbf3Y1aOqfDWciIXDkw3vZAiBtiyfiPIWD76NUIEGftaM2uq8jHh1mU4mw
+cjJTQ73xmw==
+-----END CERTIFICATE-----
+"
+        .into(),
+        key: "\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgkRCDTOUiBCuFKT/k
+pMj0Ku8yUANrb6w1W3JKqqQF9behRANCAATrVGoaE8Lr9XvgjjKQy5BzozbDprLB
+FW6DCjTK4OHa4/IeV88dIRtfLUKtjU6XeyjAgkXegb1m3Cm+WlSNQ+U0
+-----END PRIVATE KEY-----
+"
+        .into(),
+    }
+}
+
 fn authority(name: &str) -> CertificateParams {
     let mut parameters = CertificateParams::default();
     parameters.distinguished_name.push(DnType::CommonName, name);

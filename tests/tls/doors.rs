@@ -15,9 +15,7 @@ use tower_realm_lock::RealmLocks;
 
 use super::authority::Certified;
 use super::refusal;
-use super::server::{PASSWORD, TlsServer};
-
-const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+use super::server::{PASSWORD, SSL_REQUEST, TlsServer};
 
 fn certificate(pem: &str) -> CertificateDer<'static> {
     CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()

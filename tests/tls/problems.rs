@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::unbounded_channel;
 use tokio::time::timeout;
 use tower_realm_lock::{LockError, RealmLocks};
 
-use super::authority::{Authority, self_signed};
+use super::authority::{Authority, self_signed, version_1};
 use super::refusal;
-use super::server::{PASSWORD, TlsServer};
+use super::server::{PASSWORD, SSL_REQUEST, TlsServer};
 use super::support::database::database_on;
 use super::support::wait::PATIENCE;
 
@@ -102,6 +103,19 @@ async fn certificates_are_taken_while_they_are_valid() {
 }
 
 #[tokio::test]
+async fn a_certificate_without_extensions_is_told_of_or_taken() {
+    let server = TlsServer::start().await;
+    let database = database_on(&server.cluster).await;
+    server.present(&version_1()).await;
+    let url = server.url(&database, "sealed", "localhost", "sslmode=require");
+    if cfg!(feature = "tls-rustls") {
+        refusal(&url, &["X.509 version 1", "sign it again", "`tls-native`"]).await;
+    } else {
+        RealmLocks::postgres(&url).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_wants_encryption_is_told_of() {
     let (server, database) = TlsServer::shared().await;
     let url = server.url(&database, "sealed", "localhost", "sslmode=disable");
@@ -115,6 +129,46 @@ async fn a_server_that_wants_encryption_is_told_of() {
     // Who is not let in either way is told of the way that was asked for.
     let url = server.url(&database, "nobody", "localhost", "");
     refusal(&url, &["no pg_hba.conf entry", "SSL encryption"]).await;
+    // A name in the server's message is not what the message is about.
+    for user in ["alert", "client%20certificate"] {
+        let url = server.url(&database, user, "localhost", "sslmode=require");
+        let refused = refusal(&url, &["no pg_hba.conf entry"]).await;
+        assert!(matches!(refused, LockError::Connect { .. }), "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn after_an_answer_that_is_none_nothing_more_is_said() {
+    let (server, database) = TlsServer::shared().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (port, behind) = (listener.local_addr().unwrap().port(), server.cluster.port());
+    let (said, mut hears) = unbounded_channel();
+    // It cannot answer who asks for TLS, and serves who does not.
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let mut first = [0; 8];
+            client.read_exact(&mut first).await.unwrap();
+            if first == SSL_REQUEST {
+                client.write_all(b"Eout of memory\n\0").await.unwrap();
+                let mut more = Vec::new();
+                // A client that leaves without having read all resets the connection.
+                let _ = client.read_to_end(&mut more).await;
+                said.send(more).unwrap();
+                continue;
+            }
+            let mut inside = TcpStream::connect(("127.0.0.1", behind)).await.unwrap();
+            inside.write_all(&first).await.unwrap();
+            tokio::spawn(async move { copy_bidirectional(&mut client, &mut inside).await });
+        }
+    });
+    let name = database.name();
+    let url = |mode| format!("postgres://postgres@127.0.0.1:{port}/{name}?sslmode={mode}");
+    let says = ["answers `E` when it is asked for TLS", "its log"];
+    let refused = refusal(&url("require"), &says).await;
+    assert!(matches!(refused, LockError::Tls { .. }), "{refused:?}");
+    assert_eq!(hears.recv().await.unwrap(), b"");
+    RealmLocks::postgres(&url("prefer")).await.unwrap();
+    assert_eq!(hears.recv().await.unwrap(), b"");
 }
 
 #[tokio::test]

@@ -25,6 +25,9 @@ const RULES: &str = "\
 /// The password of `bound`.
 pub const PASSWORD: &str = "open sesame";
 
+/// What a client asks a server for TLS with.
+pub const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+
 /// The server of this test process, with a certificate for `localhost`. It is never dropped: its keeper removes it when the process ends.
 static SHARED: OnceCell<TlsServer> = OnceCell::const_new();
 

@@ -25,6 +25,7 @@ impl Database {
             Err(failure) => failure,
         };
         if by_tls && when == When::Offered {
+            tracing::warn!(%error, "connecting without TLS, as sslmode=prefer allows");
             let plain = self.log_in_if(address, server, When::Never).await;
             return plain.map_err(|_| error);
         }

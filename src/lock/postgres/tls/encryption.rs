@@ -88,7 +88,7 @@ impl Encryption {
         let offered = match when {
             When::Never => false,
             _ if self.direct => true,
-            _ => has_tls(&mut stream).await.map_err(Unreached::Network)?,
+            _ => has_tls(&mut stream).await?,
         };
         if !offered && when == When::Always {
             return Err(Unreached::Tls(Fault::NoTls));
@@ -102,8 +102,16 @@ impl Encryption {
 }
 
 /// Asks the server. One byte is read and no more: what follows it belongs to the handshake, whoever has sent it.
-async fn has_tls(stream: &mut Box<dyn Stream>) -> io::Result<bool> {
-    stream.write_all(&SSL_REQUEST).await?;
-    stream.flush().await?;
-    Ok(stream.read_u8().await? == b'S')
+async fn has_tls(stream: &mut Box<dyn Stream>) -> Result<bool, Unreached> {
+    let asked = async {
+        stream.write_all(&SSL_REQUEST).await?;
+        stream.flush().await?;
+        stream.read_u8().await
+    };
+    match asked.await.map_err(Unreached::Network)? {
+        b'S' => Ok(true),
+        b'N' => Ok(false),
+        // An error, or no PostgreSQL: nothing that is said on this connection would be understood.
+        other => Err(Unreached::Tls(Fault::Answer(other.into()))),
+    }
 }

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, SqlState};
 
 use crate::lock::LockError;
 use crate::lock::error::chain;
@@ -13,6 +13,10 @@ pub(in crate::lock::postgres) enum Fault {
     )]
     NoTls,
     #[error(
+        "the server answers `{}` when it is asked for TLS: if that is `E` its log has the reason, else no PostgreSQL is there", .0.escape_default()
+    )]
+    Answer(char),
+    #[error(
         "its certificate is signed by nobody who is trusted here: name a file with the certificate of its CA in sslrootcert, or add it to the roots of the configuration given to `tls`"
     )]
     UnknownIssuer,
@@ -24,6 +28,11 @@ pub(in crate::lock::postgres) enum Fault {
         "its certificate is not valid today ({0}): renew it at the server, or set the clock right"
     )]
     NotValidNow(String),
+    #[error(
+        "its certificate is of X.509 version 1, which rustls does not take: sign it again with extensions, such as its names, or use the feature `tls-native` alone"
+    )]
+    #[cfg(feature = "tls-rustls")]
+    Version1,
     #[error("its certificate cannot be used: {0}")]
     Certificate(String),
     #[error(
@@ -40,17 +49,23 @@ pub(in crate::lock::postgres) fn refused(
     error: tokio_postgres::Error,
     encrypted: bool,
 ) -> LockError {
-    let text = chain(&error);
-    let remedy = if encrypted && text.contains("client certificate") {
-        "name files with one in sslcert and sslkey, or give one to `tls`"
-    } else if encrypted && text.contains("alert") {
-        "the server does not accept this client's certificate: have it signed by a CA in the server's ssl_ca_file"
-    } else if !encrypted && wants_encryption(&error) {
-        "if the server takes encrypted connections alone, use sslmode=require, and the feature `tls-rustls` or `tls-native`"
-    } else {
-        let source = Arc::new(error);
-        return LockError::Connect { server, source };
+    let remedy = match error.as_db_error() {
+        // It ends the handshake only after this client has.
+        None if encrypted && chain(&error).contains("alert") => {
+            "the server does not accept this client's certificate: have it signed by a CA in the server's ssl_ca_file"
+        }
+        Some(refusal) if encrypted && refusal.message().contains("valid client certificate") => {
+            "name files with one in sslcert and sslkey, or give one to `tls`"
+        }
+        Some(refusal) if !encrypted && wants_encryption(refusal) => {
+            "if the server takes encrypted connections alone, use sslmode=require, and the feature `tls-rustls` or `tls-native`"
+        }
+        _ => {
+            let source = Arc::new(error);
+            return LockError::Connect { server, source };
+        }
     };
+    let text = chain(&error);
     LockError::Tls {
         server,
         problem: format!("{text}; {remedy}"),
@@ -58,9 +73,7 @@ pub(in crate::lock::postgres) fn refused(
 }
 
 /// Whether `pg_hba.conf` has no place for the connection as it is.
-fn wants_encryption(error: &tokio_postgres::Error) -> bool {
-    error.as_db_error().is_some_and(|refusal| {
-        refusal.routine() == Some("ClientAuthentication")
-            && *refusal.code() == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
-    })
+fn wants_encryption(refusal: &DbError) -> bool {
+    refusal.routine() == Some("ClientAuthentication")
+        && *refusal.code() == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
 }

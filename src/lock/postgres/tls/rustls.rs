@@ -11,7 +11,8 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore,
+    SignatureScheme,
 };
 use tokio_rustls::TlsConnector;
 
@@ -87,8 +88,16 @@ fn fault(error: &io::Error, name: &str) -> Fault {
         | CertificateError::ExpiredContext { .. }
         | CertificateError::NotValidYet
         | CertificateError::NotValidYetContext { .. } => Fault::NotValidNow(problem.to_string()),
+        CertificateError::Other(problem) if says(problem, "UnsupportedCertVersion") => {
+            Fault::Version1
+        }
         _ => Fault::Certificate(problem.to_string()),
     }
+}
+
+/// Whether it is this variant of an error that rustls passes on as a text.
+fn says(problem: &OtherError, variant: &str) -> bool {
+    problem.0.to_string() == variant
 }
 
 /// Looks at as much of a server's certificate as a URL asks for. That the server has its key is always checked: a login may be bound to
@@ -150,7 +159,7 @@ impl ServerCertVerifier for Verifier {
                 if self.check == Check::Issuer => {}
             // The server's own certificate, signed by itself, is the one in the file: it is valid today, but says that it is a CA's.
             CertificateError::Other(other)
-                if other.0.to_string() == "CaUsedAsEndEntity"
+                if says(other, "CaUsedAsEndEntity")
                     && self.given.iter().any(|given| given == certificate) =>
             {
                 if self.check == Check::IssuerAndName {
