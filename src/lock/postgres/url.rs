@@ -58,6 +58,7 @@ impl Database {
             None => without_pairs(url, &mut settings),
         };
         let config: Config = rest.parse().map_err(|error| unreadable(told(&error)))?;
+        uneven(&config).map_or(Ok(()), |problem| Err(unreadable(problem)))?;
         let encryption = Encryption::read(settings, tls)?;
         Ok(Self { config, encryption })
     }
@@ -85,6 +86,18 @@ fn told(error: &tokio_postgres::Error) -> String {
         }
         None => "it is neither a URL nor a list of `key=value` pairs".into(),
     }
+}
+
+/// Lists of which it is not certain what belongs together.
+fn uneven(config: &Config) -> Option<String> {
+    let hosts = config.get_hosts().len();
+    let numbers = config.get_hostaddrs().len();
+    let ports = config.get_ports().len();
+    let servers = hosts.max(numbers);
+    if numbers > 0 && hosts > 0 && numbers != hosts {
+        return Some(format!("it has {hosts} hosts and {numbers} of `hostaddr`"));
+    }
+    (ports > 1 && ports != servers).then(|| format!("it has {servers} hosts and {ports} ports"))
 }
 
 /// Whether something stands before `://` that could be a scheme, as in `postgresql+driver://`.
@@ -169,6 +182,28 @@ fn pair(text: &str, from: usize) -> Option<(Range<usize>, String, Range<usize>)>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_host_has_its_port_or_all_have_one() {
+        for url in [
+            "postgres://u@a,b:2/x",
+            "postgres:///x?host=a&port=1",
+            "host=a,b port=7",
+            "host=a,b port=7,8 hostaddr=192.0.2.1,192.0.2.2",
+            "hostaddr=192.0.2.1,192.0.2.2 port=7,8",
+        ] {
+            Database::read(url, None).unwrap_or_else(|error| panic!("{url}: {error}"));
+        }
+        for (url, says) in [
+            ("host=a,b,c port=1,2", "3 hosts and 2 ports"),
+            ("host=a port=1,2", "1 hosts and 2 ports"),
+            ("postgres://a/x?port=7", "1 hosts and 2 ports"),
+            ("host=a,b hostaddr=192.0.2.1", "2 hosts and 1 of `hostaddr`"),
+        ] {
+            let error = Database::read(url, None).err().expect(url).to_string();
+            assert!(error.contains(says), "{url}: {error}");
+        }
+    }
 
     #[test]
     fn what_is_about_tls_is_taken_and_the_rest_is_left() {
