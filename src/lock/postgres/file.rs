@@ -14,11 +14,14 @@ impl PostgresBuilder {
 
     /// With the checks of `build`, so that what a file says is refused where it says it.
     fn checked(self) -> Result<Self, String> {
-        let checked = self.check().and_then(|()| match self.url.as_str() {
-            "" => Ok(()),
-            _ => self.database().map(drop),
-        });
-        checked.map(|()| self).map_err(|error| error.to_string())
+        let checked = self.check().map(|()| self);
+        checked.map_err(|error| error.to_string())
+    }
+
+    /// As [`checked`](Self::checked), for a URL: what it names is read.
+    fn readable(self) -> Result<Self, String> {
+        let readable = self.database().map(|_| self);
+        readable.map_err(|error| error.to_string())
     }
 }
 
@@ -69,7 +72,7 @@ impl Table for PostgresBuilder {
 
     fn set<'de, A: MapAccess<'de>>(self, value: Value<'_, A>) -> Result<Self, A::Error> {
         match value.key {
-            "url" => value.text("a database URL", |url| self.url(url).checked()),
+            "url" => value.text("a database URL", |url| self.url(url).readable()),
             "pool_size" => value.whole(|size| self.pool_size(size).checked()),
             "lease" => value.time(|lease| self.lease(lease).checked()),
             "fencing" => value.flag(|fencing| self.fencing(fencing).checked()),
