@@ -49,9 +49,9 @@ impl RealmLocks {
 
     /// Locks in the PostgreSQL database at `url`, a URL or a `key=value` string as libpq reads it.
     ///
-    /// Of several hosts the first is used that is a primary. There is no TLS yet: `sslmode=require` is refused, and
-    /// `prefer` connects without. The settings `connect_timeout`, `keepalives…`, `tcp_user_timeout`, `target_session_attrs`
-    /// and `load_balance_hosts` have no effect.
+    /// Of several hosts the first is used that is a primary. [`PostgresBuilder`](PostgresBuilder#database-urls) tells how a URL says that
+    /// connections are encrypted. The settings `connect_timeout`, `keepalives…`, `tcp_user_timeout`, `target_session_attrs` and
+    /// `load_balance_hosts` have no effect.
     ///
     /// All replicas must use one database of one primary: advisory locks do not reach further.
     pub fn postgres_builder(url: &str) -> PostgresBuilder {

@@ -23,16 +23,20 @@ const MAX_SESSIONS: u32 = 1000;
 ///
 /// | option | values |
 /// | --- | --- |
-/// | `sslmode` | `disable`: never. `prefer`, the default: where the server has TLS, unverified; else in clear text. `require`: always, unverified unless `sslrootcert` names a file, then as `verify-ca`. `verify-ca`: the certificate must be signed by a trusted CA. `verify-full`: and be for the URL's host |
+/// | `sslmode` | `disable`: never. `prefer`, the default: where the server has TLS, unverified; in clear text where it has none, where the handshake fails, and where it lets no encrypted connection in. `require`: always, unverified unless `sslrootcert` names a file, then as `verify-ca`. `verify-ca`: the certificate must be signed by a trusted CA. `verify-full`: and be for the URL's host |
 /// | `sslrootcert` | a PEM file with the certificates of trusted CAs; or `system`: what the system trusts, and `verify-full` |
 /// | `sslcert`, `sslkey` | PEM files: a client certificate and its key, where the server asks for them |
 /// | `sslnegotiation` | `postgres`, the default, or `direct`: one round trip less, from PostgreSQL 17 on |
 /// | `channel_binding` | `require`: log in by SCRAM and bound to the server's certificate, or not at all |
 ///
-/// They mean what they mean to libpq, but for this: files are never looked for in `~/.postgresql`, without `sslrootcert` `verify-ca` and
-/// `verify-full` trust what the system trusts, and there is no `allow`. Files are read once. Only `verify-full`, or `channel_binding=require`
-/// with a server that has the password's verifier, leaves nobody in between. Unix sockets are never encrypted. A CancelRequest goes the way of
-/// their connection. rustls does not look at a certificate's common name, only at its alternative names.
+/// They mean what they mean to libpq, but for this: no environment variable is read, files are never looked for in `~/.postgresql`,
+/// nobody looks who else may read the key's file, without `sslrootcert` `verify-ca` and `verify-full` trust what the system trusts, and
+/// there is no `allow`. [`build`](Self::build) and [`listen`](Self::listen) read the files, and nothing reads them again: for certificates
+/// that are renewed while a process runs there is [`tls`](Self::tls), with a resolver of your own in a `rustls::ClientConfig`.
+///
+/// Only `verify-full`, or `channel_binding=require` with a server that has the password's verifier, leaves nobody in between. Unix sockets
+/// are never encrypted. A CancelRequest goes the way of their connection. rustls does not look at a certificate's common name, only at
+/// its alternative names, and takes X.509 version 3 alone; a login cannot be bound to a certificate that is signed with Ed25519 or RSA-PSS.
 ///
 /// A build without the features `tls-rustls` and `tls-native` refuses whatever asks for TLS, and takes `prefer` for `disable`; with
 /// both, a URL's TLS is rustls'.
