@@ -5,9 +5,8 @@ use std::task::{Context, Poll, ready};
 use tokio::time::{Instant, timeout};
 use tokio_postgres::{Error, SimpleQueryMessage};
 
-use super::canceller::Canceller;
+use super::canceller::{Canceller, GIVEN};
 use super::confirmation::Answer as Ending;
-use super::connection::{CANCEL_PATIENCE, CANCEL_TRIES, cancel};
 use super::pool::Pooled;
 use crate::lock::background::Background;
 use crate::lock::grant::Turn;
@@ -99,13 +98,9 @@ impl Drop for Attempt {
 /// that one's holder its success.
 async fn abandon(mut statement: Statement, before: Option<Ending>, canceller: Canceller) {
     if let Some(before) = before {
-        let _ = timeout(CANCEL_PATIENCE * CANCEL_TRIES, before).await;
+        let _ = timeout(GIVEN, before).await;
     }
-    for _ in 0..CANCEL_TRIES {
-        cancel(&canceller).await;
-        if timeout(CANCEL_PATIENCE, &mut statement).await.is_ok() {
-            return;
-        }
+    if !canceller.cancel_until_ended(&mut statement).await {
+        tracing::warn!("a lock statement did not answer to its cancellation");
     }
-    tracing::warn!("a lock statement did not answer to its cancellation");
 }

@@ -10,6 +10,7 @@ mod canceller;
 mod comment;
 mod confirmation;
 mod connection;
+mod connector;
 #[cfg(feature = "serde")]
 mod file;
 mod login;
@@ -40,7 +41,8 @@ pub use self::broadcast::{RealmEvent, RealmWrite, RealmWrites};
 pub use self::builder::PostgresBuilder;
 use self::comment::comment;
 pub(crate) use self::confirmation::{Answer, Urgency};
-use self::connection::{Connector, is_disconnect};
+use self::connection::is_disconnect;
+use self::connector::Connector;
 use self::pool::LockPool;
 pub(crate) use self::session::SessionLock;
 use self::session::{Options, Sessions};

@@ -6,7 +6,8 @@ use bb8::{ErrorSink, Pool, PooledConnection, QueueStrategy};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 
-use super::connection::{Connector, LockConnection};
+use super::connection::LockConnection;
+use super::connector::Connector;
 use crate::lock::{LockError, Wanted};
 
 /// The lock connections to one PostgreSQL.

@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_postgres::{Client, Error};
 
 use super::confirmation::{Answer, Pings, Urgency, last};
-use super::connection::{cancel, is_disconnect};
+use super::connection::is_disconnect;
 use super::pool::Pooled;
 use super::shared::LockTransaction;
 use crate::lock::background::Background;
@@ -225,7 +225,7 @@ async fn roll_back(mut connection: Pooled, whole: bool, deadline: Instant) {
         }
     } else if !connection.is_closed() {
         // A statement of the handler's may still run there, and hold the lock.
-        cancel(connection.canceller()).await;
+        connection.canceller().cancel().await;
     }
 }
 

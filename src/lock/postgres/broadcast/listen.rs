@@ -15,7 +15,8 @@ use super::payload::read;
 use super::{CHANNEL, RealmEvent};
 use crate::lock::LockError;
 use crate::lock::postgres::PostgresBuilder;
-use crate::lock::postgres::connection::{Connector, LockConnection};
+use crate::lock::postgres::connection::LockConnection;
+use crate::lock::postgres::connector::Connector;
 use crate::lock::postgres::url::Database;
 
 /// How many events wait to be taken. Beyond that they are dropped, and an interruption is told.

@@ -6,7 +6,8 @@ use tokio_postgres::error::SqlState;
 
 use crate::lock::LockError;
 use crate::lock::lease::Lease;
-use crate::lock::postgres::connection::{Connector, LockConnection};
+use crate::lock::postgres::connection::LockConnection;
+use crate::lock::postgres::connector::Connector;
 use crate::lock::postgres::milliseconds;
 
 /// Opens a connection whose session can hold locks, and refuses a server that cannot keep them as promised.

@@ -10,7 +10,8 @@ use super::connect::connect;
 use super::task::SessionTask;
 use crate::lock::claim::Lock;
 use crate::lock::lease::Lease;
-use crate::lock::postgres::connection::{Connector, LockConnection};
+use crate::lock::postgres::connection::LockConnection;
+use crate::lock::postgres::connector::Connector;
 use crate::lock::{Claim, FencingToken, LockError};
 
 /// One session, as its callers see it. Its connection closes in order once nobody has a handle of it any more.

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Options;
 use super::lock::{Session, SessionLock};
-use crate::lock::postgres::connection::Connector;
+use crate::lock::postgres::connector::Connector;
 use crate::lock::{Claim, LockError, LockKey};
 
 /// How long callers wait for a session that is being opened, before they do without.
