@@ -5,7 +5,7 @@ use tokio::time::Instant;
 
 use super::background::Background;
 use super::lease::Lease;
-use super::postgres::{Answer, LockedTransaction, SessionLock, Urgency, announcement};
+use super::postgres::{Confirmation, LockedTransaction, SessionLock, Urgency, announcement};
 use super::{Claim, FencingToken, LockError, LockTransaction, queue};
 
 /// The right to ask for a key, with the lock itself where the owner before has handed it on.
@@ -143,7 +143,7 @@ impl Grant {
     /// Ends the hold of a success: hands the lock on to the next local waiter, or gives it back. Must be called within a runtime.
     ///
     /// The answer is the server's word that the lock was held until now. It comes while the next hold has begun.
-    pub(crate) fn end_hold(mut self: Box<Self>, turn: Turn, claim: &Claim) -> Answer {
+    pub(crate) fn end_hold(mut self: Box<Self>, turn: Turn, claim: &Claim) -> Confirmation {
         let announcement = self.announcement(claim);
         if announcement.is_some() || !self.may_be_handed_on() {
             return self.give_back(announcement);
@@ -218,18 +218,18 @@ impl Grant {
     }
 
     /// The server's word that the lock was held until now; others may use it meanwhile.
-    fn confirmation(&mut self, urgency: Urgency) -> Answer {
+    fn confirmation(&mut self, urgency: Urgency) -> Confirmation {
         match &mut self.lock {
             Lock::Transaction(transaction) => transaction.ping(urgency),
-            Lock::Session(lock) => Answer::to(lock.confirmation()),
+            Lock::Session(lock) => Confirmation::to(lock.confirmation()),
         }
     }
 
     /// Gives the lock back, with the server's word that it was held until now.
-    fn give_back(self, announcement: Option<String>) -> Answer {
+    fn give_back(self, announcement: Option<String>) -> Confirmation {
         match self.lock {
             Lock::Transaction(transaction) => transaction.commit(announcement),
-            Lock::Session(lock) => Answer::to(lock.unlock(announcement)),
+            Lock::Session(lock) => Confirmation::to(lock.unlock(announcement)),
         }
     }
 }

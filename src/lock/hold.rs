@@ -8,7 +8,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::grant::{Grant, Turn};
 use super::nesting::within;
-use super::postgres::Answer;
+use super::postgres::Confirmation;
 use super::{Claim, HeldLock, LockError};
 use crate::metrics;
 
@@ -129,13 +129,16 @@ impl Hold {
             committed?;
             return Ok(Released {
                 claim,
-                answer: None,
+                confirmation: None,
             });
         }
         self.held.mark_released();
         let grant = self.grant.take().zip(self.turn.take());
-        let answer = grant.map(|(grant, turn)| grant.end_hold(turn, &claim));
-        Ok(Released { claim, answer })
+        let confirmation = grant.map(|(grant, turn)| grant.end_hold(turn, &claim));
+        Ok(Released {
+            claim,
+            confirmation,
+        })
     }
 
     /// Releases the lock of a success that nobody wants to have confirmed. What was written in a shared transaction is rolled
@@ -180,7 +183,7 @@ impl Hold {
 pub(crate) struct Released {
     claim: Claim,
     /// None where nothing is left to be asked.
-    answer: Option<Answer>,
+    confirmation: Option<Confirmation>,
 }
 
 impl Released {
@@ -194,8 +197,8 @@ impl Released {
     ///
     /// Nothing depends on it but the answer.
     pub(crate) async fn confirmed(self) -> Result<(), LockError> {
-        let confirmed = match self.answer {
-            Some(answer) => answer.await,
+        let confirmed = match self.confirmation {
+            Some(confirmation) => confirmation.await,
             None => true,
         };
         if confirmed {

@@ -3,10 +3,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::time::{Instant, timeout};
-use tokio_postgres::{Error, SimpleQueryMessage};
 
+use super::answer::Answer;
 use super::canceller::{Canceller, GIVEN};
-use super::confirmation::Answer as Ending;
+use super::confirmation::Confirmation;
 use super::pool::Pooled;
 use crate::lock::background::Background;
 use crate::lock::grant::Turn;
@@ -23,7 +23,7 @@ pub(super) struct Attempt {
     statement: Option<Statement>,
     canceller: Canceller,
     /// The end of the transaction before on the same connection.
-    before: Option<Ending>,
+    before: Option<Confirmation>,
     background: Background,
 }
 
@@ -36,8 +36,6 @@ pub(super) struct Answered {
     /// When the statement was sent.
     pub(super) sent: Instant,
 }
-
-pub(super) type Answer = Result<Vec<SimpleQueryMessage>, Error>;
 
 impl Attempt {
     pub(super) fn start(
@@ -96,7 +94,7 @@ impl Drop for Attempt {
 ///
 /// Nor is it cancelled before the transaction before has ended: a CancelRequest is for whatever the server is at, and would cost
 /// that one's holder its success.
-async fn abandon(mut statement: Statement, before: Option<Ending>, canceller: Canceller) {
+async fn abandon(mut statement: Statement, before: Option<Confirmation>, canceller: Canceller) {
     if let Some(before) = before {
         let _ = timeout(GIVEN, before).await;
     }

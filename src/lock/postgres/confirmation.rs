@@ -36,7 +36,7 @@ pub(super) struct Pings {
 /// One question, and all who wait for its answer.
 #[derive(Clone)]
 struct Ping {
-    answer: Answer,
+    answer: Confirmation,
     question: Arc<Question>,
 }
 
@@ -50,14 +50,14 @@ pub(crate) enum Urgency {
 
 /// True if the server has answered. What is asked is sent even if nobody waits for that.
 #[derive(Clone)]
-pub(crate) struct Answer {
+pub(crate) struct Confirmation {
     shared: Shared<BoxFuture<'static, bool>>,
     /// Wakes all who wait. [`Shared`] wakes them for an answer that comes while one of them polls it; the others then leave it to
     /// that one, which may be dropped before it does anything.
     others: Arc<AtomicWaker>,
 }
 
-impl Answer {
+impl Confirmation {
     pub(crate) fn to(question: impl Future<Output = bool> + Send + 'static) -> Self {
         let others = Arc::new(AtomicWaker::new());
         let waiting = Arc::clone(&others);
@@ -76,7 +76,7 @@ impl Answer {
     }
 }
 
-impl Future for Answer {
+impl Future for Confirmation {
     type Output = bool;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<bool> {
@@ -84,7 +84,7 @@ impl Future for Answer {
     }
 }
 
-impl Drop for Answer {
+impl Drop for Confirmation {
     fn drop(&mut self) {
         if self.shared.peek().is_none() {
             self.others.wake();
@@ -92,9 +92,9 @@ impl Drop for Answer {
     }
 }
 
-impl fmt::Debug for Answer {
+impl fmt::Debug for Confirmation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Answer").finish_non_exhaustive()
+        f.debug_struct("Confirmation").finish_non_exhaustive()
     }
 }
 
@@ -126,7 +126,7 @@ impl Pings {
     }
 
     /// The answer to a ping that is sent from now on.
-    pub(super) fn join(&mut self, urgency: Urgency) -> Answer {
+    pub(super) fn join(&mut self, urgency: Urgency) -> Confirmation {
         let now = Instant::now();
         let ping = match self.latest.take() {
             // Not sent yet, so that its answer speaks for this moment too.
@@ -172,7 +172,7 @@ impl Pings {
             answered
         };
         Ping {
-            answer: Answer::to(answer),
+            answer: Confirmation::to(answer),
             question,
         }
     }
@@ -216,7 +216,7 @@ pub(super) fn last(
     connection: &LockConnection,
     message: impl Into<Cow<'static, str>>,
     patience: Duration,
-) -> Answer {
+) -> Confirmation {
     let client = Arc::clone(&connection.client);
     let task = connection.task.clone();
     let message = message.into();
@@ -227,7 +227,7 @@ pub(super) fn last(
         }
         matches!(answer, Ok(Ok(())))
     };
-    let answer = Answer::to(answer);
+    let answer = Confirmation::to(answer);
     // Nobody else has it yet, so that this one step sends it; its answer wakes those who wait for it.
     let _ = answer.clone().now_or_never();
     answer
@@ -251,18 +251,18 @@ mod tests {
 
     #[test]
     fn an_answer_that_comes_while_one_who_leaves_reads_it_wakes_the_others() {
-        let staying: Arc<Mutex<Option<Answer>>> = Arc::default();
+        let staying: Arc<Mutex<Option<Confirmation>>> = Arc::default();
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(Arc::clone(&woken));
         let poll = {
             let waker = waker.clone();
-            move |answer: &mut Answer| answer.poll_unpin(&mut Context::from_waker(&waker))
+            move |answer: &mut Confirmation| answer.poll_unpin(&mut Context::from_waker(&waker))
         };
 
         let mut came = false;
         let other = Arc::clone(&staying);
         let polled = poll.clone();
-        let mut leaving = Answer::to(poll_fn(move |cx| {
+        let mut leaving = Confirmation::to(poll_fn(move |cx| {
             if came {
                 return Poll::Ready(true);
             }

@@ -9,9 +9,9 @@ use tokio_postgres::error::{DbError, Severity};
 use tokio_postgres::{Client, Error};
 use tokio_util::sync::CancellationToken;
 
+use super::answer::value;
 use super::canceller::Canceller;
-use super::confirmation::Answer;
-use super::value;
+use super::confirmation::Confirmation;
 use crate::lock::LockError;
 
 /// What `DISCARD ALL` does but for prepared statements: the driver still counts on some of its own.
@@ -29,7 +29,7 @@ pub(crate) struct LockConnection {
     /// Whether a transaction may be open on it that nobody has told to end. Such a connection is not pooled.
     pub(crate) in_use: bool,
     /// The end of the transaction before, as long as it may be unanswered: nothing may be cancelled until it is answered.
-    pub(super) ending: Option<Answer>,
+    pub(super) ending: Option<Confirmation>,
     /// Host, port and database.
     pub(super) server: Arc<str>,
     canceller: Canceller,

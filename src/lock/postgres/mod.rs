@@ -3,6 +3,7 @@
 //! Source: PostgreSQL manual, 13.3.5 *Advisory Locks*, and 20.11 for the timeouts that a hold sets for itself.
 
 mod address;
+mod answer;
 mod attempt;
 mod broadcast;
 mod builder;
@@ -17,6 +18,7 @@ mod login;
 mod pool;
 mod session;
 mod shared;
+mod statement;
 // In a build without TLS no value of its type can be made, and little of it is used.
 #[cfg_attr(
     not(any(feature = "tls-native", feature = "tls-rustls")),
@@ -26,44 +28,37 @@ mod tls;
 mod transaction;
 mod url;
 
-use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::error::SqlState;
 use tokio_util::task::TaskTracker;
 
+use self::answer::fencing_token;
 use self::attempt::{Answered, Attempt};
 pub(crate) use self::broadcast::announcement;
 pub use self::broadcast::{RealmEvent, RealmWrite, RealmWrites};
 pub use self::builder::PostgresBuilder;
 use self::comment::comment;
-pub(crate) use self::confirmation::{Answer, Urgency};
+pub(crate) use self::confirmation::{Confirmation, Urgency};
 use self::connection::is_disconnect;
 use self::connector::Connector;
 use self::pool::LockPool;
 pub(crate) use self::session::SessionLock;
 use self::session::{Options, Sessions};
 pub use self::shared::{LockTransaction, TransactionClient};
+use self::statement::{is_busy, lock_statement, was_contended};
 #[cfg(any(feature = "tls-native", feature = "tls-rustls"))]
 pub use self::tls::Tls;
 pub(crate) use self::transaction::LockedTransaction;
-use self::transaction::SHARE;
 use self::url::Database;
 use super::background::Background;
-use super::claim::Lock;
 use super::grant::{Grant, HandOff, Turn};
 use super::lease::Lease;
 use super::queue::{self, Entry, Full, Queue};
-use super::{FencingToken, LockError, Wanted, token};
-
-/// The column that says `t` where nobody else had the lock, or waited for it.
-const FREE: &str = "lock_was_free";
-
-/// The setting, and the column, that says `t` where a key could not be shared at once, and the keys after it were left alone.
-const BUSY: &str = "tower_realm_lock.busy";
+use super::{LockError, Wanted};
 
 /// How much later than the server this side gives up a wait: the server's own time-out needs no CancelRequest.
 const SERVER_FIRST: Duration = Duration::from_millis(250);
@@ -147,13 +142,14 @@ impl Postgres {
         let comment: Arc<str> = comment(wanted.claim).into();
         loop {
             let connection = self.pool.checkout(wanted).await?;
-            let statement = self.statement(wanted, &comment, scout.is_some());
+            let waits = scout.is_some();
+            let statement = lock_statement(wanted, &comment, self.lease, self.fencing, waits);
             let attempt = Attempt::start(connection, turn, statement, background.clone());
             let (answered, answer) = timeout_at(wanted.deadline + SERVER_FIRST, attempt)
                 .await
                 .map_err(|_| wanted.timed_out())?;
             let error = match answer {
-                Ok(rows) if values(&rows, BUSY).any(|busy| busy == "t") => {
+                Ok(rows) if is_busy(&rows) => {
                     let Answered {
                         turn: back,
                         mut connection,
@@ -199,62 +195,6 @@ impl Postgres {
         }
     }
 
-    /// The one message that begins, sets the limits for this transaction alone, and locks.
-    ///
-    /// Each key is tried first, to know whether others want it too, and the wait limited only if there is one. A try does not
-    /// overtake those who wait. Keys have a statement each, as nothing else says in what order they are locked; the claim has them
-    /// in the order that all others take them in. Only a `scout` waits to share a key.
-    ///
-    /// Read committed, whatever the server's default: under a stricter level the snapshot of the transaction would be
-    /// older than the lock. `set_config` with `true` ends with the transaction, so nothing leaks through a pooler.
-    fn statement(&self, wanted: &Wanted<'_>, comment: &str, scout: bool) -> String {
-        let remaining = wanted.deadline.saturating_duration_since(Instant::now());
-        let lock_timeout = milliseconds(remaining);
-        let lease = milliseconds(self.lease);
-        // The comment is not the first, or pg_stat_statements would count every realm's BEGIN by itself.
-        let mut statement = format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
-             {comment} SELECT set_config('idle_in_transaction_session_timeout', '{lease}', true)"
-        );
-        let is_busy = format!("current_setting('{BUSY}', true) = 't'");
-        let tries = !scout && wanted.claim.locks().iter().any(Lock::is_shared);
-        let mut separator = ",";
-        for lock in wanted.claim.locks() {
-            let Lock { key, .. } = lock;
-            let shared = if lock.is_shared() { "_shared" } else { "" };
-            let unless_busy = if tries && separator != "," {
-                format!("WHEN {is_busy} THEN 'f' ")
-            } else {
-                String::new()
-            };
-            let taken = format!("pg_try_advisory_xact_lock{shared}({key})");
-            // Writing to a `String` does not fail.
-            let _ = if lock.is_shared() && tries {
-                write!(
-                    statement,
-                    "{separator} set_config('{BUSY}', \
-                     CASE {unless_busy}WHEN {taken} THEN 'f' ELSE 't' END, true) AS \"{BUSY}\""
-                )
-            } else {
-                write!(
-                    statement,
-                    "{separator} CASE {unless_busy}WHEN {taken} THEN 't' ELSE \
-                     set_config('lock_timeout', '{lock_timeout}', true) \
-                     || pg_advisory_xact_lock{shared}({key})::text END AS {FREE}"
-                )
-            };
-            separator = "; SELECT";
-        }
-        if self.fencing {
-            // After the lock, so that the holder before has its token already.
-            statement += token::ASK;
-        }
-        if wanted.share {
-            statement += SHARE;
-        }
-        statement
-    }
-
     async fn granted(
         &self,
         wanted: &Wanted<'_>,
@@ -289,8 +229,7 @@ impl Postgres {
         if late && !transaction.confirm(wanted.deadline + SERVER_FIRST).await {
             return Err(wanted.timed_out());
         }
-        let contended = values(rows, FREE).any(|free| free != "t");
-        let hand_off = if contended {
+        let hand_off = if was_contended(rows) {
             self.hand_off.contended()
         } else {
             self.hand_off
@@ -325,32 +264,4 @@ async fn refused(
         claim: wanted.claim.clone(),
         source: error.into(),
     }
-}
-
-/// What the answer to a statement says in one column.
-fn value<'a>(rows: &'a [SimpleQueryMessage], column: &str) -> Option<&'a str> {
-    values(rows, column).next()
-}
-
-/// What the answers to several statements say in the columns of one name.
-fn values<'a>(rows: &'a [SimpleQueryMessage], column: &str) -> impl Iterator<Item = &'a str> {
-    rows.iter().filter_map(move |row| match row {
-        SimpleQueryMessage::Row(row) => row.try_get(column).ok()?,
-        _ => None,
-    })
-}
-
-/// The token of a granted statement that asked for one.
-fn fencing_token(rows: &[SimpleQueryMessage]) -> Result<FencingToken, LockError> {
-    let answer = value(rows, token::COLUMN).unwrap_or_default();
-    FencingToken::from_answer(answer).ok_or_else(|| LockError::InvalidFencingToken {
-        token: answer.escape_debug().to_string(),
-    })
-}
-
-/// For a PostgreSQL setting, in which 0 would mean no limit at all.
-fn milliseconds(duration: Duration) -> i32 {
-    i32::try_from(duration.as_millis())
-        .unwrap_or(i32::MAX)
-        .max(1)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::{Client, Error};
 
-use super::confirmation::{Answer, Pings, Urgency, last};
+use super::confirmation::{Confirmation, Pings, Urgency, last};
 use super::connection::is_disconnect;
 use super::pool::Pooled;
 use super::shared::LockTransaction;
@@ -110,13 +110,13 @@ impl LockedTransaction {
     }
 
     /// Asks for the server's word that the lock was held until now; others may use the lock meanwhile.
-    pub(crate) fn ping(&mut self, urgency: Urgency) -> Answer {
+    pub(crate) fn ping(&mut self, urgency: Urgency) -> Confirmation {
         self.pings.join(urgency)
     }
 
     /// Gives the lock back, and tells others of the write; the answer is the server's word that it was held until now. Must be
     /// called within a runtime.
-    pub(crate) fn commit(mut self, announcement: Option<String>) -> Answer {
+    pub(crate) fn commit(mut self, announcement: Option<String>) -> Confirmation {
         match self.connection.take() {
             Some(connection) => match announcement {
                 None => self.end(connection, "COMMIT"),
@@ -124,17 +124,17 @@ impl LockedTransaction {
                     // A message of its own: if it fails, the COMMIT still gives the lock back.
                     let told = last(&connection, announcement, self.lease.patience());
                     let ended = self.end(connection, "COMMIT");
-                    Answer::to(async { told.await & ended.await })
+                    Confirmation::to(async { told.await & ended.await })
                 }
             },
             // It has ended already, and has no word left to give.
-            None => Answer::to(ready(false)),
+            None => Confirmation::to(ready(false)),
         }
     }
 
     /// Ends the transaction, and gives the connection back at once, though the server has not answered: what is sent on it next
     /// comes after that.
-    fn end(&self, mut connection: Pooled, statement: &'static str) -> Answer {
+    fn end(&self, mut connection: Pooled, statement: &'static str) -> Confirmation {
         // Before the end, and not behind what the connection's next owner waits for.
         self.pings.send();
         let answer = last(&connection, statement, self.lease.patience());

@@ -8,7 +8,7 @@ use crate::lock::LockError;
 use crate::lock::lease::Lease;
 use crate::lock::postgres::connection::LockConnection;
 use crate::lock::postgres::connector::Connector;
-use crate::lock::postgres::milliseconds;
+use crate::lock::postgres::statement::milliseconds;
 
 /// Opens a connection whose session can hold locks, and refuses a server that cannot keep them as promised.
 pub(super) async fn connect(

@@ -1,8 +1,7 @@
-use tokio_postgres::{Error, SimpleQueryMessage};
-
 use super::commands::{Asked, Release, Telling};
 use super::statements::{answers, try_lock, unlock};
 use crate::lock::error::chain;
+use crate::lock::postgres::answer::Answer;
 use crate::lock::token;
 
 /// What is sent to the server at once, and answered at once.
@@ -13,8 +12,6 @@ pub(super) enum Message {
     /// The smallest message that the server answers: an empty query.
     Empty,
 }
-
-pub(super) type Answer = Result<Vec<SimpleQueryMessage>, Error>;
 
 /// The session is lost, and all its locks.
 pub(super) struct Lost;

@@ -3,7 +3,7 @@ use std::fmt::Write;
 use tokio_postgres::SimpleQueryMessage;
 
 use crate::lock::claim::Lock;
-use crate::lock::postgres::value;
+use crate::lock::postgres::answer::value;
 
 /// The column with an answer for each key.
 const COLUMN: &str = "done";

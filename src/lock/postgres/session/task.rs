@@ -10,14 +10,14 @@ use super::Options;
 use super::commands::{Asked, Command, Release};
 use super::keys::Keys;
 use super::lock::SessionLock;
-use super::message::{Answer, Lost, Message, settle_tellings, settle_unlocks};
+use super::message::{Lost, Message, settle_tellings, settle_unlocks};
 use super::statements::answers;
 use crate::lock::FencingToken;
 use crate::lock::claim::Lock;
 use crate::lock::error::chain;
 use crate::lock::lease::Lease;
+use crate::lock::postgres::answer::{Answer, fencing_token};
 use crate::lock::postgres::connection::{LockConnection, is_disconnect};
-use crate::lock::postgres::fencing_token;
 
 /// How many commands one batch takes.
 const BATCH: usize = 500;

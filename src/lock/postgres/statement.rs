@@ -1,0 +1,97 @@
+//! The statement that locks.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_postgres::SimpleQueryMessage;
+
+use super::answer::values;
+use super::transaction::SHARE;
+use crate::lock::claim::Lock;
+use crate::lock::{Wanted, token};
+
+/// The column that says `t` where nobody else had the lock, or waited for it.
+const FREE: &str = "lock_was_free";
+
+/// The setting, and the column, that says `t` where a key could not be shared at once, and the keys after it were left alone.
+const BUSY: &str = "tower_realm_lock.busy";
+
+/// The one message that begins, sets the limits for this transaction alone, and locks.
+///
+/// Each key is tried first, to know whether others want it too, and the wait limited only if there is one. A try does not
+/// overtake those who wait. Keys have a statement each, as nothing else says in what order they are locked; the claim has them
+/// in the order that all others take them in. Only a `scout` waits to share a key.
+///
+/// Read committed, whatever the server's default: under a stricter level the snapshot of the transaction would be
+/// older than the lock. `set_config` with `true` ends with the transaction, so nothing leaks through a pooler.
+pub(super) fn lock_statement(
+    wanted: &Wanted<'_>,
+    comment: &str,
+    lease: Duration,
+    fencing: bool,
+    scout: bool,
+) -> String {
+    let remaining = wanted.deadline.saturating_duration_since(Instant::now());
+    let lock_timeout = milliseconds(remaining);
+    let lease = milliseconds(lease);
+    // The comment is not the first, or pg_stat_statements would count every realm's BEGIN by itself.
+    let mut statement = format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
+         {comment} SELECT set_config('idle_in_transaction_session_timeout', '{lease}', true)"
+    );
+    let was_busy = format!("current_setting('{BUSY}', true) = 't'");
+    let tries = !scout && wanted.claim.locks().iter().any(Lock::is_shared);
+    let mut separator = ",";
+    for lock in wanted.claim.locks() {
+        let Lock { key, .. } = lock;
+        let shared = if lock.is_shared() { "_shared" } else { "" };
+        let unless_busy = if tries && separator != "," {
+            format!("WHEN {was_busy} THEN 'f' ")
+        } else {
+            String::new()
+        };
+        let taken = format!("pg_try_advisory_xact_lock{shared}({key})");
+        // Writing to a `String` does not fail.
+        let _ = if lock.is_shared() && tries {
+            write!(
+                statement,
+                "{separator} set_config('{BUSY}', \
+                 CASE {unless_busy}WHEN {taken} THEN 'f' ELSE 't' END, true) AS \"{BUSY}\""
+            )
+        } else {
+            write!(
+                statement,
+                "{separator} CASE {unless_busy}WHEN {taken} THEN 't' ELSE \
+                 set_config('lock_timeout', '{lock_timeout}', true) \
+                 || pg_advisory_xact_lock{shared}({key})::text END AS {FREE}"
+            )
+        };
+        separator = "; SELECT";
+    }
+    if fencing {
+        // After the lock, so that the holder before has its token already.
+        statement += token::ASK;
+    }
+    if wanted.share {
+        statement += SHARE;
+    }
+    statement
+}
+
+/// Whether a key could not be shared at once. The transaction then has a part of the claim at most.
+pub(super) fn is_busy(rows: &[SimpleQueryMessage]) -> bool {
+    values(rows, BUSY).any(|busy| busy == "t")
+}
+
+/// Whether somebody else had one of the locks, or waited for it.
+pub(super) fn was_contended(rows: &[SimpleQueryMessage]) -> bool {
+    values(rows, FREE).any(|free| free != "t")
+}
+
+/// For a PostgreSQL setting, in which 0 would mean no limit at all.
+pub(super) fn milliseconds(duration: Duration) -> i32 {
+    i32::try_from(duration.as_millis())
+        .unwrap_or(i32::MAX)
+        .max(1)
+}
