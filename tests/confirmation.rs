@@ -5,26 +5,31 @@ mod support;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use support::database::database;
+use support::database::{TestDatabase, database};
 use support::gate::{
-    Outcome, assert_lost, gate, key, patch, postgres_layer, postgres_layer_with, queue,
+    Outcome, answered, assert_lost, gate, key, patch, postgres_layer, postgres_layer_with, queue,
 };
 use support::load::{PATH, REALM};
 use support::proxy::{Proxy, is_ping};
 use support::wait::{PATIENCE, wait_until};
 use tokio::task::JoinHandle;
+use tower_realm_lock::RealmWriteLockLayer;
 
 /// So that the machine's noise does not end a row of hand-offs.
 const FOR_EVER: Duration = Duration::MAX;
+
+async fn handing_on(proxy: &Proxy, database: &TestDatabase) -> RealmWriteLockLayer {
+    postgres_layer_with(&proxy.url(database.url()), |builder| {
+        builder.max_hand_off_time(FOR_EVER)
+    })
+    .await
+}
 
 #[tokio::test]
 async fn the_next_writers_are_inside_before_the_one_before_is_confirmed() {
     let database = database().await;
     let proxy = Proxy::to(database.url()).await;
-    let layer = postgres_layer_with(&proxy.url(database.url()), |builder| {
-        builder.max_hand_off_time(FOR_EVER)
-    })
-    .await;
+    let layer = handing_on(&proxy, &database).await;
     let (handler, mut gate) = gate();
     let mut writes = vec![patch(&layer, &handler, PATH)];
     let mut inside = gate.entered().await;
@@ -46,10 +51,10 @@ async fn the_next_writers_are_inside_before_the_one_before_is_confirmed() {
     proxy.thaw();
     let last = writes.pop().unwrap();
     for write in writes {
-        assert_eq!(write.await.unwrap().unwrap().status(), 200);
+        assert_eq!(answered(write).await.status(), 200);
     }
     inside.answer(200);
-    assert_eq!(last.await.unwrap().unwrap().status(), 200);
+    assert_eq!(answered(last).await.status(), 200);
 }
 
 #[tokio::test]
@@ -66,21 +71,17 @@ async fn another_replica_is_inside_before_a_commit_is_answered() {
     proxy.freeze_answers();
     inside.answer(200);
     gate.entered().await.answer(200);
-    assert_eq!(next.await.unwrap().unwrap().status(), 200);
+    assert_eq!(answered(next).await.status(), 200);
     assert!(!write.is_finished());
     proxy.thaw();
-    assert_eq!(write.await.unwrap().unwrap().status(), 200);
+    assert_eq!(answered(write).await.status(), 200);
 }
 
 #[tokio::test]
 async fn without_confirmation_a_response_leaves_though_the_server_is_silent() {
     let database = database().await;
     let proxy = Proxy::to(database.url()).await;
-    let layer = postgres_layer_with(&proxy.url(database.url()), |builder| {
-        builder.max_hand_off_time(FOR_EVER)
-    })
-    .await
-    .confirm(false);
+    let layer = handing_on(&proxy, &database).await.confirm(false);
     let (handler, mut gate) = gate();
     let mut writes = vec![patch(&layer, &handler, PATH)];
     let mut inside = gate.entered().await;
@@ -90,10 +91,10 @@ async fn without_confirmation_a_response_leaves_though_the_server_is_silent() {
     // Handed on twice, and given back by the last one.
     for left in (0..4).rev() {
         inside.answer(200);
-        let answered = Instant::now();
-        let response = writes.remove(0).await.unwrap().unwrap();
+        let told = Instant::now();
+        let response = answered(writes.remove(0)).await;
         assert_eq!(response.status(), 200);
-        assert!(answered.elapsed() < Duration::from_secs(5));
+        assert!(told.elapsed() < Duration::from_secs(5));
         if left == 0 {
             break;
         }
@@ -112,10 +113,7 @@ async fn holds_that_end_within_one_answer_share_the_next() {
     const HOLDS: usize = 300;
     let database = database().await;
     let proxy = Proxy::to(database.url()).await;
-    let layer = postgres_layer_with(&proxy.url(database.url()), |builder| {
-        builder.max_hand_off_time(FOR_EVER)
-    })
-    .await;
+    let layer = handing_on(&proxy, &database).await;
     let (handler, mut gate) = gate();
     let mut writes: Vec<JoinHandle<Outcome>> = vec![patch(&layer, &handler, PATH)];
     let mut inside = gate.entered().await;
@@ -140,14 +138,14 @@ async fn holds_that_end_within_one_answer_share_the_next() {
     assert!(writes.iter().all(|write| !write.is_finished()));
     proxy.thaw();
     for write in writes {
-        assert_eq!(write.await.unwrap().unwrap().status(), 200);
+        assert_eq!(answered(write).await.status(), 200);
     }
     // Each was asked after the end of the last hold that it speaks for.
     let asked = proxy.queries();
     assert!((1..=2).contains(&asked.len()), "{asked:?}");
     assert!(asked.iter().all(|query| is_ping(query)), "{asked:?}");
     inside.answer(200);
-    assert_eq!(last.await.unwrap().unwrap().status(), 200);
+    assert_eq!(answered(last).await.status(), 200);
 }
 
 #[tokio::test]
@@ -171,9 +169,9 @@ async fn a_confirmation_that_does_not_come_is_a_lost_lock_within_the_lease() {
             // It was inside, and has lost the same lock.
             let mut call = gate.entered().await;
             call.dropped().await;
-            assert_lost(&next.await.unwrap().unwrap());
+            assert_lost(&answered(next).await);
         }
-        assert_lost(&write.await.unwrap().unwrap());
+        assert_lost(&answered(write).await);
         assert!(silent.elapsed() < lease, "{:?}", silent.elapsed());
         proxy.thaw();
     }
@@ -181,5 +179,5 @@ async fn a_confirmation_that_does_not_come_is_a_lost_lock_within_the_lease() {
     let (handler, mut gate) = gate();
     let write = patch(&layer, &handler, PATH);
     gate.entered().await.answer(200);
-    assert_eq!(write.await.unwrap().unwrap().status(), 200);
+    assert_eq!(answered(write).await.status(), 200);
 }

@@ -2,11 +2,14 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use support::database::{TestDatabase, database};
-use support::gate::{assert_lost, code, gate, key, patch, postgres_layer, postgres_layer_with};
+use support::gate::{
+    answered, assert_lost, code, gate, key, patch, postgres_layer, postgres_layer_with,
+};
 use support::proxy::Proxy;
+use support::silence::assert_out_before_the_next;
 use tower_realm_lock::{LockError, RealmLocks, RealmUrl, RealmWriteLockLayer};
 
 const PATH: &str = "/luke/a/card";
@@ -33,11 +36,11 @@ async fn a_call_whose_lock_is_lost_is_dropped_and_answered_503() {
     held.lost().await;
     assert!(!held.is_held());
     call.dropped().await;
-    assert_lost(&write.await.unwrap().unwrap());
+    assert_lost(&answered(write).await);
 
     let next = patch(&layer, &handler, PATH);
     gate.entered().await.answer(200);
-    assert_eq!(next.await.unwrap().unwrap().status(), 200);
+    assert_eq!(answered(next).await.status(), 200);
 }
 
 #[tokio::test]
@@ -55,7 +58,7 @@ async fn a_handler_that_ends_in_the_same_instant_is_not_a_success() {
         if !call.was_dropped() {
             call.answer(200);
         }
-        assert_lost(&write.await.unwrap().unwrap());
+        assert_lost(&answered(write).await);
     }
 }
 
@@ -78,7 +81,7 @@ async fn a_connection_that_breaks_is_a_lost_lock() {
     let mut call = gate.entered().await;
     proxy.cut();
     call.dropped().await;
-    assert_lost(&write.await.unwrap().unwrap());
+    assert_lost(&answered(write).await);
 }
 
 #[tokio::test]
@@ -90,28 +93,10 @@ async fn a_silent_network_is_a_lost_lock_before_the_server_lets_the_next_one_in(
     let other = layer(&database).await;
     let (handler, mut gate) = gate();
     let write = patch(&cut_off, &handler, PATH);
-    let mut call = gate.entered().await;
+    let call = gate.entered().await;
     let next = patch(&other, &handler, PATH);
     database.wait_for_waiting(key(PATH), 1).await;
-
-    let silent = Instant::now();
-    proxy.freeze();
-    call.dropped().await;
-    assert!(
-        gate.is_empty(),
-        "the next writer is inside before this one is out"
-    );
-    assert!(silent.elapsed() < lease, "{:?}", silent.elapsed());
-    assert_lost(&write.await.unwrap().unwrap());
-
-    let entered = gate.entered().await;
-    assert!(
-        silent.elapsed() < lease + lease / 2,
-        "{:?}",
-        silent.elapsed()
-    );
-    entered.answer(200);
-    assert_eq!(next.await.unwrap().unwrap().status(), 200);
+    assert_out_before_the_next(&proxy, lease, (call, write), next, &mut gate).await;
 }
 
 #[tokio::test]
@@ -127,7 +112,7 @@ async fn a_connection_that_may_still_hold_a_lock_is_not_used_again() {
     let mut call = gate.entered().await;
     proxy.freeze();
     call.dropped().await;
-    assert_lost(&write.await.unwrap().unwrap());
+    assert_lost(&answered(write).await);
 
     // The server has not noticed anything: the lock is still there, and so is the connection.
     proxy.thaw();
@@ -135,7 +120,7 @@ async fn a_connection_that_may_still_hold_a_lock_is_not_used_again() {
     let call = gate.entered().await;
     database.wait_for_granted(key(PATH), 0).await;
     call.answer(200);
-    assert_eq!(other.await.unwrap().unwrap().status(), 200);
+    assert_eq!(answered(other).await.status(), 200);
 }
 
 #[tokio::test]
@@ -149,14 +134,14 @@ async fn a_success_waits_for_its_confirmation_unless_told_otherwise() {
     let call = gate.entered().await;
     proxy.freeze();
     call.answer(200);
-    assert_lost(&confirmed.await.unwrap().unwrap());
+    assert_lost(&answered(confirmed).await);
     proxy.thaw();
 
     let unconfirmed = patch(&layer.clone().confirm(false), &handler, PATH);
     let call = gate.entered().await;
     proxy.freeze();
     call.answer(200);
-    let response = unconfirmed.await.unwrap().unwrap();
+    let response = answered(unconfirmed).await;
     assert_eq!(response.status(), 200);
 }
 
@@ -170,7 +155,7 @@ async fn a_failure_does_not_wait_and_stays_what_it_is() {
     let call = gate.entered().await;
     proxy.freeze();
     call.answer(404);
-    let response = write.await.unwrap().unwrap();
+    let response = answered(write).await;
     assert_eq!(response.status(), 404);
 }
 
@@ -205,7 +190,7 @@ async fn a_grant_that_may_be_old_is_confirmed_before_the_call_begins() {
     proxy.freeze_requests();
     tokio::time::sleep(lease / 2).await;
     foreign.batch_execute("COMMIT").await.unwrap();
-    let response = write.await.unwrap().unwrap();
+    let response = answered(write).await;
     assert_eq!(
         (response.status().as_u16(), &*code(&response)),
         (503, "lock-timeout")
@@ -225,7 +210,7 @@ async fn a_discarded_connection_is_closed_although_an_answer_is_due() {
     assert_eq!(connections_to(proxy.port()), 1);
     proxy.freeze();
     call.dropped().await;
-    assert_lost(&write.await.unwrap().unwrap());
+    assert_lost(&answered(write).await);
     database
         .wait_until("it is closed", async || connections_to(proxy.port()) == 0)
         .await;

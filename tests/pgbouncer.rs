@@ -14,6 +14,7 @@ use support::gate::{
     realms,
 };
 use support::proxy::Proxy;
+use support::silence::{assert_out_before_the_next, assert_waiters_leave_nothing};
 use support::wait::PATIENCE;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -32,7 +33,6 @@ async fn layer(url: &str) -> RealmWriteLockLayer {
     postgres_layer(url).await
 }
 
-/// The response to a request that was sent.
 /// A client that keeps one of PgBouncer's server connections to itself until its transaction ends.
 async fn occupant(url: &str) -> Client {
     let client = try_connect(url).await.unwrap();
@@ -93,25 +93,7 @@ async fn a_client_gone_while_it_waits_leaves_no_queued_backend_and_no_unusable_c
     let bouncer = bouncer(&database, 1).await;
     let layer =
         postgres_layer_with(&bouncer.url(database.url()), |builder| builder.pool_size(1)).await;
-    let holder = database.hold(key(PATH)).await;
-    let (handler, mut gate) = gate();
-
-    for _ in 0..5 {
-        let waiting = patch(&layer, &handler, PATH);
-        database.wait_for_waiting(key(PATH), 1).await;
-        waiting.abort();
-        database.wait_for_waiting(key(PATH), 0).await;
-    }
-
-    let other = patch(&layer, &handler, "/luke/b/card");
-    gate.entered().await.answer(200);
-    assert_eq!(answered(other).await.status(), 200);
-    let next = patch(&layer, &handler, PATH);
-    database.wait_for_waiting(key(PATH), 1).await;
-    holder.batch_execute("COMMIT").await.unwrap();
-    gate.entered().await.answer(200);
-    assert_eq!(answered(next).await.status(), 200);
-    database.wait_for_granted(key(PATH), 0).await;
+    assert_waiters_leave_nothing(&database, &layer).await;
 }
 
 #[tokio::test]
@@ -132,28 +114,10 @@ async fn a_silent_replica_loses_its_lock_before_the_server_lets_the_next_one_in(
     let other = layer(&url).await;
     let (handler, mut gate) = gate();
     let write = patch(&cut_off, &handler, PATH);
-    let mut call = gate.entered().await;
+    let call = gate.entered().await;
     let next = patch(&other, &handler, PATH);
     database.wait_for_waiting(key(PATH), 1).await;
-
-    let silent = Instant::now();
-    proxy.freeze();
-    call.dropped().await;
-    assert!(
-        gate.is_empty(),
-        "the next writer is inside before this one is out"
-    );
-    assert!(silent.elapsed() < lease, "{:?}", silent.elapsed());
-    assert_lost(&answered(write).await);
-
-    let entered = gate.entered().await;
-    assert!(
-        silent.elapsed() < lease + lease / 2,
-        "{:?}",
-        silent.elapsed()
-    );
-    entered.answer(200);
-    assert_eq!(answered(next).await.status(), 200);
+    assert_out_before_the_next(&proxy, lease, (call, write), next, &mut gate).await;
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use support::gate::{
     postgres_locks_with,
 };
 use support::proxy::Proxy;
+use support::silence::assert_out_before_the_next;
 use support::wait::{PATIENCE, wait_until};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -119,27 +120,12 @@ async fn a_silent_session_is_lost_before_the_server_lets_the_next_one_in() {
     let other = postgres_layer(database.url()).await;
     let (handler, mut gate) = gate();
     let write = patch(&cut_off, &handler, PATH);
-    let mut call = gate.entered().await;
+    let call = gate.entered().await;
     let pid = database.holder_pid(key(PATH)).await.expect("a holder");
     assert_eq!(backend_state(&database, pid).await, "idle");
     let next = patch(&other, &handler, PATH);
     database.wait_for_waiting(key(PATH), 1).await;
-
-    let silent = Instant::now();
-    proxy.freeze();
-    call.dropped().await;
-    assert!(
-        gate.is_empty(),
-        "the next writer is inside before this one is out"
-    );
-    assert!(silent.elapsed() < lease, "{:?}", silent.elapsed());
-    assert_lost(&answered(write).await);
-
-    let entered = gate.entered().await;
-    let waited = silent.elapsed();
-    assert!(waited < lease + lease / 2, "{waited:?}");
-    entered.answer(200);
-    assert_eq!(answered(next).await.status(), 200);
+    assert_out_before_the_next(&proxy, lease, (call, write), next, &mut gate).await;
 }
 
 #[tokio::test]

@@ -24,6 +24,7 @@ pub mod proxy;
 pub mod realms;
 pub mod replica;
 pub mod replicas;
+pub mod silence;
 pub mod standby;
 pub mod wait;
 

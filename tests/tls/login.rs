@@ -6,7 +6,8 @@ use tower_realm_lock::{LockError, RealmEvent, RealmLocks, RealmWrites};
 use super::authority::Authority;
 use super::server::{PASSWORD, TlsServer, encrypted};
 use super::support::bouncer::{Bouncer, Pooling};
-use super::support::gate::{answered, gate, key, patch, postgres_layer, postgres_layer_with};
+use super::support::gate::{answered, gate, patch, postgres_layer, postgres_layer_with};
+use super::support::silence::assert_waiters_leave_nothing;
 use super::{assert_says, refusal};
 
 #[tokio::test]
@@ -91,15 +92,5 @@ async fn a_pooler_behind_tls_is_known_for_one() {
     );
 
     let layer = postgres_layer(&url).await;
-    let path = "/luke/a/card";
-    let holder = database.hold(key(path)).await;
-    let (handler, mut gate) = gate();
-    let waiting = patch(&layer, &handler, path);
-    database.wait_for_waiting(key(path), 1).await;
-    waiting.abort();
-    database.wait_for_waiting(key(path), 0).await;
-    drop(holder);
-    let write = patch(&layer, &handler, path);
-    gate.entered().await.answer(200);
-    assert_eq!(answered(write).await.status(), 200);
+    assert_waiters_leave_nothing(&database, &layer).await;
 }
