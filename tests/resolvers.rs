@@ -73,7 +73,8 @@ fn by_route() -> RealmResolver {
     });
     RealmResolver::from(realms())
         .route(Method::POST, "/_publish-realm", publish)
-        .and_then(|realms| realms.route(Method::POST, "/_tenant/{*rest}", tenant))
+        .and_then(|realms| realms.route(Method::POST, "/_tenant/{*rest}", tenant.clone()))
+        .and_then(|realms| realms.route(Method::POST, "/{owner}/{realm}/", tenant))
         .unwrap()
 }
 
@@ -115,6 +116,9 @@ async fn a_path_that_other_readers_take_for_another_route_is_refused() {
         // Only to the letter it is the route.
         "/_tenant/..%2Fluke%2Fa",
         "/_tenant/x/../../luke/a",
+        // So it is with a slash at its end.
+        "/luke/a",
+        "/luke/./a/",
     ] {
         let response = answered(post(&layer, &handler, path, PUBLISH)).await;
         assert_eq!(code(&response), "realm-unresolved", "{path}");

@@ -118,9 +118,9 @@ impl RealmResolver {
     ///
     /// GET stands for HEAD too. Patterns are written as in [`LockRules`](crate::LockRules).
     ///
-    /// The path must fit to the letter. One that fits in another spelling alone (a literal segment that is percent-encoded, one more
-    /// slash at its end, dot segments) is refused with 400: a router may send it to the handler of another route, which writes
-    /// another realm.
+    /// The path must fit to the letter. One that fits in another spelling alone (a literal segment that is percent-encoded, one slash
+    /// more or less at its end, dot segments) is refused with 400: a router may send it to the handler of another route, which
+    /// writes another realm. So is one that fits an earlier route in another spelling.
     ///
     /// # Errors
     ///

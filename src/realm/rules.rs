@@ -102,7 +102,7 @@ impl LockRules {
 
     /// Locks a route although its method is safe: a GET that writes.
     ///
-    /// Every spelling that decodes to the pattern is locked, with or without a slash at its end. GET stands for HEAD too:
+    /// Every spelling that decodes to the pattern is locked, with one slash more or less at its end. GET stands for HEAD too:
     /// routers answer it by the same handler.
     ///
     /// # Errors
@@ -300,6 +300,12 @@ mod tests {
         ] {
             assert!(rules.locks(&Method::GET, path), "{path}");
         }
+        let with_slash = LockRules::new().lock(Method::GET, "/{owner}/{realm}/");
+        let with_slash = with_slash.unwrap();
+        for path in ["/a/b/", "/a/b", "/a/./b/", "/a%2Fb", "/a/b//"] {
+            assert!(with_slash.locks(&Method::GET, path), "{path}");
+        }
+        assert!(!with_slash.locks(&Method::GET, "/a"));
         assert!(rules.locks(&Method::HEAD, "/a/b/_reindex"));
         assert!(!rules.locks(&Method::HEAD, "/a/b/c"));
         assert!(!rules.locks(&Method::OPTIONS, "/a/b/_reindex"));

@@ -43,55 +43,66 @@ impl PathTemplate {
         &self.segments
     }
 
-    /// Whether the whole raw path fits. Allocates nothing.
-    ///
-    /// `literal` compares a raw segment with a literal one, to the letter or decoded; `empty` is whether a parameter may be
-    /// empty where segments follow it: axum's router takes `/a//b` for `/{x}/{y}/b`.
-    fn matches(&self, path: &str, literal: impl Fn(&str, &str) -> bool, empty: bool) -> bool {
-        let Some(rest) = path.strip_prefix('/') else {
-            return false;
-        };
-        if self.segments.is_empty() {
-            return rest.is_empty();
-        }
-        let mut raw = rest.split('/');
-        for (at, segment) in self.segments.iter().enumerate() {
-            let is_last = at + 1 == self.segments.len();
-            let fits = match (segment, raw.next()) {
-                (Segment::Literal(expected), Some(raw)) => literal(raw, expected),
-                (Segment::Parameter(_), Some(raw)) => !raw.is_empty() || (empty && !is_last),
-                (Segment::Rest(_), Some(first)) => {
-                    return !first.is_empty() || raw.next().is_some();
-                }
-                (Segment::TrailingSlash, Some(raw)) => raw.is_empty(),
-                (_, None) => false,
-            };
-            if !fits {
-                return false;
-            }
-        }
-        raw.next().is_none()
-    }
-
     /// Whether the raw path fits to the letter.
     pub(crate) fn matches_exactly(&self, path: &str) -> bool {
-        self.matches(path, |raw, expected| raw == expected, false)
+        exactly(&self.segments, path)
     }
 
-    /// Whether any reader might take the path for one that fits: decoded, with or without a slash at its end, and with what is
+    /// Whether any reader might take the path for one that fits: decoded, with one slash more or less at its end, and with what is
     /// ambiguous in it resolved.
     pub(crate) fn matches_any_spelling(&self, path: &str) -> bool {
-        let without_slash = path.strip_suffix('/').unwrap_or(path);
-        self.matches_decoded(path)
-            || self.matches_decoded(without_slash)
-            || (!is_unambiguous(path) && self.matches_exactly(&resolved(path)))
+        let without_slash = self.segments.split_last();
+        let without_slash = without_slash.filter(|(last, _)| **last == Segment::TrailingSlash);
+        let without_slash = without_slash.map_or(&*self.segments, |(_, before)| before);
+        decoded(&self.segments, path)
+            || decoded(without_slash, path.strip_suffix('/').unwrap_or(path))
+            || (!is_unambiguous(path) && exactly(without_slash, &resolved(path)))
     }
+}
 
-    /// Whether the path fits once it is decoded, with parameters that may be empty.
-    pub(crate) fn matches_decoded(&self, path: &str) -> bool {
-        let literal = |raw: &str, expected: &str| percent_decode_str(raw).eq(expected.bytes());
-        self.matches(path, literal, true)
+/// Whether the whole raw path fits. Allocates nothing.
+///
+/// `literal` compares a raw segment with a literal one, to the letter or decoded; `empty` is whether a parameter may be
+/// empty where segments follow it: axum's router takes `/a//b` for `/{x}/{y}/b`.
+fn fits(
+    segments: &[Segment],
+    path: &str,
+    literal: impl Fn(&str, &str) -> bool,
+    empty: bool,
+) -> bool {
+    let Some(rest) = path.strip_prefix('/') else {
+        return false;
+    };
+    if segments.is_empty() {
+        return rest.is_empty();
     }
+    let mut raw = rest.split('/');
+    for (at, segment) in segments.iter().enumerate() {
+        let is_last = at + 1 == segments.len();
+        let fits = match (segment, raw.next()) {
+            (Segment::Literal(expected), Some(raw)) => literal(raw, expected),
+            (Segment::Parameter(_), Some(raw)) => !raw.is_empty() || (empty && !is_last),
+            (Segment::Rest(_), Some(first)) => {
+                return !first.is_empty() || raw.next().is_some();
+            }
+            (Segment::TrailingSlash, Some(raw)) => raw.is_empty(),
+            (_, None) => false,
+        };
+        if !fits {
+            return false;
+        }
+    }
+    raw.next().is_none()
+}
+
+fn exactly(segments: &[Segment], path: &str) -> bool {
+    fits(segments, path, |raw, expected| raw == expected, false)
+}
+
+/// Whether the path fits once it is decoded, with parameters that may be empty.
+fn decoded(segments: &[Segment], path: &str) -> bool {
+    let literal = |raw: &str, expected: &str| percent_decode_str(raw).eq(expected.bytes());
+    fits(segments, path, literal, true)
 }
 
 fn parse_segments(template: &str) -> Result<Vec<Segment>, String> {
@@ -196,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_template_matches_like_axum_does() {
-        for (template, path, exactly, decoded) in [
+        for (template, path, to_the_letter, once_decoded) in [
             ("/", "/", true, true),
             ("/", "/a", false, false),
             ("/{o}/{r}/_search", "/a/b/_search", true, true),
@@ -216,8 +227,26 @@ mod tests {
             ("/a", "*", false, false),
         ] {
             let parsed = PathTemplate::parse(template).unwrap();
-            assert_eq!(parsed.matches_exactly(path), exactly, "{template} {path}");
-            assert_eq!(parsed.matches_decoded(path), decoded, "{template} {path}");
+            let fits = [exactly, decoded].map(|fits| fits(&parsed.segments, path));
+            assert_eq!(fits, [to_the_letter, once_decoded], "{template} {path}");
+        }
+    }
+
+    #[test]
+    fn a_slash_more_or_less_at_the_end_is_another_spelling() {
+        for (template, path, fits) in [
+            ("/{o}/{r}", "/a/b/", true),
+            ("/{o}/{r}", "/a/./b/", true),
+            ("/{o}/{r}/", "/a/b", true),
+            ("/{o}/{r}/", "/a/./b/", true),
+            ("/{o}/{r}/", "/a%2Fb", true),
+            ("/{o}/{r}/", "/a", false),
+            ("/{o}/{r}/", "/a/b/c", false),
+            ("/a/", "/", false),
+            ("/", "//", true),
+        ] {
+            let parsed = PathTemplate::parse(template).unwrap();
+            assert_eq!(parsed.matches_any_spelling(path), fits, "{template} {path}");
         }
     }
 }
