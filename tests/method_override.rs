@@ -152,4 +152,14 @@ async fn a_request_that_could_be_for_two_realms_is_refused() {
         claim(&layer, &Method::POST, "/luke/a/x", &[b"delete"]).await,
         "400"
     );
+    // Some readers take the first of a list, or what they can read of it.
+    for overrides in [&[&b"DELETE, PUT"[..]][..], &[b"\"DELETE\""], &[b"\xff"]] {
+        let claim = claim(&layer, &Method::POST, "/luke/a/x", overrides).await;
+        assert_eq!(claim, "400", "{overrides:?}");
+    }
+    // No route fits this one, whatever its method is.
+    assert_eq!(
+        claim(&layer, &Method::POST, "/luke/a", &[b"DELETE, PUT"]).await,
+        "http://realms.test/luke/a/"
+    );
 }

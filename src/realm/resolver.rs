@@ -146,7 +146,13 @@ impl RealmResolver {
             .iter()
             .map(|method| self.source_for(method, path, PathTemplate::matches_exactly));
         let first = of_each.next().unwrap_or(&self.base);
-        if !of_each.all(|source| std::ptr::eq(source, first)) {
+        let differs = of_each.any(|source| !std::ptr::eq(source, first));
+        // What is unclear to us may be clear to another reader, as the method of any route.
+        let may_differ = || {
+            let mut patterns = self.routes.iter().map(|route| &route.pattern);
+            methods.unclear && patterns.any(|pattern| pattern.matches_any_spelling(path))
+        };
+        if differs || may_differ() {
             return Err(RealmError::AmbiguousMethod);
         }
         let resolved = (!is_unambiguous(path)).then(|| resolved(path));

@@ -162,7 +162,8 @@ impl LockRules {
     /// header that names one of them is judged as that method: it passes as a QUERY. As many layers override nothing but
     /// POST, every other request is judged as both, and locked if either is: a GET that says DELETE, a DELETE that says GET, and a
     /// POST that says what is not honoured. As some fold letter case, `delete` is judged as DELETE too. A request with two such headers, or one
-    /// that is not a method, is locked, with its realm whole.
+    /// that is not a method, is locked, with its realm whole. Where a [route](crate::RealmResolver::route) may find another realm for
+    /// another reading, the request is refused with 400.
     #[must_use]
     pub fn method_override(
         mut self,
