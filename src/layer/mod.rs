@@ -46,15 +46,15 @@ use crate::realm::{LockRules, RealmResolver};
 /// A call that it runs within another one's lock of the same realm, in the same task, runs straight through.
 #[derive(Clone)]
 pub struct RealmWriteLockLayer {
-    pub(super) locks: RealmLocks,
-    pub(super) realms: RealmResolver,
-    pub(super) rules: LockRules,
+    locks: RealmLocks,
+    realms: RealmResolver,
+    rules: LockRules,
     bodies: BodyReading,
-    pub(super) confirm: bool,
+    confirm: bool,
     server_timing: bool,
-    pub(super) hold_until: HoldUntil,
-    pub(super) on_disconnect: OnDisconnect,
-    pub(super) rejection: Arc<RejectionFn>,
+    hold_until: HoldUntil,
+    on_disconnect: OnDisconnect,
+    rejection: Arc<RejectionFn>,
 }
 
 type RejectionFn = dyn Fn(&Rejection) -> Response<Bytes> + Send + Sync;

@@ -11,9 +11,9 @@ pub(super) enum Step {
     Each,
 }
 
-/// What stands where the steps lead to.
+/// What stands where the steps lead.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum Answer {
     Text(String),
     Missing,
     /// Something that is no string.
@@ -27,7 +27,7 @@ pub(super) enum Found {
 /// # Errors
 ///
 /// What `serde_json` says of a text that is not one JSON document. Its messages hold nothing of the text.
-pub(super) fn seek(text: &str, steps: &[Step]) -> Result<Vec<Found>, serde_json::Error> {
+pub(super) fn seek(text: &str, steps: &[Step]) -> Result<Vec<Answer>, serde_json::Error> {
     let mut document = serde_json::Deserializer::from_str(text);
     let found = Seek(steps).deserialize(&mut document)?;
     document.end()?;
@@ -38,38 +38,38 @@ struct Seek<'a>(&'a [Step]);
 
 impl Seek<'_> {
     /// The answer at a value that has nothing below it and is no string.
-    fn bare(&self) -> Vec<Found> {
+    fn bare(&self) -> Vec<Answer> {
         vec![if self.0.is_empty() {
-            Found::NotText
+            Answer::NotText
         } else {
-            Found::Missing
+            Answer::Missing
         }]
     }
 }
 
 impl<'de> DeserializeSeed<'de> for Seek<'_> {
-    type Value = Vec<Found>;
+    type Value = Vec<Answer>;
 
-    fn deserialize<D: Deserializer<'de>>(self, document: D) -> Result<Vec<Found>, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, document: D) -> Result<Vec<Answer>, D::Error> {
         document.deserialize_any(self)
     }
 }
 
 impl<'de> Visitor<'de> for Seek<'_> {
-    type Value = Vec<Found>;
+    type Value = Vec<Answer>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON value")
     }
 
-    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Vec<Found>, M::Error> {
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Vec<Answer>, M::Error> {
         let mut found = None;
         while let Some(name) = map.next_key::<String>()? {
             match self.0.split_first() {
                 Some((Step::Name(step), rest)) if **step == *name => {
                     let below = map.next_value_seed(Seek(rest))?;
                     let twice = found.is_some();
-                    found = Some(if twice { vec![Found::Twice] } else { below });
+                    found = Some(if twice { vec![Answer::Twice] } else { below });
                 }
                 _ => drop(map.next_value::<IgnoredAny>()?),
             }
@@ -77,7 +77,7 @@ impl<'de> Visitor<'de> for Seek<'_> {
         Ok(found.unwrap_or_else(|| self.bare()))
     }
 
-    fn visit_seq<S: SeqAccess<'de>>(self, mut list: S) -> Result<Vec<Found>, S::Error> {
+    fn visit_seq<S: SeqAccess<'de>>(self, mut list: S) -> Result<Vec<Answer>, S::Error> {
         let (wanted, rest) = match self.0.split_first() {
             Some((Step::Each, rest)) => {
                 let mut all = Vec::new();
@@ -105,31 +105,31 @@ impl<'de> Visitor<'de> for Seek<'_> {
         Ok(found.unwrap_or_else(|| self.bare()))
     }
 
-    fn visit_str<E: Error>(self, text: &str) -> Result<Vec<Found>, E> {
+    fn visit_str<E: Error>(self, text: &str) -> Result<Vec<Answer>, E> {
         Ok(if self.0.is_empty() {
-            vec![Found::Text(text.to_owned())]
+            vec![Answer::Text(text.to_owned())]
         } else {
-            vec![Found::Missing]
+            vec![Answer::Missing]
         })
     }
 
-    fn visit_bool<E: Error>(self, _: bool) -> Result<Vec<Found>, E> {
+    fn visit_bool<E: Error>(self, _: bool) -> Result<Vec<Answer>, E> {
         Ok(self.bare())
     }
 
-    fn visit_i64<E: Error>(self, _: i64) -> Result<Vec<Found>, E> {
+    fn visit_i64<E: Error>(self, _: i64) -> Result<Vec<Answer>, E> {
         Ok(self.bare())
     }
 
-    fn visit_u64<E: Error>(self, _: u64) -> Result<Vec<Found>, E> {
+    fn visit_u64<E: Error>(self, _: u64) -> Result<Vec<Answer>, E> {
         Ok(self.bare())
     }
 
-    fn visit_f64<E: Error>(self, _: f64) -> Result<Vec<Found>, E> {
+    fn visit_f64<E: Error>(self, _: f64) -> Result<Vec<Answer>, E> {
         Ok(self.bare())
     }
 
-    fn visit_unit<E: Error>(self) -> Result<Vec<Found>, E> {
+    fn visit_unit<E: Error>(self) -> Result<Vec<Answer>, E> {
         Ok(self.bare())
     }
 }
@@ -149,7 +149,7 @@ mod tests {
         Step::Name(name.into())
     }
 
-    fn one(text: &str, steps: &[Step]) -> Found {
+    fn one(text: &str, steps: &[Step]) -> Answer {
         let mut found = seek(text, steps).unwrap();
         assert_eq!(found.len(), 1, "{text}");
         found.remove(0)
@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn steps_lead_to_a_string_or_say_why_not() {
-        let text = |text: &str| Found::Text(text.into());
+        let text = |text: &str| Answer::Text(text.into());
         for (document, steps, expected) in [
             (r#"{"a":"x"}"#, vec![name("a")], text("x")),
             (r#"{"b":[1,{}],"a":"x"}"#, vec![name("a")], text("x")),
@@ -170,18 +170,18 @@ mod tests {
             (r#""x""#, vec![], text("x")),
             (r#"{"":"x"}"#, vec![name("")], text("x")),
             (r#"{"1":"x"}"#, vec![name("1")], text("x")),
-            (r#"["x","y"]"#, vec![name("01")], Found::Missing),
-            (r#"["x"]"#, vec![name("1")], Found::Missing),
-            (r#"["x"]"#, vec![name("-")], Found::Missing),
-            (r#"{"a":"x"}"#, vec![name("b")], Found::Missing),
-            (r#"{"a":"x"}"#, vec![name("a"), name("b")], Found::Missing),
-            (r#"{"a":null}"#, vec![name("a"), name("b")], Found::Missing),
-            (r#"{"a":1}"#, vec![name("a")], Found::NotText),
-            (r#"{"a":-1.5}"#, vec![name("a")], Found::NotText),
-            (r#"{"a":null}"#, vec![name("a")], Found::NotText),
-            (r#"{"a":true}"#, vec![name("a")], Found::NotText),
-            (r#"{"a":["x"]}"#, vec![name("a")], Found::NotText),
-            (r#"{"a":{"a":"x"}}"#, vec![name("a")], Found::NotText),
+            (r#"["x","y"]"#, vec![name("01")], Answer::Missing),
+            (r#"["x"]"#, vec![name("1")], Answer::Missing),
+            (r#"["x"]"#, vec![name("-")], Answer::Missing),
+            (r#"{"a":"x"}"#, vec![name("b")], Answer::Missing),
+            (r#"{"a":"x"}"#, vec![name("a"), name("b")], Answer::Missing),
+            (r#"{"a":null}"#, vec![name("a"), name("b")], Answer::Missing),
+            (r#"{"a":1}"#, vec![name("a")], Answer::NotText),
+            (r#"{"a":-1.5}"#, vec![name("a")], Answer::NotText),
+            (r#"{"a":null}"#, vec![name("a")], Answer::NotText),
+            (r#"{"a":true}"#, vec![name("a")], Answer::NotText),
+            (r#"{"a":["x"]}"#, vec![name("a")], Answer::NotText),
+            (r#"{"a":{"a":"x"}}"#, vec![name("a")], Answer::NotText),
         ] {
             assert_eq!(one(document, &steps), expected, "{document} {steps:?}");
         }
@@ -190,11 +190,11 @@ mod tests {
     #[test]
     fn a_name_that_stands_twice_on_the_way_is_seen_and_one_beside_it_is_not() {
         for (document, expected) in [
-            (r#"{"a":{"b":"x","b":"y"}}"#, Found::Twice),
-            (r#"{"a":{"b":"x","\u0062":"x"}}"#, Found::Twice),
-            (r#"{"a":{"b":"x"},"a":{}}"#, Found::Twice),
-            (r#"{"a":{"b":"x"},"a":1,"a":{"b":"x"}}"#, Found::Twice),
-            (r#"{"c":1,"a":{"b":"x"},"c":2}"#, Found::Text("x".into())),
+            (r#"{"a":{"b":"x","b":"y"}}"#, Answer::Twice),
+            (r#"{"a":{"b":"x","\u0062":"x"}}"#, Answer::Twice),
+            (r#"{"a":{"b":"x"},"a":{}}"#, Answer::Twice),
+            (r#"{"a":{"b":"x"},"a":1,"a":{"b":"x"}}"#, Answer::Twice),
+            (r#"{"c":1,"a":{"b":"x"},"c":2}"#, Answer::Text("x".into())),
         ] {
             assert_eq!(
                 one(document, &[name("a"), name("b")]),
@@ -210,16 +210,16 @@ mod tests {
         assert_eq!(
             seek(r#"{"a":[{"b":"x"},{"c":1},2,{"b":"y"}]}"#, &steps).unwrap(),
             [
-                Found::Text("x".into()),
-                Found::Missing,
-                Found::Missing,
-                Found::Text("y".into())
+                Answer::Text("x".into()),
+                Answer::Missing,
+                Answer::Missing,
+                Answer::Text("y".into())
             ]
         );
         assert_eq!(seek(r#"{"a":[]}"#, &steps).unwrap(), []);
         assert_eq!(
             seek(r#"{"a":{"b":"x"}}"#, &steps).unwrap(),
-            [Found::Missing]
+            [Answer::Missing]
         );
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::{HeaderMap, header};
 
 use super::error::shown;
-use super::json::{Found, Step, seek};
+use super::json::{Answer, Step, seek};
 use super::{RealmError, RealmUrl};
 
 /// No realm URL is longer. What is longer is not shown either.
@@ -111,19 +111,19 @@ impl Pointer {
             problem,
         };
         match found.into_iter().next() {
-            Some(Found::Text(url)) if url.len() > LONGEST_URL => Err(unresolved(format!(
+            Some(Answer::Text(url)) if url.len() > LONGEST_URL => Err(unresolved(format!(
                 "its {} bytes are too many for a realm URL",
                 url.len()
             ))),
-            Some(Found::Text(url)) => {
+            Some(Answer::Text(url)) => {
                 RealmUrl::parse(&url).map_err(|error| unresolved(error.to_string()))
             }
-            Some(Found::NotText) => Err(unresolved("it must be a string: a realm URL".into())),
-            Some(Found::Twice) => Err(unresolved(
+            Some(Answer::NotText) => Err(unresolved("it must be a string: a realm URL".into())),
+            Some(Answer::Twice) => Err(unresolved(
                 "a name on the way stands twice in its object; which one counts is not certain"
                     .into(),
             )),
-            Some(Found::Missing) | None => Err(unresolved("it is missing".into())),
+            Some(Answer::Missing) | None => Err(unresolved("it is missing".into())),
         }
     }
 }

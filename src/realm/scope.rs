@@ -7,7 +7,7 @@ use http::HeaderMap;
 use http::request::Parts;
 
 use super::RealmUrl;
-use super::json::{Found as InJson, Step, seek};
+use super::json::{Answer, Step, seek};
 use super::path::{canonical_rest, decode_path};
 use super::pointers::encoding;
 use super::resolver::Found;
@@ -261,11 +261,11 @@ fn hrefs_of(body: &[u8]) -> Option<Vec<String>> {
         ];
         seek(text, &steps).ok()
     };
-    if operations("ref")?.iter().any(|it| *it != InJson::Missing) {
+    if operations("ref")?.iter().any(|it| *it != Answer::Missing) {
         return None;
     }
     let href = |found| match found {
-        InJson::Text(href) => Some(href),
+        Answer::Text(href) => Some(href),
         _ => None,
     };
     operations("href")?.into_iter().map(href).collect()

@@ -1,0 +1,174 @@
+use super::*;
+
+fn claim() -> Claim {
+    Claim::realm(&"https://r.example/luke/a/".parse().unwrap())
+}
+
+#[test]
+fn every_situation_has_the_response_that_is_documented() {
+    let second = Duration::from_secs(1);
+    let server = "db.internal:5432/realms";
+    for (rejection, status, code, retry) in [
+        (
+            LockError::Timeout {
+                claim: claim(),
+                after: second,
+            },
+            503,
+            "lock-timeout",
+            true,
+        ),
+        (
+            LockError::QueueFull {
+                claim: claim(),
+                waiters: 3,
+            },
+            503,
+            "queue-full",
+            true,
+        ),
+        (
+            LockError::Standby {
+                server: server.into(),
+            },
+            503,
+            "lock-unavailable",
+            true,
+        ),
+        (
+            LockError::ConnectTimeout {
+                server: server.into(),
+                after: second,
+            },
+            503,
+            "lock-unavailable",
+            true,
+        ),
+        (
+            LockError::PoolExhausted {
+                pool_size: 4,
+                after: second,
+            },
+            503,
+            "lock-unavailable",
+            true,
+        ),
+        (LockError::ShuttingDown, 503, "lock-unavailable", true),
+        (LockError::Lost { claim: claim() }, 503, "lock-lost", false),
+        (
+            LockError::CommitFailed {
+                claim: claim(),
+                problem: "column db.internal".into(),
+            },
+            503,
+            "commit-failed",
+            false,
+        ),
+        (
+            LockError::Nested {
+                held: claim(),
+                source: Box::new(LockError::QueueFull {
+                    claim: claim(),
+                    waiters: 3,
+                }),
+            },
+            503,
+            "queue-full",
+            true,
+        ),
+        (
+            LockError::Expired {
+                claim: claim(),
+                max_hold: second,
+            },
+            504,
+            "hold-expired",
+            false,
+        ),
+    ]
+    .map(|(error, status, code, retry)| (Rejection::from(error), status, code, retry))
+    {
+        let response = rejection.to_response();
+        assert_eq!(response.status(), status, "{code}");
+        assert_eq!(
+            response.headers().contains_key(header::RETRY_AFTER),
+            retry,
+            "{code}"
+        );
+        let problem: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+        let kind = problem["type"].as_str().unwrap();
+        assert!(kind.ends_with(&format!("#{code}")), "{kind}");
+        assert_eq!(problem["status"], status);
+        assert!(!problem.to_string().contains("db.internal"), "{problem}");
+    }
+}
+
+#[test]
+fn a_realm_that_cannot_be_told_is_the_clients_fault() {
+    let error = RealmUrl::parse("x\"\n<y>").unwrap_err();
+    let response = Rejection::from(error).to_response();
+    assert_eq!(response.status(), 400);
+    assert_eq!(
+        response.headers()[header::CONTENT_TYPE],
+        "application/problem+json"
+    );
+    let problem: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+    assert!(
+        problem["type"]
+            .as_str()
+            .unwrap()
+            .ends_with("#realm-unresolved")
+    );
+}
+
+#[test]
+fn what_is_wrong_with_a_body_is_told_apart() {
+    for (error, status, code) in [
+        (BodyError::TooLarge { limit: 9 }, 413, "body-too-large"),
+        (
+            BodyError::TimedOut {
+                after: Duration::from_secs(1),
+            },
+            408,
+            "body-timeout",
+        ),
+        (
+            BodyError::Broken {
+                problem: "reset".into(),
+            },
+            400,
+            "body-broken",
+        ),
+        (
+            BodyError::Unread {
+                body: "secret::Type",
+                given: "not called".into(),
+            },
+            500,
+            "body-unread",
+        ),
+    ] {
+        let rejection = Rejection::from(error);
+        assert_eq!(
+            (rejection.status().as_u16(), rejection.code()),
+            (status, code)
+        );
+        assert_eq!(rejection.retry_after(), None);
+        assert!(!rejection.detail().contains("secret"), "{code}");
+    }
+}
+
+#[test]
+fn all_realms_of_a_claim_are_named() {
+    let other: RealmUrl = "https://r.example/luke/b/".parse().unwrap();
+    let both = claim().and(&Claim::realm(&other));
+    let after = Duration::from_secs(1);
+    let response = |claim| Rejection::from(LockError::Timeout { claim, after }).to_response();
+    let problem =
+        |claim| -> serde_json::Value { serde_json::from_slice(response(claim).body()).unwrap() };
+    assert_eq!(problem(claim())["realm"], "https://r.example/luke/a/");
+    let both = problem(both);
+    let names = ["https://r.example/luke/a/", "https://r.example/luke/b/"];
+    assert_eq!(both["realms"], json!(names));
+    assert!(both.get("realm").is_none());
+}
