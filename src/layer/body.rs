@@ -1,21 +1,16 @@
 use std::error::Error;
 use std::fmt;
-use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
-use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
 
-use crate::lock::{HeldLock, Hold, LockError, RealmLocks, within_step};
+use super::holding::Holding;
+use crate::lock::{Hold, RealmLocks};
 
-type BoxError = Box<dyn Error + Send + Sync>;
-
-/// What one poll of a body gives.
-type Step<B> = Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>;
+pub(super) type BoxError = Box<dyn Error + Send + Sync>;
 
 /// The body of a response: the inner service's, or that of a [`Rejection`](super::Rejection).
 ///
@@ -27,26 +22,8 @@ pub struct LockBody<B: Body>(#[pin] Kind<B>);
 #[pin_project(project = KindProjection)]
 enum Kind<B: Body> {
     Passed(#[pin] B),
-    Holding {
-        /// None once it has ended: it is dropped under the lock.
-        #[pin]
-        body: Option<B>,
-        /// Its last frame, where it can be told. A server may not ask for more after it, so it waits for the release.
-        last: Option<Frame<B::Data>>,
-        /// How many bytes are still to come, where the response says how many there are.
-        left: Option<u64>,
-        hold: StreamHold,
-    },
+    Holding(#[pin] Holding<B>),
     Rejected(Option<Bytes>),
-}
-
-/// A hold that lasts as long as a body, on a task of its own: heartbeats go on when the client reads slowly.
-struct StreamHold {
-    held: HeldLock,
-    /// Sends when the body has ended well; dropped where it has not, and the hold is rolled back.
-    open: Option<oneshot::Sender<()>>,
-    outcome: JoinHandle<Result<(), LockError>>,
-    finished: bool,
 }
 
 impl<B: Body> LockBody<B> {
@@ -60,66 +37,8 @@ impl<B: Body> LockBody<B> {
 
     /// A body of so many bytes, if that is known, that keeps the hold to its end. Must be called within a runtime.
     pub(super) fn holding(body: B, length: Option<u64>, hold: Hold, locks: &RealmLocks) -> Self {
-        Self(Kind::Holding {
-            body: Some(body),
-            last: None,
-            left: length,
-            hold: StreamHold::new(hold, locks),
-        })
+        Self(Kind::Holding(Holding::new(body, length, hold, locks)))
     }
-}
-
-impl StreamHold {
-    fn new(hold: Hold, locks: &RealmLocks) -> Self {
-        let (open, ended) = oneshot::channel();
-        Self {
-            held: hold.held().clone(),
-            open: Some(open),
-            outcome: locks.spawn(async move {
-                if hold.guard(ended).await?.is_ok() {
-                    return hold.release().await?.confirmed().await;
-                }
-                // The body was dropped, failed or found its lock lost: so does what it wrote in a shared transaction. What else
-                // it wrote may stand, and its client was told of a success: so others are told of it too.
-                let lost = hold.lost();
-                // Only where it was lost does anybody read this.
-                hold.release_unconfirmed().and(Err(lost))
-            }),
-            finished: false,
-        }
-    }
-
-    /// Polls the body as a part of the call that holds the lock.
-    fn poll_body<B: Body>(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Step<B>> {
-        within_step(&self.held, || body.poll_frame(cx))
-    }
-
-    /// Resolves when the hold has ended: after the body, or before it by a loss.
-    fn poll_outcome(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        let outcome = ready!(Pin::new(&mut self.outcome).poll(cx));
-        self.finished = true;
-        Poll::Ready(match outcome {
-            Ok(outcome) => outcome.map_err(BoxError::from),
-            Err(ended) => Err(ended.into()),
-        })
-    }
-
-    /// Tells the hold that the body has ended well.
-    fn end(&mut self) {
-        if let Some(open) = self.open.take() {
-            // A hold that has ended before says so in its outcome.
-            let _ = open.send(());
-        }
-    }
-
-    /// Tells the hold that the body has failed.
-    fn fail(&mut self) {
-        self.open = None;
-    }
-}
-
-fn is_end<B: Body>(body: Pin<&Option<B>>) -> bool {
-    body.as_pin_ref().is_some_and(|body| body.is_end_stream())
 }
 
 impl<B> Body for LockBody<B>
@@ -139,147 +58,44 @@ where
             KindProjection::Passed(body) => body
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(Into::into))),
+            KindProjection::Holding(body) => body.poll_frame(cx),
             KindProjection::Rejected(problem) => Poll::Ready(
                 problem
                     .take()
                     .map(|problem| Ok(Frame::data(problem.into()))),
             ),
-            KindProjection::Holding { hold, .. } if hold.finished => Poll::Ready(None),
-            KindProjection::Holding {
-                mut body,
-                last,
-                left,
-                hold,
-            } => {
-                while let Some(stream) = body.as_mut().as_pin_mut() {
-                    // First the clock and the hold's own task: a body must make no step without its lock.
-                    if !hold.held.is_held() {
-                        hold.fail();
-                        body.set(None);
-                        break;
-                    }
-                    if let Poll::Ready(outcome) = hold.poll_outcome(cx) {
-                        body.set(None);
-                        return Poll::Ready(outcome.err().map(Err));
-                    }
-                    let before = match ready!(hold.poll_body(stream, cx)) {
-                        Some(Ok(frame)) => {
-                            let length = frame.data_ref().map_or(0, Buf::remaining);
-                            let length = u64::try_from(length).unwrap_or(u64::MAX);
-                            *left = left.map(|left| left.saturating_sub(length));
-                            let is_last = frame.is_trailers() || is_end(body.as_ref());
-                            let before = last.take();
-                            if !is_last && *left != Some(0) && before.is_none() {
-                                return Poll::Ready(Some(Ok(frame)));
-                            }
-                            // After it a server may ask for no more. The body itself still may have something to do.
-                            *last = Some(frame);
-                            if is_last {
-                                body.set(None);
-                            }
-                            before
-                        }
-                        Some(Err(error)) => {
-                            body.set(None);
-                            hold.fail();
-                            hold.finished = true;
-                            return Poll::Ready(Some(Err(error.into())));
-                        }
-                        None => {
-                            body.set(None);
-                            None
-                        }
-                    };
-                    if body.is_none() {
-                        hold.end();
-                    }
-                    if let Some(before) = before {
-                        return Poll::Ready(Some(Ok(before)));
-                    }
-                }
-                // The end is told only once the lock is known to have held to it.
-                Poll::Ready(match ready!(hold.poll_outcome(cx)) {
-                    Ok(()) => last.take().map(Ok),
-                    Err(error) => Some(Err(error)),
-                })
-            }
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
             Kind::Passed(body) => body.is_end_stream(),
-            Kind::Holding { hold, .. } => hold.finished,
+            Kind::Holding(body) => body.is_end_stream(),
             Kind::Rejected(problem) => problem.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        let exact = |length: usize| SizeHint::with_exact(length.try_into().unwrap_or(u64::MAX));
         match &self.0 {
             Kind::Passed(body) => body.size_hint(),
-            Kind::Holding { body, last, .. } => {
-                let data = last.as_ref().and_then(Frame::data_ref);
-                let kept = exact(data.map_or(0, Buf::remaining));
-                match body {
-                    Some(body) if last.is_none() => body.size_hint(),
-                    // What it may still have to say after its last byte is nothing to count on.
-                    _ => kept,
-                }
-            }
+            Kind::Holding(body) => body.size_hint(),
             Kind::Rejected(problem) => exact(problem.as_ref().map_or(0, Bytes::len)),
         }
     }
+}
+
+/// The hint of a body with so many bytes to come.
+pub(super) fn exact(length: usize) -> SizeHint {
+    SizeHint::with_exact(length.try_into().unwrap_or(u64::MAX))
 }
 
 impl<B: Body> fmt::Debug for LockBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.0 {
             Kind::Passed(_) => "passed",
-            Kind::Holding { .. } => "holding",
+            Kind::Holding(_) => "holding",
             Kind::Rejected(_) => "rejected",
         };
         f.debug_tuple("LockBody").field(&kind).finish()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::convert::Infallible;
-    use std::pin::pin;
-    use std::time::Duration;
-
-    use futures_util::{FutureExt, stream};
-    use http_body_util::{BodyExt, StreamBody};
-    use tokio::time::{Instant, advance};
-
-    use super::*;
-    use crate::lock::hold_tests::{leased, paused_runtime};
-
-    #[test]
-    fn a_body_that_found_its_lock_lost_does_not_end_well_whatever_comes_later() {
-        // The queue's mutex is a model checker's in unit tests.
-        shuttle::check_random(|| paused_runtime().block_on(late_confirmation()), 1);
-    }
-
-    async fn late_confirmation() {
-        let (hold, lease) = leased(Duration::from_secs(30));
-        let endless = stream::pending::<Result<Frame<Bytes>, Infallible>>();
-        let body = LockBody::holding(
-            StreamBody::new(endless),
-            None,
-            hold,
-            &RealmLocks::in_process(),
-        );
-        let mut body = pin!(body);
-        assert!(body.frame().now_or_never().is_none());
-        // The hold's own task runs, and is not woken by the time.
-        tokio::task::yield_now().await;
-        advance(Duration::from_secs(20)).await;
-        assert!(body.frame().now_or_never().is_none(), "it is cut off");
-        // The answer to what another hold of the same lock has asked, or another realm of the same session.
-        lease.confirm(Instant::now());
-        let end = body.frame().await.expect("an error, not an end");
-        assert!(end.unwrap_err().to_string().contains("lost"));
     }
 }

@@ -6,6 +6,7 @@
 mod asking;
 mod body;
 mod future;
+mod holding;
 #[cfg(feature = "serde")]
 mod limits;
 mod read_body;
