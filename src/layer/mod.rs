@@ -71,7 +71,8 @@ pub enum HoldUntil {
     ///
     /// The head of the response leaves before the lock is confirmed; the last frame of the body waits for that, and a lock that
     /// was lost ends it with an error. A client that reads slowly keeps the lock, up to
-    /// [`max_hold`](RealmWriteLockLayer::max_hold).
+    /// [`max_hold`](RealmWriteLockLayer::max_hold). A body for which no server asks, of a response to HEAD or with the status 204 or
+    /// 304, does not keep it.
     BodyEnd,
 }
 
@@ -106,6 +107,13 @@ impl RealmWriteLockLayer {
             on_disconnect: OnDisconnect::default(),
             rejection: Arc::new(Rejection::to_response),
         }
+    }
+
+    /// Sets the limits that a configuration file has; those that it leaves out stay as they are.
+    #[cfg(feature = "serde")]
+    #[must_use]
+    pub fn limits(self, limits: Limits) -> Self {
+        limits.applied_to(self)
     }
 
     /// Which requests are locked, and how much of their realm. Default: all but the safe methods, and the realm as a whole.
@@ -211,8 +219,8 @@ impl RealmWriteLockLayer {
     /// `Server-Timing: lock-wait;dur=1.250, lock-hold;dur=20.125`. Default `false`: it tells how busy a realm is.
     ///
     /// It is added to what the handler says there. A request that was refused its lock has `lock-wait` only; one that was
-    /// not to be locked, or whose realm could not be told, has none. Browsers show it in their tools and to scripts of the same
-    /// origin (Server Timing, W3C).
+    /// not to be locked, whose realm could not be told, or that runs within another one's lock, has none. Browsers show it in their
+    /// tools and to scripts of the same origin (Server Timing, W3C).
     #[must_use]
     pub fn server_timing(mut self, tell: bool) -> Self {
         self.server_timing = tell;
@@ -234,6 +242,23 @@ impl RealmWriteLockLayer {
     }
 
     /// Makes the responses of rejections. Default [`Rejection::to_response`].
+    ///
+    /// It is called for each rejected request, and must not block. Whatever it makes, the [`Rejection`] is added to the response's
+    /// extensions.
+    ///
+    /// ```
+    /// use http::Response;
+    /// use tower_realm_lock::{RealmLocks, RealmPaths, RealmWriteLockLayer};
+    ///
+    /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
+    /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms).rejection(|rejection| {
+    ///     let mut response = Response::new(rejection.detail().into());
+    ///     *response.status_mut() = rejection.status();
+    ///     response
+    /// });
+    /// # let _ = layer;
+    /// # Ok::<(), tower_realm_lock::RealmError>(())
+    /// ```
     #[must_use]
     pub fn rejection<F>(mut self, response: F) -> Self
     where

@@ -80,7 +80,7 @@ pub enum BodyError {
     /// The connection broke, or what came is not what HTTP allows.
     #[error("the body of the request could not be read: {problem}")]
     Broken {
-        /// What the server said, with control characters escaped.
+        /// What the server said, escaped, and cut after 500 characters.
         problem: String,
     },
     /// Which realms the request is for stands in its body, and the layer does not know how to read that: a fault of the

@@ -4,14 +4,15 @@ use super::RealmUrl;
 
 /// Why no realm URL could be made: of a configuration value or of a request.
 ///
-/// Every message names the offending value and what would be right.
+/// Every message names the offending value and what would be right. Texts of clients and of the configuration stand here, in fields
+/// and messages, with all characters escaped that do more than be read, and cut after 500 characters.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RealmError {
     /// A string that should be a realm URL or a base URL is not one.
     #[error("`{url}` is not a realm URL: {problem}")]
     InvalidUrl {
-        /// The string as given, with control characters escaped.
+        /// The string as given.
         url: String,
         /// What is wrong and what would be right.
         problem: String,
@@ -19,7 +20,7 @@ pub enum RealmError {
     /// A path template or a route pattern cannot be read.
     #[error("`{template}` is not a path template: {problem}")]
     InvalidTemplate {
-        /// The template as given, with control characters escaped.
+        /// The template as given.
         template: String,
         /// What is wrong and what would be right.
         problem: String,
@@ -59,7 +60,7 @@ pub enum RealmError {
     /// A text is not a JSON pointer (RFC 6901).
     #[error("`{pointer}` is not a JSON pointer: {problem}")]
     InvalidPointer {
-        /// The text as given, with control characters escaped.
+        /// The text as given.
         pointer: String,
         /// What is wrong and what would be right.
         problem: String,
@@ -75,22 +76,22 @@ pub enum RealmError {
     BodyPointer {
         /// The JSON pointer.
         pointer: String,
-        /// What is there instead; a value of the client's is escaped.
+        /// What is there instead.
         problem: String,
     },
     /// A text is neither an IP address nor a network.
     #[error("`{value}` is not a proxy's address: write `10.0.0.7`, `10.0.0.0/8` or `fd00::/8`")]
     InvalidProxy {
-        /// The text as given, with control characters escaped.
+        /// The text as given.
         value: String,
     },
     /// The origin of a request cannot be told, or is not one of those that are allowed.
     #[error("the origin of the request cannot be told: {problem}")]
     Origin {
-        /// What is wrong; a value of the client's is escaped.
+        /// What is wrong.
         problem: String,
     },
-    /// A request can be read as one with another method, of another realm.
+    /// A request can be read as one with another method, for another realm.
     #[error(
         "the method of the request is overridden in a way that leaves open which realm it is for"
     )]
@@ -98,13 +99,13 @@ pub enum RealmError {
     /// A resolver of the application's own found no realm.
     #[error("the request names no realm: {problem}")]
     Unresolved {
-        /// Why, for the client; with control characters escaped.
+        /// Why, for the client.
         problem: String,
     },
     /// A resolver of the application's own could not work: a fault of the server's, not of the request.
     #[error("the realm of the request cannot be looked up: {problem}")]
     Unavailable {
-        /// Why, for the log; with control characters escaped. The client does not see it.
+        /// Why, for the log. The client does not see it.
         problem: String,
     },
 }

@@ -109,7 +109,7 @@ impl Scope {
         Self::of(Kind::BodyClosure(Arc::new(paths)))
     }
 
-    /// Gives each resource another name, for handlers that know one resource by several paths.
+    /// Gives each resource another name, for handlers that know one resource by several paths. Default: a path is its own name.
     ///
     /// `name` gets the path below the realm, percent-encoded in its one spelling and without a slash at its beginning or end. An
     /// empty name takes the realm whole. Give the same closure to every scope of a realm.

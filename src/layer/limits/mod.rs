@@ -45,29 +45,22 @@ pub struct Limits {
 #[derive(Debug, Clone, Copy)]
 struct MaxHold(Option<Duration>);
 
-impl RealmWriteLockLayer {
-    /// Sets the limits that a configuration file has; those that it leaves out stay as they are.
-    #[must_use]
-    pub fn limits(mut self, limits: Limits) -> Self {
-        let Limits {
-            acquire_timeout,
-            max_hold,
-            max_waiters_per_realm,
-            body_timeout,
-        } = limits;
-        if let Some(timeout) = acquire_timeout {
-            self = self.acquire_timeout(timeout);
+impl Limits {
+    /// The layer with those limits that are there.
+    pub(super) fn applied_to(self, mut layer: RealmWriteLockLayer) -> RealmWriteLockLayer {
+        if let Some(timeout) = self.acquire_timeout {
+            layer = layer.acquire_timeout(timeout);
         }
-        if let Some(MaxHold(max_hold)) = max_hold {
-            self = self.max_hold(max_hold);
+        if let Some(MaxHold(max_hold)) = self.max_hold {
+            layer = layer.max_hold(max_hold);
         }
-        if let Some(waiters) = max_waiters_per_realm {
-            self = self.max_waiters_per_realm(waiters);
+        if let Some(waiters) = self.max_waiters_per_realm {
+            layer = layer.max_waiters_per_realm(waiters);
         }
-        if let Some(timeout) = body_timeout {
-            self = self.body_timeout(timeout);
+        if let Some(timeout) = self.body_timeout {
+            layer = layer.body_timeout(timeout);
         }
-        self
+        layer
     }
 }
 

@@ -10,7 +10,8 @@ use crate::realm::{RealmError, RealmUrl};
 
 /// Why a request got a response of the layer's instead of the inner service's.
 ///
-/// It is also in the extensions of that response, for the layers around this one.
+/// It is also in the extensions of that response, for the layers around this one. The [front page](crate#rejections) lists all
+/// situations.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Rejection {
@@ -55,12 +56,23 @@ impl Rejection {
             }
             Self::Body(error) => {
                 let (status, code, title) = match error {
-                    BodyError::TooLarge { .. } => (413, "body-too-large", "The body is too large"),
-                    BodyError::TimedOut { .. } => (408, "body-timeout", "The body came too slowly"),
-                    BodyError::Broken { .. } => (400, "body-broken", "The body broke off"),
-                    BodyError::Unread { .. } => (500, "body-unread", "The body cannot be read"),
+                    BodyError::TooLarge { .. } => {
+                        let status = StatusCode::PAYLOAD_TOO_LARGE;
+                        (status, "body-too-large", "The body is too large")
+                    }
+                    BodyError::TimedOut { .. } => {
+                        let status = StatusCode::REQUEST_TIMEOUT;
+                        (status, "body-timeout", "The body came too slowly")
+                    }
+                    BodyError::Broken { .. } => {
+                        let status = StatusCode::BAD_REQUEST;
+                        (status, "body-broken", "The body broke off")
+                    }
+                    BodyError::Unread { .. } => {
+                        let status = StatusCode::INTERNAL_SERVER_ERROR;
+                        (status, "body-unread", "The body cannot be read")
+                    }
                 };
-                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
                 return kind(status, code, title, false);
             }
         };
@@ -131,7 +143,7 @@ impl Rejection {
         format!("https://docs.rs/tower-realm-lock/latest/tower_realm_lock/#{code}")
     }
 
-    /// When trying again may help; the value of `Retry-After`.
+    /// One second where trying again may help, else none; the value of `Retry-After`.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         self.kind().retry.then_some(Duration::from_secs(1))

@@ -148,6 +148,33 @@ impl LockRules {
         Ok(self)
     }
 
+    /// Gives each resource another name, as [`Scope::named_by`] does, in all scopes so far that have no closure for it: for rules
+    /// from a file, which holds no closures.
+    ///
+    /// ```
+    /// use tower_realm_lock::LockRules;
+    ///
+    /// let rules: LockRules = serde_json::from_str(
+    ///     r#"{ "scopes": [{ "method": "PATCH", "path": "/{owner}/{realm}/{*card}", "scope": "resource" }] }"#,
+    /// )?;
+    /// let rules = rules.named_by(|path| path.strip_suffix(".json").unwrap_or(path).to_owned());
+    /// # let _ = rules;
+    /// # Ok::<(), serde_json::Error>(())
+    /// ```
+    #[cfg(feature = "serde")]
+    #[must_use]
+    pub fn named_by<F>(mut self, name: F) -> Self
+    where
+        F: Fn(&str) -> String + Clone + Send + Sync + 'static,
+    {
+        for route in &mut self.scopes {
+            if !route.scope.has_name() {
+                route.scope = route.scope.clone().named_by(name.clone());
+            }
+        }
+        self
+    }
+
     /// How many resources one request may lock by themselves; one with more takes its realm whole. Default 16.
     ///
     /// Each of them is a lock in PostgreSQL's shared lock table.

@@ -21,34 +21,6 @@ const SCOPES: [(&str, NewScope); 3] = [
     ("atomic-hrefs", Scope::atomic_hrefs),
 ];
 
-impl LockRules {
-    /// Gives each resource another name, as [`Scope::named_by`] does, in all scopes so far that have no closure for it: for rules
-    /// from a file, which holds no closures.
-    ///
-    /// ```
-    /// use tower_realm_lock::LockRules;
-    ///
-    /// let rules: LockRules = serde_json::from_str(
-    ///     r#"{ "scopes": [{ "method": "PATCH", "path": "/{owner}/{realm}/{*card}", "scope": "resource" }] }"#,
-    /// )?;
-    /// let rules = rules.named_by(|path| path.strip_suffix(".json").unwrap_or(path).to_owned());
-    /// # let _ = rules;
-    /// # Ok::<(), serde_json::Error>(())
-    /// ```
-    #[must_use]
-    pub fn named_by<F>(mut self, name: F) -> Self
-    where
-        F: Fn(&str) -> String + Clone + Send + Sync + 'static,
-    {
-        for route in &mut self.scopes {
-            if !route.scope.has_name() {
-                route.scope = route.scope.clone().named_by(name.clone());
-            }
-        }
-        self
-    }
-}
-
 /// Rules as a configuration file has them, in any format that says what it holds. All keys may be left out.
 ///
 /// | key | |
