@@ -13,15 +13,17 @@ use std::time::Duration;
 use axum::Extension;
 use axum::extract::Path;
 use bytes::Bytes;
-use futures_util::stream::unfold;
-use http::{HeaderMap, HeaderValue, Request, Response, header};
+use futures_util::stream::{iter, unfold};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, StreamBody};
 use support::database::{TestDatabase, database};
 use support::gate::{key, postgres_layer, postgres_layer_with, realms};
 use tower::{Layer, ServiceExt, service_fn};
-use tower_realm_lock::{HeldLock, HoldUntil, LockError, RealmLocks, RealmUrl, RealmWriteLockLayer};
+use tower_realm_lock::{
+    HeldLock, HoldUntil, LockError, LockRules, RealmLocks, RealmUrl, RealmWriteLockLayer,
+};
 
 const PATH: &str = "/luke/a/card";
 
@@ -215,8 +217,7 @@ async fn stream_whole(
     if with == "trailers" {
         frames.push(Ok(Frame::trailers(HeaderMap::new())));
     }
-    let frames = futures_util::stream::iter(frames);
-    let mut response = Response::new(axum::body::Body::new(StreamBody::new(frames)));
+    let mut response = Response::new(axum::body::Body::new(StreamBody::new(iter(frames))));
     if with == "length" {
         let length = HeaderValue::from(5);
         response
@@ -243,5 +244,37 @@ async fn a_body_of_which_a_server_asks_no_more_has_ended_well() {
         database.wait_for_granted(key(PATH), 0).await;
         let count = i64::try_from(count).unwrap() + 1;
         assert_eq!(written(&database).await, count, "{with}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_for_which_no_server_asks_is_not_waited_for() {
+    let (database, layer) = set_up().await;
+    let rules = LockRules::new().lock(Method::HEAD, "/{*path}").unwrap();
+    let layer = layer.rules(rules);
+    for (count, (method, status)) in [
+        (Method::HEAD, 200),
+        (Method::PATCH, 204),
+        (Method::PATCH, 304),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let service = layer.layer(service_fn(move |request: Request<String>| async move {
+            let held: &HeldLock = request.extensions().get().unwrap();
+            insert(held).await;
+            let frames = iter([Ok::<_, Infallible>(Frame::data(Bytes::from("unread")))]);
+            let response = Response::builder().status(status);
+            Ok::<_, Infallible>(response.body(StreamBody::new(frames)).unwrap())
+        }));
+        let request = Request::builder().method(&method).uri(PATH);
+        let request = request.body(String::new()).unwrap();
+        let response = service.oneshot(request).await.unwrap();
+        assert_eq!(response.status(), status);
+        // As a server does with it.
+        drop(response);
+        database.wait_for_granted(key(PATH), 0).await;
+        let count = i64::try_from(count).unwrap() + 1;
+        assert_eq!(written(&database).await, count, "{method} {status}");
     }
 }

@@ -276,5 +276,12 @@ mod tests {
         assert_eq!(agreeing[0].as_deref(), Some("A"));
         let error = read(&[("forwarded", "host=a"), ("x-forwarded-host", "b")]).unwrap_err();
         assert!(error.contains("`a`") && error.contains("`b`"), "{error}");
+        for headers in [
+            [("forwarded", "host=a"), ("x-forwarded-proto", "http")],
+            [("forwarded", "for=192.0.2.1"), ("x-forwarded-host", "a")],
+        ] {
+            let error = read(&headers).unwrap_err();
+            assert!(error.contains("only one says its"), "{error}");
+        }
     }
 }

@@ -167,6 +167,8 @@ mod tests {
             ["http://h/a/", "http://h/b/"]
         );
         assert_eq!(resolve(&[""], r#""http://h/a""#).unwrap(), ["http://h/a/"]);
+        let escaped = r#"{"~1":"http://h/a","/":"http://h/b"}"#;
+        assert_eq!(resolve(&["/~01"], escaped).unwrap(), ["http://h/a/"]);
     }
 
     #[test]

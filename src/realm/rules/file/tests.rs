@@ -1,4 +1,5 @@
 use super::*;
+use crate::realm::{Extent, Found};
 
 const SCOPE: &str = "method = 'PATCH', path = '/{o}/{r}/{*card}'";
 
@@ -165,12 +166,18 @@ fn what_is_wrong_is_told_with_its_place_and_the_remedy() {
 
 #[test]
 fn a_name_for_resources_goes_to_each_scope_that_has_none() {
-    let named = |rules: &LockRules| {
-        let scopes = rules.scopes.iter();
-        scopes.map(|it| it.scope.has_name()).collect::<Vec<_>>()
+    let own = Scope::resource().named_by(|_| "own".to_owned());
+    let rules = rules(&format!("scopes = [{{ {SCOPE}, scope = 'resource' }}]"))
+        .scope(Method::PUT, "/{o}/{r}/{*card}", own)
+        .unwrap();
+    let found = Found::at("https://r.example/a/b/".parse().unwrap(), 2);
+    let names = |rules: &LockRules| -> Vec<Extent> {
+        let scopes = rules.scopes.iter().map(|route| &route.scope);
+        let extents = scopes.map(|scope| scope.extent_of_path("/a/b/x.json", &found, 1));
+        extents.collect()
     };
-    let rules = rules(&format!("scopes = [{{ {SCOPE}, scope = 'resource' }}]"));
-    assert_eq!(named(&rules), [false]);
+    let one = |name: &str| Extent::Resources([name.to_owned()].into());
+    assert_eq!(names(&rules), [one("x.json"), one("own")]);
     let stem = |path: &str| path.trim_end_matches(".json").to_owned();
-    assert_eq!(named(&rules.named_by(stem)), [true]);
+    assert_eq!(names(&rules.named_by(stem)), [one("x"), one("own")]);
 }
