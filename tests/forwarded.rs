@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use support::gate::realms;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use support::raw::raw;
 use tokio::net::{TcpListener, TcpStream};
 use tower::{Layer, Service, service_fn};
 use tower_realm_lock::{
@@ -59,18 +59,6 @@ async fn serve(realms: RealmPaths) -> SocketAddr {
     address
 }
 
-/// What a server answers to these bytes: its status, and the body.
-async fn raw(address: SocketAddr, head: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("{head}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    (status, body.to_owned())
-}
-
 async fn http2(address: SocketAddr, uri: &str, host: Option<&str>) -> (u16, String) {
     let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
     let connected = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await;
@@ -98,7 +86,11 @@ async fn absolute_form_and_authority_change_nothing_unless_asked_for() {
         "PATCH http://evil/luke/a/x HTTP/1.1\r\nhost: other\r\nx-forwarded-host: evil",
     ] {
         let realm = "http://realms.test/luke/a/".to_owned();
-        assert_eq!(raw(address, head).await, (200, realm), "{head}");
+        assert_eq!(
+            raw(address, head.as_bytes(), "").await,
+            (200, realm),
+            "{head}"
+        );
     }
     let answer = http2(address, "http://evil/luke/a/x", None).await;
     assert_eq!(answer, (200, "http://realms.test/luke/a/".to_owned()));
@@ -118,7 +110,7 @@ async fn every_way_to_say_the_host_names_one_realm() {
         "PATCH /luke/a/x HTTP/1.1\r\nhost: a.example\r\nx-forwarded-proto: http",
         "PATCH /luke/a/x HTTP/1.1\r\nhost: a.example\r\nx-forwarded-prefix: /evil",
     ] {
-        assert_eq!(raw(address, head).await, realm(), "{head}");
+        assert_eq!(raw(address, head.as_bytes(), "").await, realm(), "{head}");
     }
     assert_eq!(
         http2(address, "http://a.example/luke/a/x", None).await,
@@ -136,7 +128,7 @@ async fn two_hosts_are_refused() {
         "PATCH http://a/luke/a/x HTTP/1.1\r\nhost: b",
         "PATCH /luke/a/x HTTP/1.1\r\nx: y",
     ] {
-        let (status, problem) = raw(address, head).await;
+        let (status, problem) = raw(address, head.as_bytes(), "").await;
         assert_eq!(status, 400, "{head}");
         assert!(
             problem.is_empty() || problem.contains("#realm-unresolved"),
@@ -167,7 +159,7 @@ async fn a_trusted_proxy_says_what_its_client_used() {
     ] {
         let head = format!("PATCH /luke/a/x HTTP/1.1\r\nhost: inner\r\n{headers}");
         assert_eq!(
-            raw(address, &head).await,
+            raw(address, head.as_bytes(), "").await,
             (200, realm.to_owned()),
             "{headers}"
         );
@@ -178,7 +170,7 @@ async fn a_trusted_proxy_says_what_its_client_used() {
         "x-forwarded-host: a/b",
     ] {
         let head = format!("PATCH /luke/a/x HTTP/1.1\r\nhost: inner\r\n{headers}");
-        let (status, problem) = raw(address, &head).await;
+        let (status, problem) = raw(address, head.as_bytes(), "").await;
         assert_eq!(status, 400, "{headers}");
         assert!(problem.contains("#realm-unresolved"), "{problem}");
     }

@@ -21,6 +21,7 @@ pub mod load;
 pub mod page;
 pub mod process;
 pub mod proxy;
+pub mod raw;
 pub mod realms;
 pub mod replica;
 pub mod replicas;
