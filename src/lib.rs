@@ -113,7 +113,8 @@
 //!
 //! None is on by default.
 //!
-//! - `axum`: reads axum's `OriginalUri` and `ConnectInfo` where a request has them.
+//! - `axum`: reads axum's `OriginalUri` and `ConnectInfo` where a request has them. Inside of a `nest` that is another path, and so
+//!   another lock: all replicas have it, or none.
 //! - `metrics`: counts waits, holds, hand-offs, losses and rejections through the `metrics` facade;
 //!   [operations](guide::operations) has the list.
 //! - `serde`: reads [`LockRules`], `Limits` and [`PostgresBuilder`] from a configuration file; unknown keys are errors.

@@ -158,6 +158,14 @@ fn parse_segment(text: &str, last: bool, before: &[Segment]) -> Result<Segment, 
 }
 
 fn parse_literal(text: &str) -> Result<Segment, String> {
+    if let Some(name) = text.strip_prefix([':', '*']) {
+        // Some routers write parameters so. As plain text it would fit no path, and leave a route unlocked.
+        return Err(format!(
+            "`{}` is plain text here; write a parameter as `{{{name}}}`, and the rest of a path as `{{*{name}}}`",
+            shown(text),
+            name = shown(name)
+        ));
+    }
     if text.contains(['{', '}']) {
         return Err(format!(
             "in `{}` a parameter is only a part of a segment; it must be all of it",
@@ -192,7 +200,9 @@ mod tests {
             ("/{{a}}", "plain name"),
             ("/a{b}", "only a part"),
             ("/{a", "only a part"),
-            ("/:a}", "only a part"),
+            ("/b:a}", "only a part"),
+            ("/:owner/{realm}", "write a parameter as `{owner}`"),
+            ("/{owner}/*rest", "the rest of a path as `{*rest}`"),
             ("/{a}/{a}", "twice"),
             ("/{*a}/b", "last segment"),
             ("/../{a}", "dot segment"),

@@ -1,3 +1,4 @@
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -191,6 +192,13 @@ impl Rejection {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs()));
         }
         response
+    }
+}
+
+/// What a client may read: the [`detail`](Rejection::detail).
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.detail())
     }
 }
 

@@ -99,6 +99,7 @@ fn every_situation_has_the_response_that_is_documented() {
         let kind = problem["type"].as_str().unwrap();
         assert!(kind.ends_with(&format!("#{code}")), "{kind}");
         assert_eq!(problem["status"], status);
+        assert_eq!(problem["detail"], rejection.to_string());
         assert!(!problem.to_string().contains("db.internal"), "{problem}");
     }
 }
