@@ -10,6 +10,7 @@ use support::cluster::Cluster;
 use support::database::{database, database_on};
 use support::gate::postgres_locks_with;
 use support::proxy::Proxy;
+use support::wait::wait_until;
 use tower_realm_lock::{LockError, RealmEvent, RealmWrites};
 
 #[tokio::test]
@@ -90,11 +91,10 @@ async fn nothing_is_told_unless_asked_for_and_a_dropped_listener_leaves_nothing(
     assert_eq!(next_write(&mut writes).await.realm(), &realm("told"));
     let before = database.backends().await;
     drop(writes);
-    database
-        .wait_until("the listener's end", async || {
-            database.backends().await < before
-        })
-        .await;
+    wait_until("the listener's end", async || {
+        database.backends().await < before
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use support::gate::{
 };
 use support::load::{Log, PATH, REALM, Writers};
 use support::proxy::Proxy;
+use support::wait::wait_until;
 use tower_realm_lock::{OnDisconnect, PostgresBuilder, RealmWriteLockLayer};
 
 /// A layer whose statements can be counted. Unless `options` say otherwise, a slow machine does not end its hand-offs.
@@ -247,10 +248,9 @@ async fn two_hundred_waiters_use_one_connection() {
         assert_eq!(log.rejected(), 0);
         locks.shutdown(Duration::from_secs(5)).await.unwrap();
         drop((layer, locks));
-        database
-            .wait_until("the pool is closed", async || {
-                database.backends().await == 0
-            })
-            .await;
+        wait_until("the pool is closed", async || {
+            database.backends().await == 0
+        })
+        .await;
     }
 }

@@ -8,6 +8,7 @@ use support::database::{TestDatabase, database};
 use support::gate::{Outcome, assert_lost, gate, key, patch, postgres_layer_with, queue};
 use support::load::{Log, PATH, REALM, Writers};
 use support::proxy::Proxy;
+use support::wait::wait_until;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tower_realm_lock::{PostgresBuilder, RealmWriteLockLayer};
@@ -85,11 +86,10 @@ async fn an_answer_that_is_on_its_way_when_the_connection_breaks_is_a_proof() {
     proxy.freeze_answers();
     inside.answer(200);
     let mut running = gate.entered().await;
-    database
-        .wait_until("the question is through", async || {
-            !proxy.queries().is_empty()
-        })
-        .await;
+    wait_until("the question is through", async || {
+        !proxy.queries().is_empty()
+    })
+    .await;
     let holder = database.holder_pid(key(REALM)).await.expect("a holder");
     // The server answers on this connection in order.
     database.terminate(holder).await;
@@ -116,11 +116,10 @@ async fn a_holder_in_a_row_that_ends_as_its_lock_is_lost_is_not_a_success() {
         let holder = database.holder_pid(key(REALM)).await.expect("a holder");
         database.terminate(holder).await;
         // The third one may have the lock already.
-        database
-            .wait_until("the backend is gone", async || {
-                database.holder_pid(key(REALM)).await != Some(holder)
-            })
-            .await;
+        wait_until("the backend is gone", async || {
+            database.holder_pid(key(REALM)).await != Some(holder)
+        })
+        .await;
         if !call.was_dropped() {
             call.answer(200);
         }

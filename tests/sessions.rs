@@ -6,7 +6,7 @@ use support::database::{TestDatabase, database};
 use support::gate::{
     Call, Gate, Outcome, answered, gate, key, patch, postgres_layer, postgres_layer_with,
 };
-use support::wait::PATIENCE;
+use support::wait::{PATIENCE, wait_until};
 use tokio::task::JoinHandle;
 use tower_realm_lock::{FencingToken, RealmWriteLockLayer};
 
@@ -199,7 +199,5 @@ async fn a_shutdown_leaves_no_session_behind() {
         assert_eq!(answered(write).await.status(), 200);
     }
     shutdown.await.unwrap().unwrap();
-    database
-        .wait_until("no connection", async || database.backends().await == 0)
-        .await;
+    wait_until("no connection", async || database.backends().await == 0).await;
 }

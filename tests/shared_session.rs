@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use support::database::{TestDatabase, database};
 use support::gate::{code, gate, key, patch, postgres_layer_with};
+use support::wait::wait_until;
 use tower_realm_lock::{LockError, RealmWriteLockLayer};
 
 const PATH: &str = "/luke/a/card";
@@ -107,11 +108,10 @@ async fn what_a_handler_does_to_its_session_does_not_reach_the_next_hold() {
         call.answer(200);
         assert_eq!(two.await.unwrap().unwrap().status(), 200);
     }
-    database
-        .wait_until("the connection is used again", async || {
-            database.backends().await <= 1
-        })
-        .await;
+    wait_until("the connection is used again", async || {
+        database.backends().await <= 1
+    })
+    .await;
 }
 
 #[tokio::test]

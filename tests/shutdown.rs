@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use support::database::database;
 use support::gate::{code, gate, key, patch, realms};
+use support::wait::wait_until;
 use tower_realm_lock::{LockError, OnDisconnect, RealmLocks, RealmWriteLockLayer};
 
 const GRACE: Duration = Duration::from_secs(10);
@@ -41,9 +42,7 @@ async fn holds_end_waiters_are_refused_and_connections_close() {
     assert_eq!(database.advisory_locks(key("/luke/a")).await, (0, 0));
     assert_eq!(database.advisory_locks(key("/luke/b")).await, (1, 0));
     drop(foreign);
-    database
-        .wait_until("no connection", async || database.backends().await == 0)
-        .await;
+    wait_until("no connection", async || database.backends().await == 0).await;
 }
 
 #[tokio::test]

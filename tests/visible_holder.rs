@@ -7,6 +7,7 @@ use std::time::Duration;
 use support::claims::{cards, realm, realm_key, whole, work};
 use support::database::{TestDatabase, database};
 use support::gate::postgres_locks_with;
+use support::wait::wait_until;
 use tower_realm_lock::{Claim, LockKey, RealmLocks};
 
 /// What PostgreSQL shows of whoever holds a key.
@@ -34,11 +35,10 @@ async fn the_holder_of_a_realm_is_named_in_pg_stat_activity_from_the_grant_to_th
             .unwrap()
             .contains(&comment)
     );
-    database
-        .wait_until("a heartbeat", async || {
-            shown(&database, realm_key("a")).await.unwrap() == comment
-        })
-        .await;
+    wait_until("a heartbeat", async || {
+        shown(&database, realm_key("a")).await.unwrap() == comment
+    })
+    .await;
     inside.end().await;
     database.wait_for_granted(realm_key("a"), 0).await;
     let client = database.connect().await;
@@ -117,8 +117,7 @@ async fn a_process_knows_who_holds_and_who_waits() {
         let mut waiters = Vec::new();
         for (count, claim) in claims.iter().enumerate().skip(2) {
             waiters.push(work(&locks, claim));
-            support::wait::wait_until("the waiter", async || locks.status().len() == count + 1)
-                .await;
+            wait_until("the waiter", async || locks.status().len() == count + 1).await;
         }
         let status = locks.status();
         let named: Vec<_> = status

@@ -11,6 +11,7 @@ use crate::support::database::database;
 use crate::support::gate::ORIGIN;
 use crate::support::proxy::Proxy;
 use crate::support::replica::Replica;
+use crate::support::wait::wait_until;
 
 #[tokio::test]
 async fn a_snapshot_is_json_to_who_prefers_it() {
@@ -173,9 +174,7 @@ async fn the_database_is_asked_once_a_second_for_all_who_watch() {
 
     drop(viewers);
     let database_is_left = async || database.backends().await <= 1;
-    database
-        .wait_until("no connection of the page's", database_is_left)
-        .await;
+    wait_until("no connection of the page's", database_is_left).await;
     looks();
     tokio::time::sleep(Duration::from_millis(1200)).await;
     assert_eq!(looks(), 0);

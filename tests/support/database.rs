@@ -10,7 +10,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls, Row, SimpleQueryMessage, SimpleQueryRow};
 
 use super::cluster::Cluster;
-use super::wait::{PATIENCE, wait_for, wait_until};
+use super::wait::{PATIENCE, wait_for};
 
 /// Names an existing server to use instead of a throwaway one; its user must be allowed to create databases.
 const SERVER_VARIABLE: &str = "TEST_DATABASE_URL";
@@ -200,11 +200,6 @@ impl TestDatabase {
             granted == count
         })
         .await;
-    }
-
-    /// Waits until `predicate` is true; the same as [`wait_until`].
-    pub async fn wait_until(&self, what: &str, predicate: impl AsyncFnMut() -> bool) {
-        wait_until(what, predicate).await;
     }
 
     async fn wait_for_locks(&self, what: &str, key: i64, enough: impl Fn((i64, i64)) -> bool) {
