@@ -8,6 +8,7 @@ use http::Method;
 use support::cluster::Cluster;
 use support::database::{database, database_on};
 use support::gate::{code, gate, key, patch, postgres_layer, send};
+use support::wait::wait_until;
 use tower_realm_lock::{LockError, RealmLocks, Rejection};
 
 #[tokio::test]
@@ -88,12 +89,11 @@ async fn a_wait_whose_backend_dies_is_asked_again() {
     let waiting = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
     let pid: i32 = foreign.query_one(waiting, &[]).await.unwrap().get(0);
     database.terminate(pid).await;
-    database
-        .wait_until("another backend waits", async || {
-            let row = foreign.query_opt(waiting, &[]).await.unwrap();
-            row.is_some_and(|row| row.get::<_, i32>(0) != pid)
-        })
-        .await;
+    wait_until("another backend waits", async || {
+        let row = foreign.query_opt(waiting, &[]).await.unwrap();
+        row.is_some_and(|row| row.get::<_, i32>(0) != pid)
+    })
+    .await;
     foreign.batch_execute("COMMIT").await.unwrap();
     gate.entered().await.answer(200);
     assert_eq!(write.await.unwrap().unwrap().status(), 200);

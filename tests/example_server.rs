@@ -10,6 +10,7 @@ use support::client::{CardClient, card};
 use support::database::database;
 use support::gate::{ORIGIN, key};
 use support::replica::{self, Replica};
+use support::wait::wait_until;
 
 #[tokio::test]
 async fn bad_flags_are_refused_with_the_value_and_the_remedy() {
@@ -244,9 +245,7 @@ async fn a_terminated_server_finishes_its_writes_and_leaves_no_lock() {
         }
         assert!(data.path().join("luke/a/x.json").is_file());
         database.wait_for_granted(key("/luke/a"), 0).await;
-        database
-            .wait_until("no connection", async || database.backends().await == 0)
-            .await;
+        wait_until("no connection", async || database.backends().await == 0).await;
     }
 }
 

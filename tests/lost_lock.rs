@@ -10,6 +10,7 @@ use support::gate::{
 };
 use support::proxy::Proxy;
 use support::silence::assert_out_before_the_next;
+use support::wait::wait_until;
 use tower_realm_lock::{LockError, RealmLocks, RealmUrl, RealmWriteLockLayer};
 
 const PATH: &str = "/luke/a/card";
@@ -211,9 +212,7 @@ async fn a_discarded_connection_is_closed_although_an_answer_is_due() {
     proxy.freeze();
     call.dropped().await;
     assert_lost(&answered(write).await);
-    database
-        .wait_until("it is closed", async || connections_to(proxy.port()) == 0)
-        .await;
+    wait_until("it is closed", async || connections_to(proxy.port()) == 0).await;
 }
 
 /// The open connections of this machine to a local port.
