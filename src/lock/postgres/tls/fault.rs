@@ -1,3 +1,5 @@
+use std::error::Error as _;
+use std::io;
 use std::sync::Arc;
 
 use tokio_postgres::error::{DbError, SqlState};
@@ -54,6 +56,10 @@ pub(in crate::lock::postgres) fn refused(
         None if encrypted && chain(&error).contains("alert") => {
             "the server does not accept this client's certificate: have it signed by a CA in the server's ssl_ca_file"
         }
+        // The end of the connection can come before that alert.
+        None if encrypted && is_broken_off(&error) => {
+            "the server may not accept this client's certificate: have it signed by a CA in the server's ssl_ca_file, or look into the server's log"
+        }
         Some(refusal) if encrypted && refusal.message().contains("valid client certificate") => {
             "name files with one in sslcert and sslkey, or give one to `tls`"
         }
@@ -70,6 +76,19 @@ pub(in crate::lock::postgres) fn refused(
         server,
         problem: format!("{text}; {remedy}"),
     }
+}
+
+/// Whether the connection ended without a word of the server's.
+fn is_broken_off(error: &tokio_postgres::Error) -> bool {
+    let network = error.source().and_then(|it| it.downcast_ref::<io::Error>());
+    let broken = network.is_some_and(|network| {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+        matches!(
+            network.kind(),
+            BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
+        )
+    });
+    broken || error.is_closed()
 }
 
 /// Whether `pg_hba.conf` has no place for the connection as it is.
