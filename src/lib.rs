@@ -78,31 +78,33 @@
 //! # What is locked
 //!
 //! A request takes its realm as a whole, unless the rules say that its route writes single resources: then it takes these
-//! alone, and the realm shared. Where a request's realms are found is said by route as well: in the path, in a list that changes, in the
-//! body, or by a closure.
+//! resources exclusively, and the realm shared. Each route can find realms in its own way: in the
+//! path, in a list that changes, in the body, or by a closure. What is in bodies is found by a
+//! [`RealmBodyLockLayer`], behind which a request has a [`RequestBody`].
 //!
 //! ```
 //! use http::Method;
 //! use tower_realm_lock::{
-//!     LockRules, RealmLocks, RealmPaths, RealmPointers, RealmResolver, RealmWriteLockLayer, Scope,
+//!     LockRules, RealmBodyLockLayer, RealmBodyResolver, RealmLocks, RealmPaths, RealmPointers,
+//!     Scope,
 //! };
 //!
 //! let publish = RealmPointers::new(["/sourceRealmURL", "/publishedRealmURL"])?;
 //! let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
-//! let realms = RealmResolver::from(realms).route(Method::POST, "/_publish-realm", publish)?;
+//! let realms = RealmBodyResolver::from(realms)
+//!     .route(Method::POST, "/_publish-realm", publish)?;
 //! let rules = LockRules::new()
 //!     .exempt(Method::POST, "/{owner}/{realm}/_search")?
 //!     .scope(Method::POST, "/{owner}/{realm}/_atomic", Scope::atomic_hrefs())?
 //!     .scope(Method::PATCH, "/{owner}/{realm}/{*card}", Scope::resource())?;
-//! let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms)
-//!     .rules(rules)
-//!     .read_bodies(1024 * 1024, axum::body::Body::new);
+//! let layer = RealmBodyLockLayer::new(RealmLocks::in_process(), realms, 1024 * 1024)
+//!     .rules(rules);
 //! # let _ = layer;
 //! # Ok::<(), tower_realm_lock::RealmError>(())
 //! ```
 //!
-//! Whatever is not certain locks more, or is refused: a path that two servers read differently, a name that stands twice in a
-//! JSON object, a header that overrides the method and says two things.
+//! Ambiguous requests are locked more widely or rejected: a path that two servers read differently, a
+//! name that stands twice in a JSON object, a header that overrides the method and says two things.
 //!
 //! # What replicas tell each other
 //!
@@ -167,7 +169,6 @@
 //! | <a id="body-too-large"></a>a body in which realms or resources stand is over the limit | 413 | `body-too-large` |
 //! | <a id="body-timeout"></a>such a body did not come in time | 408 | `body-timeout` |
 //! | <a id="body-broken"></a>such a body broke off | 400 | `body-broken` |
-//! | <a id="body-unread"></a>such a body must be read, and the layer has no `read_bodies` for its type | 500 | `body-unread` |
 
 // docs.rs builds with a nightly Rust, and says of each item which feature it needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -184,8 +185,8 @@ mod table;
 #[cfg(feature = "serde")]
 pub use self::layer::Limits;
 pub use self::layer::{
-    BodyError, HoldUntil, LockBody, OnDisconnect, ReadBody, RealmWriteLock, RealmWriteLockLayer,
-    Rejection,
+    BodyError, HoldUntil, LockBody, OnDisconnect, RealmBodyLock, RealmBodyLockLayer,
+    RealmWriteLock, RealmWriteLockLayer, Rejection, RequestBody,
 };
 #[cfg(any(feature = "tls-native", feature = "tls-rustls"))]
 pub use self::lock::Tls;
@@ -194,6 +195,6 @@ pub use self::lock::{
     PostgresBuilder, RealmEvent, RealmLocks, RealmWrite, RealmWrites, TransactionClient,
 };
 pub use self::realm::{
-    LockRules, PeerAddr, RealmError, RealmMounts, RealmPaths, RealmPointers, RealmResolver,
-    RealmUrl, RequestOrigin, Scope, TrustedProxies,
+    LockRules, PeerAddr, RealmBodyResolver, RealmError, RealmMounts, RealmPaths, RealmPointers,
+    RealmResolver, RealmUrl, RequestOrigin, Scope, TrustedProxies,
 };

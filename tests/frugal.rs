@@ -97,6 +97,7 @@ fn passing_allocates_nothing() {
     let rules = LockRules::default().exempt(Method::POST, "/{owner}/{realm}/_search");
     let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms());
     let layer = layer.rules(rules.expect("the pattern is right"));
+    let layer = layer.expect("no scope needs the body");
     let mut layered = layer.layer(bare.clone());
     for (method, path) in [
         (Method::GET, PATH),

@@ -17,7 +17,7 @@ use support::claims::work;
 use support::database::database;
 use support::gate::postgres_locks_with;
 use tower_realm_lock::{
-    Claim, LockRules, PeerAddr, RealmError, RealmLocks, RealmPointers, RealmResolver, RealmUrl,
+    Claim, LockRules, PeerAddr, RealmBodyResolver, RealmError, RealmLocks, RealmPointers, RealmUrl,
     RealmWriteLockLayer, RequestOrigin, Scope, TrustedProxies,
 };
 use tracing::field::{Field, Visit};
@@ -112,7 +112,7 @@ fn names_in_paths_bodies_and_headers() {
     let by_origin = paths
         .clone()
         .origin_from_request(RequestOrigin::new(proxies));
-    let resolver = RealmResolver::from(paths)
+    let resolver = RealmBodyResolver::from(paths)
         .route(Method::POST, "/_publish", pointers)
         .unwrap();
     let rules = LockRules::new()

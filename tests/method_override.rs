@@ -53,7 +53,9 @@ async fn claim(
 }
 
 fn layer(rules: LockRules) -> RealmWriteLockLayer {
-    RealmWriteLockLayer::new(RealmLocks::in_process(), support::gate::realms()).rules(rules)
+    RealmWriteLockLayer::new(RealmLocks::in_process(), support::gate::realms())
+        .rules(rules)
+        .unwrap()
 }
 
 #[tokio::test]
@@ -134,7 +136,8 @@ async fn a_request_that_could_be_for_two_realms_is_refused() {
         .route(Method::DELETE, "/{owner}/{realm}/{*rest}", other)
         .unwrap();
     let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms)
-        .rules(LockRules::new().method_override(HEADER, HONOURED));
+        .rules(LockRules::new().method_override(HEADER, HONOURED))
+        .unwrap();
     let other = "http://other.test/luke/a/";
     assert_eq!(
         claim(&layer, &Method::POST, "/luke/a/x", &[b"DELETE"]).await,

@@ -17,7 +17,9 @@ fn layer() -> RealmWriteLockLayer {
         .exempt(Method::PATCH, "/{owner}/{realm}/open")
         .and_then(|rules| rules.scope(Method::PATCH, "/luke/{realm}/{*card}", Scope::resource()))
         .unwrap();
-    RealmWriteLockLayer::new(RealmLocks::in_process(), realms()).rules(rules)
+    RealmWriteLockLayer::new(RealmLocks::in_process(), realms())
+        .rules(rules)
+        .unwrap()
 }
 
 /// A handler at the end, whatever is left of the path.

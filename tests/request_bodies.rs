@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use futures_util::stream;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
@@ -18,16 +18,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
-    HeldLock, LockRules, RealmLocks, RealmPointers, RealmResolver, RealmWriteLockLayer, Rejection,
-    Scope,
+    HeldLock, LockRules, RealmBodyLockLayer, RealmBodyResolver, RealmLocks, RealmPointers,
+    RealmWriteLockLayer, Rejection, RequestBody, Scope,
 };
 
 const LIMIT: usize = 64;
 
 /// Realms in the path, but of one route in the body.
-fn layer() -> RealmWriteLockLayer {
+fn layer() -> RealmBodyLockLayer {
     let publish = RealmPointers::new(["/realm"]).unwrap();
-    let realms = RealmResolver::from(realms())
+    let realms = RealmBodyResolver::from(realms())
         .route(Method::POST, "/_publish", publish)
         .unwrap();
     let rules = LockRules::new()
@@ -37,9 +37,7 @@ fn layer() -> RealmWriteLockLayer {
             Scope::atomic_hrefs(),
         )
         .unwrap();
-    RealmWriteLockLayer::new(RealmLocks::in_process(), realms)
-        .rules(rules)
-        .read_bodies(LIMIT, Body::new)
+    RealmBodyLockLayer::new(RealmLocks::in_process(), realms, LIMIT).rules(rules)
 }
 
 /// What a handler gets of a body, frame by frame, and what it was told of it before.
@@ -54,7 +52,11 @@ struct Seen {
 
 type SizeHintOf = (u64, Option<u64>);
 
-async fn seen(mut body: Body) -> Seen {
+async fn seen(body: RequestBody<Body>) -> Seen {
+    seen_by_axum(Body::new(body)).await
+}
+
+async fn seen_by_axum(mut body: Body) -> Seen {
     let hint = body.size_hint();
     let ended_before = body.is_end_stream();
     let mut data = Vec::new();
@@ -77,11 +79,13 @@ async fn seen(mut body: Body) -> Seen {
 type Answer = (StatusCode, Option<Seen>, Option<Rejection>);
 
 /// Sends a body through the layer; what the handler saw, and why not.
-async fn send(layer: &RealmWriteLockLayer, path: &str, body: Body) -> Answer {
-    let handler = service_fn(async |request: Request<Body>| {
+async fn send(layer: &RealmBodyLockLayer, path: &str, body: Body) -> Answer {
+    let handler = service_fn(async |request: Request<RequestBody<Body>>| {
         assert!(request.extensions().get::<HeldLock>().is_some());
         let mut response = Response::new(String::new());
+        let read = request.body().bytes().cloned();
         let seen = seen(request.into_body()).await;
+        assert_eq!(read.as_ref(), Some(&seen.data));
         response.extensions_mut().insert(std::sync::Arc::new(seen));
         Ok::<_, Infallible>(response)
     });
@@ -187,7 +191,6 @@ async fn a_body_that_says_it_is_too_long_is_not_read_at_all() {
 
 #[tokio::test]
 async fn a_request_that_does_not_need_its_body_keeps_the_very_same() {
-    let reading = RealmWriteLockLayer::new(RealmLocks::in_process(), realms());
     let rules = LockRules::new()
         .scope(
             Method::PATCH,
@@ -196,17 +199,19 @@ async fn a_request_that_does_not_need_its_body_keeps_the_very_same() {
         )
         .and_then(|rules| rules.scope(Method::POST, "/{*card}", Scope::resource()))
         .unwrap();
-    let reading = reading
-        .rules(rules)
-        .read_bodies(LIMIT, |_| -> Untouched { panic!("it is not made anew") });
+    let reading = RealmWriteLockLayer::new(RealmLocks::in_process(), realms());
+    let reading = reading.read_bodies(LIMIT).rules(rules);
     for (method, path) in [
         (Method::GET, "/luke/a/_atomic"),
         (Method::POST, "/luke/a/_atomic"),
         (Method::PATCH, "/luke/a/card"),
         (Method::PATCH, "/luke/a/%5Fatomic"),
     ] {
-        let handler = service_fn(async |request: Request<Untouched>| {
-            assert_eq!(request.into_body().0, 1 << 40);
+        let handler = service_fn(async |request: Request<RequestBody<Untouched>>| {
+            let body = request.into_body();
+            assert!(body.bytes().is_none());
+            assert_eq!(body.size_hint().exact(), Some(1 << 40));
+            assert_eq!(body.get_ref().map(|own| own.0), Some(1 << 40));
             Ok::<_, Infallible>(Response::new(String::new()))
         });
         let request = Request::builder().method(&method).uri(path);
@@ -239,30 +244,35 @@ async fn a_body_that_breaks_off_is_a_bad_request() {
     assert!(!rejection.detail().contains(char::is_control));
 }
 
-#[tokio::test]
-async fn a_layer_that_cannot_read_the_body_says_so() {
-    let realms = RealmPointers::new(["/realm"]).unwrap();
-    let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms);
-    for layer in [
-        layer.clone(),
-        layer.read_bodies(LIMIT, |read| {
-            String::from_utf8_lossy(read.bytes()).into_owned()
-        }),
+#[test]
+fn a_layer_that_reads_no_bodies_refuses_what_needs_one_when_it_is_built() {
+    let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms());
+    for scope in [
+        Scope::atomic_hrefs(),
+        Scope::from_body_fn(|_, _, _| Some(Vec::new())),
     ] {
-        let (status, _, rejection) = send(&layer, "/_publish", Body::from(DOCUMENT)).await;
-        assert_eq!(status, 500);
-        assert_eq!(rejection.unwrap().code(), "body-unread");
+        let rules = LockRules::new()
+            .scope(Method::PATCH, "/{*card}", Scope::resource())
+            .and_then(|rules| rules.scope(Method::POST, "/{owner}/{realm}/_atomic", scope))
+            .unwrap();
+        let error = layer.clone().rules(rules.clone()).unwrap_err().to_string();
+        assert!(error.contains("POST /{owner}/{realm}/_atomic"), "{error}");
+        assert!(error.contains("`read_bodies`"), "{error}");
+        let _ = layer.clone().read_bodies(LIMIT).rules(rules);
     }
+    let rules = LockRules::new()
+        .scope(Method::PATCH, "/{*card}", Scope::from_fn(|_, _| None))
+        .unwrap();
+    assert!(layer.rules(rules).is_ok());
 }
 
 #[tokio::test]
 async fn any_type_of_body_can_be_read() {
     let realms = RealmPointers::new(["/realm"]).unwrap();
-    let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms)
-        .read_bodies(LIMIT, |read| {
-            String::from_utf8(read.bytes().to_vec()).unwrap()
-        });
-    let handler = service_fn(async |request: Request<String>| {
+    let layer = RealmBodyLockLayer::new(RealmLocks::in_process(), realms, LIMIT);
+    let handler = service_fn(async |request: Request<RequestBody<String>>| {
+        assert_eq!(request.body().bytes().unwrap(), DOCUMENT);
+        assert!(request.body().get_ref().is_none());
         Ok::<_, Infallible>(Response::new(request.into_body()))
     });
     let request = Request::post("/").body(DOCUMENT.to_owned()).unwrap();
@@ -271,10 +281,41 @@ async fn any_type_of_body_can_be_read() {
     assert_eq!(body, DOCUMENT);
 }
 
+/// A body of two frames, whose data are not `Bytes`.
+fn chained() -> impl http_body::Body<Data: Send, Error = Infallible> + Send + Unpin {
+    let data = || Bytes::from_static(b"{").chain(Bytes::from_static(b"}"));
+    let frames = (0..2).map(move |_| Ok::<_, Infallible>(Frame::data(data())));
+    StreamBody::new(stream::iter(frames))
+}
+
+async fn sees_two_frames<B>(request: Request<B>) -> Result<Response<String>, Infallible>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+{
+    let mut body = request.into_body();
+    let mut frames = Vec::new();
+    while let Some(Ok(frame)) = body.frame().await {
+        frames.push(frame.into_data().expect("data"));
+    }
+    assert_eq!(frames, ["{}", "{}"]);
+    Ok(Response::new(String::new()))
+}
+
+#[tokio::test]
+async fn a_body_that_was_not_read_passes_frame_by_frame() {
+    for method in [Method::GET, Method::PATCH] {
+        let request = Request::builder().method(method).uri("/luke/a/x");
+        let request = request.body(chained()).unwrap();
+        let handler = service_fn(sees_two_frames::<RequestBody<_>>);
+        let response = layer().layer(handler).oneshot(request).await.unwrap();
+        assert_eq!(response.status(), 200);
+    }
+}
+
 /// A server over HTTP whose handler answers with the length of the body, and the trailer `sum`.
 async fn serve() -> std::net::SocketAddr {
     let handler = async |request: Request<Body>| {
-        let seen = seen(request.into_body()).await;
+        let seen = seen_by_axum(request.into_body()).await;
         let sum = seen
             .trailers
             .and_then(|trailers| trailers.get("sum").cloned());

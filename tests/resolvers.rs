@@ -21,23 +21,21 @@ use tokio::task::JoinHandle;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_realm_lock::{
-    RealmError, RealmLocks, RealmMounts, RealmPointers, RealmResolver, RealmUrl,
-    RealmWriteLockLayer,
+    RealmBodyLockLayer, RealmBodyResolver, RealmError, RealmLocks, RealmMounts, RealmPointers,
+    RealmResolver, RealmUrl, RequestBody,
 };
 
 fn url(url: &str) -> RealmUrl {
     RealmUrl::parse(url).unwrap()
 }
 
-fn layer(realms: impl Into<RealmResolver>) -> RealmWriteLockLayer {
-    RealmWriteLockLayer::new(RealmLocks::in_process(), realms).read_bodies(4096, |read| {
-        String::from_utf8(read.bytes().to_vec()).expect("the tests send text")
-    })
+fn layer(realms: impl Into<RealmBodyResolver>) -> RealmBodyLockLayer {
+    RealmBodyLockLayer::new(RealmLocks::in_process(), realms, 4096)
 }
 
 /// Sends a request with a body on a task.
 fn post(
-    layer: &RealmWriteLockLayer,
+    layer: &RealmBodyLockLayer,
     handler: &Gated,
     path: &str,
     body: impl Into<String>,
@@ -60,7 +58,7 @@ async fn claim_of_next(gate: &mut Gate) -> String {
     held.claim().to_string()
 }
 
-fn by_route() -> RealmResolver {
+fn by_route() -> RealmBodyResolver {
     let publish = RealmPointers::new(["/sourceRealmURL", "/publishedRealmURL"]).unwrap();
     let tenant = RealmResolver::from_fn(|request| async move {
         tokio::task::yield_now().await;
@@ -71,7 +69,7 @@ fn by_route() -> RealmResolver {
             "http://tenants.test/{tenant}/"
         ))?])
     });
-    RealmResolver::from(realms())
+    RealmBodyResolver::from(realms())
         .route(Method::POST, "/_publish-realm", publish)
         .and_then(|realms| realms.route(Method::POST, "/_tenant/{*rest}", tenant.clone()))
         .and_then(|realms| realms.route(Method::POST, "/{owner}/{realm}/", tenant))
@@ -222,7 +220,7 @@ async fn a_closure_may_find_none_or_fail() {
         (response.status().as_u16(), &*code(&response)),
         (400, "realm-unresolved")
     );
-    let down = layer(RealmResolver::from_body_fn(async |_, _| {
+    let down = layer(RealmBodyResolver::from_body_fn(async |_, _| {
         Err(RealmError::unavailable("db.internal is down"))
     }));
     let response = answered(patch(&down, &handler, "/x")).await;
@@ -240,11 +238,11 @@ async fn a_closure_may_find_none_or_fail() {
 
 #[tokio::test]
 async fn a_closure_reads_the_body_that_the_handler_gets() {
-    let realms = RealmResolver::from_body_fn(async |request, body| {
+    let realms = RealmBodyResolver::from_body_fn(async |request, body| {
         let path = format!("http://realms.test{}/{}", request.uri.path(), body.len());
         Ok(vec![RealmUrl::parse(&path)?])
     });
-    let handler = service_fn(async |request: Request<String>| {
+    let handler = service_fn(async |request: Request<RequestBody<String>>| {
         Ok::<_, Infallible>(Response::new(request.into_body()))
     });
     let request = Request::post("/x").body("four".to_owned()).unwrap();
@@ -288,7 +286,9 @@ async fn looking_up_takes_no_permit_of_the_inner_service() {
     let limited = ServiceBuilder::new()
         .layer(layer(endless))
         .layer(GlobalConcurrencyLimitLayer::new(1))
-        .service(service_fn(support::gate::at_once));
+        .service(service_fn(async |_: Request<RequestBody<String>>| {
+            Ok::<_, Infallible>(Response::new(String::new()))
+        }));
     let mut first = limited.clone();
     let request = |method| {
         Request::builder()

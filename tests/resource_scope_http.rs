@@ -14,8 +14,8 @@ use support::database::database;
 use support::gate::{gate, patch, realms, send};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
-    Claim, HeldLock, LockRules, RealmLocks, RealmPointers, RealmResolver, RealmUrl,
-    RealmWriteLockLayer, Scope,
+    Claim, HeldLock, LockRules, RealmBodyLockLayer, RealmBodyResolver, RealmLocks, RealmPointers,
+    RealmResolver, RealmUrl, RealmWriteLockLayer, RequestBody, Scope,
 };
 
 const REALM: &str = "http://realms.test/luke/a/";
@@ -50,10 +50,10 @@ fn rules() -> LockRules {
         .max_resources(3)
 }
 
-fn layer() -> RealmWriteLockLayer {
+fn layer() -> RealmBodyLockLayer {
     RealmWriteLockLayer::new(RealmLocks::in_process(), realms())
+        .read_bodies(4096)
         .rules(rules())
-        .read_bodies(4096, Body::new)
 }
 
 fn request(method: &Method, path: &str, body: impl Into<Body>) -> Request<Body> {
@@ -61,8 +61,8 @@ fn request(method: &Method, path: &str, body: impl Into<Body>) -> Request<Body> 
     request.body(body.into()).unwrap()
 }
 
-async fn claim(layer: &RealmWriteLockLayer, request: Request<Body>) -> Option<Claim> {
-    let handler = service_fn(async |request: Request<Body>| {
+async fn claim(layer: &RealmBodyLockLayer, request: Request<Body>) -> Option<Claim> {
+    let handler = service_fn(async |request: Request<RequestBody<Body>>| {
         let held: &HeldLock = request.extensions().get().unwrap();
         let mut response = Response::new(String::new());
         response.extensions_mut().insert(held.claim().clone());
@@ -199,10 +199,8 @@ async fn a_scope_counts_for_the_plain_spelling_of_its_route_alone() {
 #[tokio::test]
 async fn a_body_that_nobody_can_read_takes_the_realm_whole() {
     // In the second one the resolver has read the body already.
-    let realm = RealmResolver::from_body_fn(async |_, _| Ok(vec![RealmUrl::parse(REALM)?]));
-    let reading = RealmWriteLockLayer::new(RealmLocks::in_process(), realm)
-        .rules(rules())
-        .read_bodies(4096, Body::new);
+    let realm = RealmBodyResolver::from_body_fn(async |_, _| Ok(vec![RealmUrl::parse(REALM)?]));
+    let reading = RealmBodyLockLayer::new(RealmLocks::in_process(), realm, 4096).rules(rules());
     for layer in [layer(), reading] {
         for (coding, expected) in [("identity", "x"), ("gzip", "whole")] {
             let mut encoded = request(&Method::POST, "/luke/a/_atomic", atomic(&["x"]));
@@ -241,10 +239,10 @@ async fn a_request_for_several_realms_takes_each_whole_and_one_found_elsewhere_i
  {
     let pointers = RealmPointers::new(["/a", "/b"]).unwrap();
     let closure = RealmResolver::from_fn(async |_| Ok(vec![RealmUrl::parse(REALM)?]));
-    let realms = closure.route(Method::PATCH, "/_both", pointers).unwrap();
-    let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms)
-        .rules(rules())
-        .read_bodies(4096, Body::new);
+    let realms = RealmBodyResolver::from(closure)
+        .route(Method::PATCH, "/_both", pointers)
+        .unwrap();
+    let layer = RealmBodyLockLayer::new(RealmLocks::in_process(), realms, 4096).rules(rules());
     let both = json!({"a": REALM, "b": "http://realms.test/luke/b/"}).to_string();
     let both = claim(&layer, request(&Method::PATCH, "/_both", both))
         .await
@@ -325,9 +323,9 @@ async fn two_resources_are_written_side_by_side_and_the_realm_excludes_both() {
     let database = database().await;
     let postgres = async || {
         let locks = RealmLocks::postgres(database.url()).await.unwrap();
-        RealmWriteLockLayer::new(locks, realms()).rules(rules())
+        RealmBodyLockLayer::new(locks, realms(), 4096).rules(rules())
     };
-    let in_process = RealmWriteLockLayer::new(RealmLocks::in_process(), realms()).rules(rules());
+    let in_process = layer();
     for (name, one, two) in [
         ("in process", in_process.clone(), in_process),
         ("two replicas", postgres().await, postgres().await),
@@ -372,7 +370,7 @@ async fn a_scope_changes_nothing_of_what_is_locked() {
     assert!(!rules.locks(&Method::POST, "/luke/a/_search"));
     assert!(!rules.locks(&Method::GET, "/luke/a/x"));
     let layer = layer().rules(rules);
-    let handler = service_fn(async |request: Request<Body>| {
+    let handler = service_fn(async |request: Request<RequestBody<Body>>| {
         assert!(request.extensions().get::<HeldLock>().is_none());
         Ok::<_, Infallible>(Response::new(Body::empty()))
     });

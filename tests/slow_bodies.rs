@@ -17,7 +17,7 @@ use support::wait::{PATIENCE, wait_until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{interval, timeout};
-use tower_realm_lock::{RealmLocks, RealmPointers, RealmResolver, RealmWriteLockLayer};
+use tower_realm_lock::{RealmBodyLockLayer, RealmBodyResolver, RealmLocks, RealmPointers};
 
 const LIMIT: usize = 1024;
 const BOUND: Duration = Duration::from_millis(400);
@@ -35,13 +35,13 @@ struct Server {
 }
 
 /// A server whose handlers read their bodies to the end; of one route the layer does, too.
-async fn serve(set: impl FnOnce(RealmWriteLockLayer) -> RealmWriteLockLayer) -> Server {
+async fn serve(set: impl FnOnce(RealmBodyLockLayer) -> RealmBodyLockLayer) -> Server {
     let locks = RealmLocks::in_process();
     let publish = RealmPointers::new(["/realm"]).unwrap();
-    let realms = RealmResolver::from(realms())
+    let realms = RealmBodyResolver::from(realms())
         .route(Method::POST, "/_publish", publish)
         .unwrap();
-    let layer = RealmWriteLockLayer::new(locks.clone(), realms).read_bodies(LIMIT, Body::new);
+    let layer = RealmBodyLockLayer::new(locks.clone(), realms, LIMIT);
     let taken: Arc<AtomicUsize> = Arc::default();
     let counted = Arc::clone(&taken);
     let count = axum::middleware::map_request(move |request: Request<Body>| {

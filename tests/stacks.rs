@@ -147,7 +147,7 @@ async fn rules_say_what_is_locked() {
         .exempt(Method::POST, "/{owner}/{realm}/_search")
         .and_then(|rules| rules.lock(Method::GET, "/{owner}/{realm}/_reindex"))
         .unwrap();
-    let layer = layer().rules(rules);
+    let layer = layer().rules(rules).unwrap();
     let (handler, mut gate) = gate();
     for (method, path, locked) in [
         (Method::POST, "/luke/a/_search", false),

@@ -251,7 +251,7 @@ async fn a_body_of_which_a_server_asks_no_more_has_ended_well() {
 async fn a_body_for_which_no_server_asks_is_not_waited_for() {
     let (database, layer) = set_up().await;
     let rules = LockRules::new().lock(Method::HEAD, "/{*path}").unwrap();
-    let layer = layer.rules(rules);
+    let layer = layer.rules(rules).unwrap();
     for (count, (method, status)) in [
         (Method::HEAD, 200),
         (Method::PATCH, 204),

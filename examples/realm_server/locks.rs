@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use axum::body::Body;
 use http::Method;
 use tower_realm_lock::{
-    LockError, LockRules, RealmError, RealmLocks, RealmPaths, RealmResolver, RealmWriteLockLayer,
-    RealmWrites, Rejection,
+    LockError, LockRules, RealmBodyLockLayer, RealmBodyResolver, RealmError, RealmLocks,
+    RealmPaths, RealmWrites, Rejection,
 };
 use url::Url;
 
@@ -46,9 +45,9 @@ pub async fn writes(lock: &Lock) -> Result<Option<RealmWrites>, LockError> {
 /// The layers that put every write of a realm under its lock.
 pub struct Layers {
     /// For what is below a realm.
-    pub cards: RealmWriteLockLayer,
+    pub cards: RealmBodyLockLayer,
     /// For what is done to whole realms.
-    pub realms: RealmWriteLockLayer,
+    pub realms: RealmBodyLockLayer,
 }
 
 impl Layers {
@@ -57,7 +56,7 @@ impl Layers {
     /// The file's rules are for cards alone: what changes whole realms is always locked, as whoever has the lock next undoes what
     /// was left half done.
     pub fn configured(self, config: &Config) -> Self {
-        let configure = |layer: RealmWriteLockLayer| {
+        let configure = |layer: RealmBodyLockLayer| {
             let layer = layer
                 .limits(config.limits)
                 .server_timing(config.server_timing);
@@ -90,17 +89,15 @@ pub fn unlocked(rules: &LockRules) -> impl Iterator<Item = String> {
 
 /// `rows`: whether changes to whole realms write rows in the transaction that holds the lock.
 pub fn layers(locks: &RealmLocks, base_url: &Url, rows: bool) -> Result<Layers, RealmError> {
-    let layer = |realms: RealmResolver| {
-        RealmWriteLockLayer::new(locks.clone(), realms)
+    let layer = |realms: RealmBodyResolver| {
+        RealmBodyLockLayer::new(locks.clone(), realms, body::LIMIT)
             .rejection(|rejection: &Rejection| ApiError::from(rejection).into_http())
     };
     let cards = RealmPaths::new(base_url.as_str(), "/{owner}/{realm}")?;
     Ok(Layers {
         // Where the file's rules lock the cards that an atomic document names.
-        cards: layer(cards.into()).read_bodies(body::LIMIT, Body::new),
-        realms: layer(realms::resolver(base_url)?)
-            .read_bodies(body::LIMIT, Body::new)
-            .share_transaction(rows),
+        cards: layer(cards.into()),
+        realms: layer(realms::resolver(base_url)?).share_transaction(rows),
     })
 }
 
@@ -108,6 +105,7 @@ pub fn layers(locks: &RealmLocks, base_url: &Url, rows: bool) -> Result<Layers, 
 mod tests {
     use std::sync::Arc;
 
+    use axum::body::Body;
     use axum::response::Response;
     use http::header::{CONTENT_TYPE, RETRY_AFTER};
     use http::{Request, StatusCode};

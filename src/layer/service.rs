@@ -1,3 +1,4 @@
+use std::error::Error;
 use std::future::{Future, ready};
 use std::mem;
 use std::sync::Arc;
@@ -10,31 +11,69 @@ use tower::ServiceExt;
 use tower_service::Service;
 use tracing::Instrument;
 
-use super::asking::Verdict;
-use super::future::Outcome;
+use super::body::LockBody;
+use super::future::{Outcome, ResponseFuture};
+use super::prepare::{Bodies, BodiesOf, Needs, Prepared, Unread, claim, prepare};
+use super::request_body::{Reading, RequestBody};
+use super::settings::{HoldUntil, OnDisconnect, Settings};
 use super::timing::{Timing, tell};
-use super::{
-    BodyError, HoldUntil, LockBody, OnDisconnect, RealmWriteLockLayer, Rejection, ResponseFuture,
-};
 use crate::lock::{Claim, HeldLock, Hold, Released};
-use crate::realm::RealmError;
+use crate::realm::classify::{Decision, Realms};
+use crate::realm::head::Head;
 
-/// A service whose mutating calls hold their realm's lock. Made by [`RealmWriteLockLayer`].
+/// A service whose mutating calls hold their realm's lock. Made by
+/// [`RealmWriteLockLayer`](super::RealmWriteLockLayer).
 ///
 /// Its readiness is the inner service's. A call that must wait for a lock gives that readiness back first, and asks again
 /// once it has the lock: waiting takes no concurrency permit away from others.
 #[derive(Debug, Clone)]
-pub struct RealmWriteLock<S> {
+pub struct RealmWriteLock<S>(Locking<S, Unread>);
+
+/// A [`RealmWriteLock`] that reads bodies. Made by
+/// [`RealmBodyLockLayer`](super::RealmBodyLockLayer).
+///
+/// The inner service gets a [`RequestBody`]. A call that reads its body gives the inner service's
+/// readiness back before it does.
+#[derive(Debug, Clone)]
+pub struct RealmBodyLock<S>(Locking<S, Reading>);
+
+#[derive(Debug, Clone)]
+struct Locking<S, R: Bodies> {
     inner: S,
-    layer: Arc<RealmWriteLockLayer>,
+    realms: Arc<Realms<R::Reads>>,
+    settings: Arc<Settings>,
+    bodies: R,
 }
 
 impl<S> RealmWriteLock<S> {
-    pub(super) fn new(inner: S, layer: RealmWriteLockLayer) -> Self {
-        Self {
+    pub(super) fn new(
+        inner: S,
+        realms: Arc<Realms<<Unread as Bodies>::Reads>>,
+        settings: Arc<Settings>,
+    ) -> Self {
+        Self(Locking {
             inner,
-            layer: Arc::new(layer),
-        }
+            realms,
+            settings,
+            bodies: Unread,
+        })
+    }
+}
+
+impl<S> RealmBodyLock<S> {
+    pub(super) fn new(
+        inner: S,
+        realms: Arc<Realms<<Reading as Bodies>::Reads>>,
+        settings: Arc<Settings>,
+        limit: usize,
+    ) -> Self {
+        let timeout = settings.body_timeout;
+        Self(Locking {
+            inner,
+            realms,
+            settings,
+            bodies: Reading { limit, timeout },
+        })
     }
 }
 
@@ -52,45 +91,98 @@ where
     type Future = ResponseFuture<S::Future, B, S::Error>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
+        self.0.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<A>) -> Self::Future {
-        match self.layer.judge(&request) {
-            Verdict::Pass => ResponseFuture::passed(self.inner.call(request)),
-            Verdict::Lock(claim) => {
-                let (layer, inner) = self.given_back();
-                let span = span(&claim);
-                ResponseFuture::locked(locked_call(layer, claim, inner, request).instrument(span))
-            }
-            Verdict::Ask => {
-                let (layer, inner) = self.given_back();
-                ResponseFuture::locked(async move {
-                    // Boxed: whoever waits for the lock would have room for it.
-                    let (claim, request) = match Box::pin(layer.ask(request)).await {
-                        Ok(asked) => asked,
-                        Err(rejection) => return Ok(layer.reject(&rejection)),
-                    };
-                    let span = span(&claim);
-                    let call = locked_call(layer, claim, inner, request);
-                    call.instrument(span).await
-                })
-            }
-            Verdict::Reject(rejection) => {
-                let (layer, _) = self.given_back();
-                ResponseFuture::locked(ready(Ok(layer.reject(&rejection))))
-            }
-        }
+        self.0.call(request)
     }
 }
 
-impl<S: Clone> RealmWriteLock<S> {
-    /// What a call that may wait goes on with, after it has given back the inner service's readiness.
-    fn given_back(&mut self) -> (Arc<RealmWriteLockLayer>, S) {
+impl<S, A, B> Service<Request<A>> for RealmBodyLock<S>
+where
+    S: Service<Request<RequestBody<A>>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Send + 'static,
+    A: Body + Send + 'static,
+    A::Data: Send,
+    A::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: Body + Send + 'static,
+    B::Data: From<Bytes> + Send,
+{
+    type Response = Response<LockBody<B>>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future, B, S::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<A>) -> Self::Future {
+        self.0.call(request)
+    }
+}
+
+impl<S: Clone, R: Bodies> Locking<S, R> {
+    fn call<A, B>(&mut self, request: Request<A>) -> ResponseFuture<S::Future, B, S::Error>
+    where
+        S: Service<Request<R::Body>, Response = Response<B>> + Send + 'static,
+        S::Future: Send,
+        S::Error: Send + 'static,
+        R: BodiesOf<A>,
+        A: Send + 'static,
+        B: Body + Send + 'static,
+        B::Data: Send,
+    {
+        let needs = match self.realms.classify(&Head::of(&request)) {
+            Decision::Pass => {
+                return ResponseFuture::passed(self.inner.call(request.map(R::unread)));
+            }
+            Decision::Claim(locked) => {
+                let prepared = Ok((claim(&locked), request.map(R::unread)));
+                return self.locked(ready(prepared));
+            }
+            Decision::Reject(error) => return self.locked(ready(Err(error.into()))),
+            Decision::NeedsBody(needs, reads) => Needs::Body(needs, reads),
+            Decision::NeedsLookup(lookup) => Needs::Lookup(lookup),
+        };
+        // Boxed so that waiters do not carry its space.
+        self.locked(Box::pin(prepare(self.bodies, needs, request)))
+    }
+
+    /// A call that asks for its lock once it is prepared.
+    fn locked<A, B>(
+        &mut self,
+        prepared: impl Future<Output = Prepared<A>> + Send + 'static,
+    ) -> ResponseFuture<S::Future, B, S::Error>
+    where
+        S: Service<Request<A>, Response = Response<B>> + Send + 'static,
+        S::Future: Send,
+        S::Error: Send + 'static,
+        A: Send + 'static,
+        B: Body + Send + 'static,
+        B::Data: Send,
+    {
+        let inner = self.give_back();
+        let settings = Arc::clone(&self.settings);
+        ResponseFuture::locked(async move {
+            match prepared.await {
+                Ok((claim, request)) => {
+                    let span = span(&claim);
+                    let call = locked_call(settings, claim, inner, request);
+                    call.instrument(span).await
+                }
+                Err(rejection) => Ok(settings.reject(&rejection)),
+            }
+        })
+    }
+
+    /// The inner service for a call that may wait, after its readiness was given back.
+    fn give_back(&mut self) -> S {
         let inner = self.inner.clone();
         // The service that was polled ready holds what that gave it, such as a permit, until it is dropped.
         drop(mem::replace(&mut self.inner, inner.clone()));
-        (Arc::clone(&self.layer), inner)
+        inner
     }
 }
 
@@ -100,7 +192,7 @@ fn span(claim: &Claim) -> tracing::Span {
 
 /// One locked call: wait, then call under the lock. Within a call that has the lock already, just the call.
 async fn locked_call<S, A, B>(
-    layer: Arc<RealmWriteLockLayer>,
+    layer: Arc<Settings>,
     claim: Claim,
     inner: S,
     mut request: Request<A>,
@@ -163,7 +255,7 @@ where
 ///
 /// However else it ends, by an error, a panic or by being dropped, the hold is released by its own drop.
 async fn held_call<B: Body, E>(
-    layer: Arc<RealmWriteLockLayer>,
+    layer: Arc<Settings>,
     hold: Hold,
     is_head: bool,
     call: impl Future<Output = Result<Response<B>, E>>,
@@ -223,25 +315,4 @@ fn is_streamed<B: Body>(response: &Response<B>, length: Option<u64>) -> bool {
 /// Whether the response tells its client that a write happened.
 fn is_success(status: StatusCode) -> bool {
     !status.is_client_error() && !status.is_server_error()
-}
-
-impl RealmWriteLockLayer {
-    fn reject<B: Body>(&self, rejection: &Rejection) -> Response<LockBody<B>> {
-        let code = rejection.code();
-        crate::metrics::rejected(code);
-        match rejection {
-            Rejection::Realm(error @ RealmError::Unavailable { .. }) => {
-                tracing::warn!(code, %error, "a write was rejected");
-            }
-            Rejection::Realm(error) => tracing::debug!(code, %error, "a request was rejected"),
-            Rejection::Body(error @ BodyError::Unread { .. }) => {
-                tracing::error!(code, %error, "a write was rejected");
-            }
-            Rejection::Body(error) => tracing::debug!(code, %error, "a request was rejected"),
-            Rejection::Lock(error) => tracing::warn!(code, %error, "a write was rejected"),
-        }
-        let mut response = (self.rejection)(rejection);
-        response.extensions_mut().insert(rejection.clone());
-        response.map(LockBody::rejected)
-    }
 }

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use super::RealmUrl;
+use super::path::PathProblem;
 
 /// Why no realm URL could be made: of a configuration value or of a request.
 ///
@@ -53,9 +53,9 @@ pub enum RealmError {
     )]
     MountTaken {
         /// The realm that was to be mounted.
-        url: RealmUrl,
+        url: String,
         /// The realm that is.
-        mounted: RealmUrl,
+        mounted: String,
     },
     /// A text is not a JSON pointer (RFC 6901).
     #[error("`{pointer}` is not a JSON pointer: {problem}")]
@@ -84,6 +84,14 @@ pub enum RealmError {
     InvalidProxy {
         /// The text as given.
         value: String,
+    },
+    /// A route's scope reads the body of a request, and the layer reads none.
+    #[error(
+        "the scope of `{route}` needs the body of a request, and this layer reads none: call `read_bodies` before `rules`"
+    )]
+    BodyNeeded {
+        /// Method and pattern of the route.
+        route: String,
     },
     /// The origin of a request cannot be told, or is not one of those that are allowed.
     #[error("the origin of the request cannot be told: {problem}")]
@@ -134,45 +142,6 @@ impl RealmError {
     pub fn unavailable(problem: impl fmt::Display) -> Self {
         let problem = shown(&problem.to_string());
         Self::Unavailable { problem }
-    }
-}
-
-/// What makes a path readable as another path, so that two servers could see two realms in it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum PathProblem {
-    /// The path does not start with `/`.
-    Relative,
-    /// Two slashes with nothing between them.
-    EmptySegment,
-    /// A `.` or `..` segment, plain or percent-encoded.
-    DotSegment,
-    /// An encoded slash or a backslash in a segment that names the realm.
-    Separator,
-    /// A NUL or another control character.
-    ControlCharacter,
-    /// The percent-decoded bytes are not UTF-8.
-    InvalidUtf8,
-    /// A `%` that two hexadecimal digits do not follow.
-    MalformedEscape,
-    /// Another spelling of a route whose realms are found in another way.
-    Spelling,
-}
-
-impl fmt::Display for PathProblem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Relative => "it does not start with `/`",
-            Self::EmptySegment => "it has an empty segment (`//`)",
-            Self::DotSegment => "it has a dot segment (`.` or `..`)",
-            Self::Separator => "a segment that names the realm has an encoded slash or a backslash",
-            Self::ControlCharacter => "it has a control character",
-            Self::InvalidUtf8 => "its decoded bytes are not UTF-8",
-            Self::MalformedEscape => "it has a `%` without two hexadecimal digits after it",
-            Self::Spelling => {
-                "in another spelling it is a route whose realms are found in another way; write it as that route is written"
-            }
-        })
     }
 }
 

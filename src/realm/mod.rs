@@ -1,36 +1,24 @@
-//! *What* is locked: from a request to the canonical URL of its realm.
-//!
-//! [`LockRules`] says whether a request is locked and how much of its realm, a [`RealmResolver`] which realms it writes, and a
-//! [`RealmUrl`] is a realm's one canonical name. Nothing here knows of locks being held.
+//! *What* is locked: pure functions from a request to the canonical URLs of its realms.
 
-mod error;
-mod forwarded;
-mod head;
-mod json;
-mod methods;
-mod mounts;
+pub(crate) mod body;
+pub(crate) mod classify;
+pub(crate) mod error;
+pub(crate) mod head;
 mod origin;
 mod path;
-mod paths;
-mod pointers;
-mod proxies;
-mod resolver;
-mod rules;
-mod scope;
+pub(crate) mod resolve;
+pub(crate) mod rules;
 mod template;
-mod url;
+pub(crate) mod url;
 
-pub(crate) use self::error::shown;
-pub use self::error::{PathProblem, RealmError};
-pub(crate) use self::head::Head;
-pub use self::mounts::RealmMounts;
-pub use self::origin::RequestOrigin;
-pub use self::paths::RealmPaths;
-pub use self::pointers::RealmPointers;
-pub use self::proxies::{PeerAddr, TrustedProxies};
-pub(crate) use self::resolver::Found;
-pub use self::resolver::RealmResolver;
-pub use self::rules::LockRules;
-pub(crate) use self::scope::Extent;
-pub use self::scope::Scope;
+pub use self::error::RealmError;
+pub use self::origin::proxies::{PeerAddr, TrustedProxies};
+pub use self::origin::request::RequestOrigin;
+pub use self::path::PathProblem;
+pub use self::resolve::mounts::RealmMounts;
+pub use self::resolve::paths::RealmPaths;
+pub use self::resolve::pointers::RealmPointers;
+pub use self::resolve::resolver::{RealmBodyResolver, RealmResolver};
+pub use self::rules::lock_rules::LockRules;
+pub use self::rules::scope::Scope;
 pub use self::url::RealmUrl;

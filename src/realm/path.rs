@@ -1,11 +1,53 @@
+//! The one reading of a path: what it decodes to, and what makes it ambiguous.
+
 use std::borrow::Cow;
+use std::cell::OnceCell;
+use std::fmt;
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
-use super::PathProblem;
+/// What makes a path readable as another path, so that two servers could see two realms in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PathProblem {
+    /// The path does not start with `/`.
+    Relative,
+    /// Two slashes with nothing between them.
+    EmptySegment,
+    /// A `.` or `..` segment, plain or percent-encoded.
+    DotSegment,
+    /// An encoded slash or a backslash in a segment that names the realm.
+    Separator,
+    /// A NUL or another control character.
+    ControlCharacter,
+    /// The percent-decoded bytes are not UTF-8.
+    InvalidUtf8,
+    /// A `%` that two hexadecimal digits do not follow.
+    MalformedEscape,
+    /// Another spelling of a route whose realms are found in another way.
+    Spelling,
+}
 
-/// What a canonical segment encodes: the path percent-encode set of the WHATWG URL standard, so that a realm URL written
-/// plainly has the same bytes in a JavaScript realm server, and the characters that would end a segment or begin an escape.
+impl fmt::Display for PathProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Relative => "it does not start with `/`",
+            Self::EmptySegment => "it has an empty segment (`//`)",
+            Self::DotSegment => "it has a dot segment (`.` or `..`)",
+            Self::Separator => "a segment that names the realm has an encoded slash or a backslash",
+            Self::ControlCharacter => "it has a control character",
+            Self::InvalidUtf8 => "its decoded bytes are not UTF-8",
+            Self::MalformedEscape => "it has a `%` without two hexadecimal digits after it",
+            Self::Spelling => {
+                "in another spelling it is a route whose realms are found in another way; write it as that route is written"
+            }
+        })
+    }
+}
+
+/// What a canonical segment encodes: the path percent-encode set of the WHATWG URL standard, so
+/// that a realm URL written plainly has the same bytes in a JavaScript realm server, and the
+/// characters that would end a segment or begin an escape.
 const ENCODED: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
@@ -21,72 +63,203 @@ const ENCODED: &AsciiSet = &CONTROLS
     .add(b'/')
     .add(b'\\');
 
-/// Splits a raw path into its percent-decoded segments; a trailing slash adds none.
+/// A raw path, which is split and percent-decoded when somebody first asks for that, and never
+/// again.
 ///
-/// Refuses every path that two servers could read differently. A decoded slash or backslash is allowed here, as long as
-/// it does not make a dot segment: [`refuse_separators`] is for the segments that name a realm.
-pub(crate) fn decode_path(path: &str) -> Result<Vec<Cow<'_, str>>, PathProblem> {
-    segments(path)?.collect()
+/// It cannot be cloned, and nothing else decodes a path: every reader of one request's path shares
+/// one of these. A path without escapes is read in place, without a copy.
+#[derive(Debug)]
+pub(crate) struct ParsedPath<'a> {
+    raw: &'a str,
+    parsed: OnceCell<Parsed>,
+    resolved: OnceCell<String>,
 }
 
-/// Whether [`decode_path`] reads it, and no segment can be read as several.
-pub(crate) fn is_unambiguous(path: &str) -> bool {
-    let is_plain = |segment: Result<Cow<'_, str>, _>| {
-        segment.is_ok_and(|segment| refuse_separators(&segment).is_ok())
-    };
-    segments(path).is_ok_and(|mut segments| segments.all(is_plain))
+#[derive(Debug)]
+struct Parsed {
+    /// The decoded segments; `None` if the path has no escape, so that its raw segments are the
+    /// decoded ones.
+    decoded: Option<Vec<Decoded<'static>>>,
+    /// The first thing that makes the path ambiguous.
+    problem: Option<PathProblem>,
+    /// Whether a segment has a slash or a backslash in it.
+    has_separators: bool,
 }
 
-/// The path that the most lenient of readers makes of an ambiguous one: escapes decoded, backslashes taken for slashes, empty
-/// segments and dots resolved.
-pub(crate) fn resolved(path: &str) -> String {
-    let decoded = percent_decode_str(path).decode_utf8_lossy();
-    let mut segments: Vec<&str> = Vec::new();
-    for segment in decoded.split(['/', '\\']) {
-        match segment {
-            "" | "." => {}
-            ".." => drop(segments.pop()),
-            segment => segments.push(segment),
+/// One segment of a path, raw or decoded.
+#[derive(Debug, Clone)]
+pub(crate) struct Decoded<'a> {
+    /// With replacement characters for bytes that are not UTF-8.
+    text: Cow<'a, str>,
+    is_utf8: bool,
+}
+
+impl<'a> ParsedPath<'a> {
+    pub(crate) fn new(raw: &'a str) -> Self {
+        Self {
+            raw,
+            parsed: OnceCell::new(),
+            resolved: OnceCell::new(),
         }
     }
-    format!("/{}", segments.join("/"))
+
+    /// The path as it was received, still percent-encoded.
+    pub(crate) fn raw(&self) -> &'a str {
+        self.raw
+    }
+
+    pub(crate) fn is_absolute(&self) -> bool {
+        self.raw.starts_with('/')
+    }
+
+    /// The decoded segments; a trailing slash adds none.
+    ///
+    /// A decoded slash or backslash is allowed, as long as it does not make a dot segment:
+    /// [`refuse_separators`] is for the segments that name a realm.
+    ///
+    /// # Errors
+    ///
+    /// The problem of a path that two servers could read differently.
+    pub(crate) fn segments(&self) -> Result<impl Iterator<Item = &str> + Clone, PathProblem> {
+        match self.parsed().problem {
+            Some(problem) => Err(problem),
+            // Only the one after a trailing slash is empty.
+            None => Ok(self.texts().filter(|segment| !segment.is_empty())),
+        }
+    }
+
+    /// Whether [`segments`](Self::segments) reads it, and no segment can be read as several.
+    pub(crate) fn is_unambiguous(&self) -> bool {
+        let parsed = self.parsed();
+        parsed.problem.is_none() && !parsed.has_separators
+    }
+
+    /// Whether a decoded segment can be read as several.
+    pub(crate) fn has_separators(&self) -> bool {
+        self.parsed().has_separators
+    }
+
+    /// The segments to the letter. The last one is empty if the path ends in a slash.
+    pub(crate) fn raw_segments(&self) -> impl Iterator<Item = Decoded<'_>> {
+        split(self.raw).map(Decoded::plain)
+    }
+
+    /// The segments decoded as far as that goes, however ambiguous the path is. The last one is
+    /// empty if the path ends in a slash.
+    pub(crate) fn lenient_segments(&self) -> impl Iterator<Item = Decoded<'_>> {
+        let decoded = self.parsed().decoded.as_deref();
+        let plain = decoded.is_none().then(|| self.raw_segments());
+        let decoded = decoded.unwrap_or_default().iter().map(Decoded::borrowed);
+        plain.into_iter().flatten().chain(decoded)
+    }
+
+    /// [`lenient_segments`](Self::lenient_segments) of the path without one slash at its end.
+    pub(crate) fn lenient_segments_without_slash(&self) -> impl Iterator<Item = Decoded<'_>> {
+        let all = self.lenient_segments().count();
+        let slash = usize::from(self.raw.ends_with('/'));
+        self.lenient_segments().take(all - slash)
+    }
+
+    /// The segments that the most lenient reader makes of an ambiguous path: escapes decoded,
+    /// backslashes taken for slashes, empty segments and dots resolved. One empty segment if none
+    /// is left.
+    pub(crate) fn resolved_segments(&self) -> impl Iterator<Item = Decoded<'_>> {
+        let resolved = self.resolved.get_or_init(|| {
+            let mut segments: Vec<&str> = Vec::new();
+            for segment in self.texts().flat_map(|text| text.split(['/', '\\'])) {
+                match segment {
+                    "" | "." => {}
+                    ".." => drop(segments.pop()),
+                    segment => segments.push(segment),
+                }
+            }
+            segments.join("/")
+        });
+        resolved.split('/').map(Decoded::plain)
+    }
+
+    fn texts(&self) -> impl Iterator<Item = &str> + Clone {
+        let decoded = self.parsed().decoded.as_deref();
+        let plain = decoded.is_none().then(|| split(self.raw));
+        let decoded = decoded.unwrap_or_default().iter();
+        let plain = plain.into_iter().flatten();
+        plain.chain(decoded.map(|segment| &*segment.text))
+    }
+
+    fn parsed(&self) -> &Parsed {
+        self.parsed.get_or_init(|| parse(self.raw))
+    }
 }
 
-fn segments(
-    path: &str,
-) -> Result<impl Iterator<Item = Result<Cow<'_, str>, PathProblem>>, PathProblem> {
-    let rest = path.strip_prefix('/').ok_or(PathProblem::Relative)?;
-    let rest = rest.strip_suffix('/').unwrap_or(rest);
-    // `/` is the root; `//` is a root followed by an empty segment.
-    let is_root = rest.is_empty();
-    if is_root && path.len() > 1 {
-        return Err(PathProblem::EmptySegment);
+impl<'a> Decoded<'a> {
+    fn plain(text: &'a str) -> Self {
+        Self {
+            text: Cow::Borrowed(text),
+            is_utf8: true,
+        }
     }
-    let rest = (!is_root).then_some(rest).into_iter();
-    Ok(rest.flat_map(|rest| rest.split('/')).map(decode_segment))
+
+    fn borrowed(other: &'a Decoded<'_>) -> Self {
+        Self {
+            text: Cow::Borrowed(&other.text),
+            is_utf8: other.is_utf8,
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+
+    /// Whether it has the bytes of a literal segment.
+    pub(crate) fn is(&self, literal: &str) -> bool {
+        self.is_utf8 && self.text == literal
+    }
 }
 
-/// Decodes one raw segment, with the refusals of [`decode_path`].
-pub(crate) fn decode_segment(raw: &str) -> Result<Cow<'_, str>, PathProblem> {
-    if raw.is_empty() {
-        return Err(PathProblem::EmptySegment);
+fn split(raw: &str) -> std::str::Split<'_, char> {
+    raw.strip_prefix('/').unwrap_or(raw).split('/')
+}
+
+fn parse(raw: &str) -> Parsed {
+    let is_escaped = raw.contains('%');
+    let decoded: Option<Vec<_>> = is_escaped.then(|| split(raw).map(decode).collect());
+    let mut parsed = Parsed {
+        decoded: None,
+        problem: (!raw.starts_with('/')).then_some(PathProblem::Relative),
+        has_separators: false,
+    };
+    let mut segments = split(raw).enumerate().peekable();
+    while let Some((at, raw)) = segments.next() {
+        if raw.is_empty() && segments.peek().is_none() {
+            // The root, or a trailing slash.
+            break;
+        }
+        let (text, is_utf8) = match &decoded {
+            Some(decoded) => (&*decoded[at].text, decoded[at].is_utf8),
+            None => (raw, true),
+        };
+        parsed.has_separators |= refuse_separators(text).is_err();
+        if parsed.problem.is_none() {
+            parsed.problem = if has_malformed_escape(raw) {
+                Some(PathProblem::MalformedEscape)
+            } else if is_utf8 {
+                check_segment(text).err()
+            } else {
+                Some(PathProblem::InvalidUtf8)
+            };
+        }
     }
-    if has_malformed_escape(raw) {
-        return Err(PathProblem::MalformedEscape);
+    Parsed { decoded, ..parsed }
+}
+
+fn decode(raw: &str) -> Decoded<'static> {
+    let bytes: Cow<'_, [u8]> = percent_decode_str(raw).into();
+    let text = String::from_utf8_lossy(&bytes);
+    let is_utf8 = matches!(text, Cow::Borrowed(_));
+    Decoded {
+        text: Cow::Owned(text.into_owned()),
+        is_utf8,
     }
-    let decoded = percent_decode_str(raw)
-        .decode_utf8()
-        .map_err(|_| PathProblem::InvalidUtf8)?;
-    if decoded.chars().any(char::is_control) {
-        return Err(PathProblem::ControlCharacter);
-    }
-    if decoded
-        .split(['/', '\\'])
-        .any(|part| matches!(part, "." | ".."))
-    {
-        return Err(PathProblem::DotSegment);
-    }
-    Ok(decoded)
 }
 
 fn has_malformed_escape(raw: &str) -> bool {
@@ -94,6 +267,21 @@ fn has_malformed_escape(raw: &str) -> bool {
         let digits = after.as_bytes().get(..2);
         !digits.is_some_and(|digits| digits.iter().all(u8::is_ascii_hexdigit))
     })
+}
+
+/// Refuses a decoded segment that is empty, has control characters, or is or hides a dot segment.
+pub(crate) fn check_segment(segment: &str) -> Result<(), PathProblem> {
+    if segment.is_empty() {
+        return Err(PathProblem::EmptySegment);
+    }
+    if segment.chars().any(char::is_control) {
+        return Err(PathProblem::ControlCharacter);
+    }
+    let mut parts = segment.split(['/', '\\']);
+    if parts.any(|part| matches!(part, "." | "..")) {
+        return Err(PathProblem::DotSegment);
+    }
+    Ok(())
 }
 
 /// Refuses a decoded segment that some server would split in two.
@@ -110,30 +298,37 @@ pub(crate) fn push_segment(url: &mut String, segment: &str) {
     url.push('/');
 }
 
-/// The one spelling of a path below a realm, without a slash at its beginning and end; none if it could be read as another
-/// path.
-pub(crate) fn canonical_rest<'a>(segments: impl IntoIterator<Item = &'a str>) -> Option<String> {
-    let mut rest = String::new();
+/// The one spelling of these decoded segments, each followed by a slash; `None` if they could be
+/// read as another path.
+pub(crate) fn canonical<'a>(segments: impl Iterator<Item = &'a str>) -> Option<String> {
+    let mut path = String::new();
     for segment in segments {
         refuse_separators(segment).ok()?;
-        push_segment(&mut rest, segment);
+        push_segment(&mut path, segment);
     }
-    rest.pop();
-    Some(rest)
+    Some(path)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn decoded(path: &str) -> Result<Vec<String>, PathProblem> {
+        let path = ParsedPath::new(path);
+        let segments = path.segments()?.map(str::to_owned);
+        Ok(segments.collect())
+    }
+
     #[test]
     fn a_path_is_decoded_segment_by_segment() {
-        assert_eq!(decode_path("/").unwrap(), Vec::<String>::new());
-        assert_eq!(decode_path("/a/b").unwrap(), ["a", "b"]);
-        assert_eq!(decode_path("/a/b/").unwrap(), ["a", "b"]);
-        assert_eq!(decode_path("/%61/%C3%BC").unwrap(), ["a", "ü"]);
-        assert_eq!(decode_path("/a/ü/...").unwrap(), ["a", "ü", "..."]);
-        assert_eq!(decode_path("/a/b%2Fc").unwrap(), ["a", "b/c"]);
+        assert_eq!(decoded("/").unwrap(), Vec::<String>::new());
+        assert_eq!(decoded("/a/b").unwrap(), ["a", "b"]);
+        assert_eq!(decoded("/a/b/").unwrap(), ["a", "b"]);
+        assert_eq!(decoded("/%61/%C3%BC").unwrap(), ["a", "ü"]);
+        assert_eq!(decoded("/%61/b/").unwrap(), ["a", "b"]);
+        assert_eq!(decoded("/a/ü/...").unwrap(), ["a", "ü", "..."]);
+        assert_eq!(decoded("/a/b%2Fc").unwrap(), ["a", "b/c"]);
+        assert_eq!(decoded("/%2561").unwrap(), ["%61"]);
     }
 
     #[test]
@@ -162,8 +357,75 @@ mod tests {
             ("/a/%2", MalformedEscape),
             ("/a/%zz/b", MalformedEscape),
             ("/a/%+1", MalformedEscape),
+            ("/%FF%z/b", MalformedEscape),
+            ("/%00/..", ControlCharacter),
         ] {
-            assert_eq!(decode_path(path).unwrap_err(), problem, "{path}");
+            assert_eq!(decoded(path).unwrap_err(), problem, "{path}");
+            assert!(!ParsedPath::new(path).is_unambiguous(), "{path}");
         }
+    }
+
+    #[test]
+    fn the_most_lenient_reader_resolves_what_is_ambiguous() {
+        for (path, resolved) in [
+            ("", ""),
+            ("*", "*"),
+            ("//", ""),
+            ("/a/./b//c/", "a/b/c"),
+            ("/a/x/../b", "a/b"),
+            ("/../../a", "a"),
+            ("/a%2Fb\\c", "a/b/c"),
+            ("/a/%2e%2E/b", "b"),
+            ("/%FF/%zz", "\u{fffd}/%zz"),
+        ] {
+            let path = ParsedPath::new(path);
+            let segments: Vec<_> = path.resolved_segments().map(|it| it.text).collect();
+            assert_eq!(segments.join("/"), resolved, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf8_are_no_literal() {
+        let path = ParsedPath::new("/%FF/%EF%BF%BD");
+        let is: Vec<bool> = path
+            .lenient_segments()
+            .map(|it| it.is("\u{fffd}"))
+            .collect();
+        assert_eq!(is, [false, true]);
+    }
+
+    /// Every way to read a path, and where the texts are that it gives.
+    fn read(path: &ParsedPath<'_>) -> Vec<*const u8> {
+        let lenient = path
+            .lenient_segments()
+            .chain(path.lenient_segments_without_slash());
+        let lenient: Vec<*const u8> = lenient.map(|segment| segment.text.as_ptr()).collect();
+        let strict = path.segments().into_iter().flatten().map(str::as_ptr);
+        let resolved = path
+            .resolved_segments()
+            .map(|segment| segment.text.as_ptr());
+        strict.chain(lenient).chain(resolved).collect()
+    }
+
+    #[test]
+    fn it_is_decoded_once_when_first_asked_and_then_shared_by_all_readers() {
+        for raw in ["/%61/b%2Fc/%C3%BC/", "/%61/%FF/../%zz", "/a/b/"] {
+            let path = ParsedPath::new(raw);
+            assert_eq!(path.raw_segments().count(), split(raw).count());
+            assert!(path.parsed.get().is_none(), "nobody has asked");
+            let first = read(&path);
+            assert!(path.is_unambiguous() || !raw.is_empty());
+            assert!(!first.is_empty());
+            assert_eq!(read(&path), first, "{raw}: another text was made");
+        }
+        // A path without escapes is not even copied.
+        let raw = "/a/b/";
+        let path = ParsedPath::new(raw);
+        let segments: Vec<&str> = path.segments().unwrap().collect();
+        assert!(
+            raw.as_bytes()
+                .as_ptr_range()
+                .contains(&segments[0].as_ptr())
+        );
     }
 }

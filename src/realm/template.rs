@@ -1,8 +1,5 @@
-use percent_encoding::percent_decode_str;
-
-use super::RealmError;
-use super::error::shown;
-use super::path::{decode_segment, is_unambiguous, refuse_separators, resolved};
+use super::error::{RealmError, shown};
+use super::path::{Decoded, ParsedPath, check_segment, refuse_separators};
 
 /// A path with named parameters, in axum's notation: `/{owner}/{realm}/_search`, or `/{owner}/{*rest}`.
 #[derive(Debug, Clone)]
@@ -44,65 +41,63 @@ impl PathTemplate {
     }
 
     /// Whether the raw path fits to the letter.
-    pub(crate) fn matches_exactly(&self, path: &str) -> bool {
-        exactly(&self.segments, path)
+    pub(crate) fn matches_exactly(&self, path: &ParsedPath<'_>) -> bool {
+        path.is_absolute() && fits(&self.segments, path.raw_segments(), false)
     }
 
-    /// Whether any reader might take the path for one that fits: decoded, with one slash more or less at its end, and with what is
-    /// ambiguous in it resolved.
-    pub(crate) fn matches_any_spelling(&self, path: &str) -> bool {
-        let without_slash = self.segments.split_last();
-        let without_slash = without_slash.filter(|(last, _)| **last == Segment::TrailingSlash);
-        let without_slash = without_slash.map_or(&*self.segments, |(_, before)| before);
-        decoded(&self.segments, path)
-            || decoded(without_slash, path.strip_suffix('/').unwrap_or(path))
-            || (!is_unambiguous(path) && exactly(without_slash, &resolved(path)))
+    /// Whether the path fits to the letter once the most lenient reader has resolved what is
+    /// ambiguous in it.
+    pub(crate) fn matches_resolved(&self, path: &ParsedPath<'_>) -> bool {
+        fits(&self.segments, path.resolved_segments(), false)
+    }
+
+    /// Whether any reader might take the path for one that fits: decoded, with one slash more or
+    /// less at its end, with empty segments as parameters, and with what is ambiguous in it
+    /// resolved.
+    pub(crate) fn matches_any_spelling(&self, path: &ParsedPath<'_>) -> bool {
+        let without_slash = self.without_slash();
+        let decoded = path.is_absolute()
+            && (fits(&self.segments, path.lenient_segments(), true)
+                || fits(without_slash, path.lenient_segments_without_slash(), true));
+        decoded || (!path.is_unambiguous() && fits(without_slash, path.resolved_segments(), false))
+    }
+
+    fn without_slash(&self) -> &[Segment] {
+        match self.segments.split_last() {
+            Some((Segment::TrailingSlash, before)) => before,
+            _ => &self.segments,
+        }
     }
 }
 
-/// Whether the whole raw path fits. Allocates nothing.
+/// Whether all segments of a path fit. Allocates nothing.
 ///
-/// `literal` compares a raw segment with a literal one, to the letter or decoded; `empty` is whether a parameter may be
-/// empty where segments follow it: axum's router takes `/a//b` for `/{x}/{y}/b`.
-fn fits(
+/// `empty` is whether a parameter may be empty where segments follow it: axum's router takes
+/// `/a//b` for `/{x}/{y}/b`.
+fn fits<'a>(
     segments: &[Segment],
-    path: &str,
-    literal: impl Fn(&str, &str) -> bool,
+    mut path: impl Iterator<Item = Decoded<'a>>,
     empty: bool,
 ) -> bool {
-    let Some(rest) = path.strip_prefix('/') else {
-        return false;
-    };
     if segments.is_empty() {
-        return rest.is_empty();
+        return path.next().is_some_and(|root| root.is_empty()) && path.next().is_none();
     }
-    let mut raw = rest.split('/');
     for (at, segment) in segments.iter().enumerate() {
         let is_last = at + 1 == segments.len();
-        let fits = match (segment, raw.next()) {
-            (Segment::Literal(expected), Some(raw)) => literal(raw, expected),
-            (Segment::Parameter(_), Some(raw)) => !raw.is_empty() || (empty && !is_last),
+        let fits = match (segment, path.next()) {
+            (Segment::Literal(expected), Some(text)) => text.is(expected),
+            (Segment::Parameter(_), Some(text)) => !text.is_empty() || (empty && !is_last),
             (Segment::Rest(_), Some(first)) => {
-                return !first.is_empty() || raw.next().is_some();
+                return !first.is_empty() || path.next().is_some();
             }
-            (Segment::TrailingSlash, Some(raw)) => raw.is_empty(),
+            (Segment::TrailingSlash, Some(text)) => text.is_empty(),
             (_, None) => false,
         };
         if !fits {
             return false;
         }
     }
-    raw.next().is_none()
-}
-
-fn exactly(segments: &[Segment], path: &str) -> bool {
-    fits(segments, path, |raw, expected| raw == expected, false)
-}
-
-/// Whether the path fits once it is decoded, with parameters that may be empty.
-fn decoded(segments: &[Segment], path: &str) -> bool {
-    let literal = |raw: &str, expected: &str| percent_decode_str(raw).eq(expected.bytes());
-    fits(segments, path, literal, true)
+    path.next().is_none()
 }
 
 fn parse_segments(template: &str) -> Result<Vec<Segment>, String> {
@@ -178,8 +173,8 @@ fn parse_literal(text: &str) -> Result<Segment, String> {
             shown(text)
         ));
     }
-    decode_segment(text)
-        .and_then(|segment| refuse_separators(&segment))
+    check_segment(text)
+        .and_then(|()| refuse_separators(text))
         .map_err(|problem| problem.to_string())?;
     Ok(Segment::Literal(text.into()))
 }
@@ -237,8 +232,11 @@ mod tests {
             ("/a", "*", false, false),
         ] {
             let parsed = PathTemplate::parse(template).unwrap();
-            let fits = [exactly, decoded].map(|fits| fits(&parsed.segments, path));
-            assert_eq!(fits, [to_the_letter, once_decoded], "{template} {path}");
+            let shown = format!("{template} {path}");
+            let path = ParsedPath::new(path);
+            assert_eq!(parsed.matches_exactly(&path), to_the_letter, "{shown}");
+            let decoded = fits(&parsed.segments, path.lenient_segments(), true);
+            assert_eq!(decoded && path.is_absolute(), once_decoded, "{shown}");
         }
     }
 
@@ -256,7 +254,8 @@ mod tests {
             ("/", "//", true),
         ] {
             let parsed = PathTemplate::parse(template).unwrap();
-            assert_eq!(parsed.matches_any_spelling(path), fits, "{template} {path}");
+            let matches = parsed.matches_any_spelling(&ParsedPath::new(path));
+            assert_eq!(matches, fits, "{template} {path}");
         }
     }
 }

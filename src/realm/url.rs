@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use url::Url;
 
-use super::RealmError;
-use super::error::shown;
-use super::path::{decode_path, push_segment, refuse_separators};
+use super::error::{RealmError, shown};
+use super::path::{ParsedPath, push_segment, refuse_separators};
 
 /// The canonical URL of a realm: what is locked.
 ///
@@ -93,10 +92,10 @@ fn canonical(url: &str) -> Result<String, String> {
     let origin = url.origin().ascii_serialization();
 
     let mut canonical = format!("{origin}/");
-    let path = if path.is_empty() { "/" } else { path };
-    for segment in decode_path(path).map_err(|problem| problem.to_string())? {
-        refuse_separators(&segment).map_err(|problem| problem.to_string())?;
-        push_segment(&mut canonical, &segment);
+    let path = ParsedPath::new(if path.is_empty() { "/" } else { path });
+    for segment in path.segments().map_err(|problem| problem.to_string())? {
+        refuse_separators(segment).map_err(|problem| problem.to_string())?;
+        push_segment(&mut canonical, segment);
     }
     Ok(canonical)
 }

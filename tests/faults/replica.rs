@@ -122,6 +122,7 @@ async fn layer(flags: &Flags) -> RealmWriteLockLayer {
                 let rules = LockRules::new().scope(Method::PATCH, PATTERN, card);
                 return RealmWriteLockLayer::new(locks, realms())
                     .rules(rules.expect("the pattern is right"))
+                    .expect("no scope needs the body")
                     .acquire_timeout(ACQUIRE_TIMEOUT);
             }
             Err(error) => eprintln!("{error}"),

@@ -39,7 +39,7 @@ async fn a_key_that_is_shared_by_hand_keeps_out_realms_but_not_resources() {
     let cards = LockRules::new()
         .scope(Method::PATCH, "/{owner}/{realm}/{*card}", Scope::resource())
         .unwrap();
-    world.layer = world.layer.rules(cards);
+    world.layer = world.layer.rules(cards).unwrap();
     let by_hand = world.database.connect().await;
     let lock = format!("BEGIN; SELECT pg_advisory_xact_lock_shared({KEY})");
     by_hand.batch_execute(&lock).await.unwrap();

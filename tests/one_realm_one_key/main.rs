@@ -11,7 +11,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::routing::{get, patch, post};
 use axum::{Extension, Json, Router};
@@ -20,8 +19,8 @@ use serde_json::{Value, json};
 use support::raw::raw;
 use tokio::net::TcpListener;
 use tower_realm_lock::{
-    HeldLock, LockRules, PeerAddr, RealmLocks, RealmPaths, RealmPointers, RealmResolver,
-    RealmWriteLockLayer, Scope,
+    HeldLock, LockRules, PeerAddr, RealmBodyLockLayer, RealmBodyResolver, RealmLocks, RealmPaths,
+    RealmPointers, Scope,
 };
 
 /// How often a handler was reached.
@@ -61,16 +60,14 @@ async fn publish(State(calls): State<Calls>, held: Held, body: String) -> Json<V
 /// A server whose cards are locked by themselves, with a route in each realm that names another one in its body.
 async fn serve(paths: RealmPaths, peer: &str) -> (SocketAddr, Calls) {
     let named = RealmPointers::new(["/realm"]).unwrap();
-    let resolver = RealmResolver::from(paths)
+    let resolver = RealmBodyResolver::from(paths)
         .route(Method::POST, "/{owner}/{realm}/_publish", named)
         .unwrap();
     let rules = LockRules::new()
         .lock(Method::GET, "/{owner}/{realm}/_reindex")
         .and_then(|rules| rules.scope(Method::PATCH, "/{owner}/{realm}/{*card}", Scope::resource()))
         .unwrap();
-    let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), resolver)
-        .rules(rules)
-        .read_bodies(4096, Body::new);
+    let layer = RealmBodyLockLayer::new(RealmLocks::in_process(), resolver, 4096).rules(rules);
     let calls = Calls::default();
     let app = Router::new()
         .route("/{owner}/{realm}", post(realm))

@@ -14,8 +14,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_realm_lock::{
-    HeldLock, LockTransaction, PostgresBuilder, RealmLocks, RealmPaths, RealmWriteLockLayer,
-    Rejection,
+    HeldLock, LockBody, LockTransaction, PostgresBuilder, RealmLocks, RealmPaths,
+    RealmWriteLockLayer, Rejection,
 };
 
 use super::wait::{PATIENCE, within_polls};
@@ -150,7 +150,8 @@ impl Gate {
     }
 }
 
-impl Service<Request<String>> for Gated {
+/// It takes any body, and reads none.
+impl<A: Send + 'static> Service<Request<A>> for Gated {
     type Response = Response<String>;
     type Error = Failed;
     type Future = Pin<Box<dyn Future<Output = Result<Response<String>, Failed>> + Send>>;
@@ -159,7 +160,7 @@ impl Service<Request<String>> for Gated {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<String>) -> Self::Future {
+    fn call(&mut self, request: Request<A>) -> Self::Future {
         let calls = self.0.clone();
         Box::pin(async move {
             let (end, told) = oneshot::channel();
@@ -196,29 +197,52 @@ impl Drop for DropWatch {
 /// What a request through a layer came to.
 pub type Outcome = Result<Response<String>, Failed>;
 
+/// The service that either layer makes of the handler.
+pub trait Locked:
+    Service<Request<String>, Response = Response<LockBody<String>>, Error = Failed, Future: Send>
+    + Send
+    + 'static
+{
+}
+
+impl<S> Locked for S where
+    S: Service<
+            Request<String>,
+            Response = Response<LockBody<String>>,
+            Error = Failed,
+            Future: Send,
+        > + Send
+        + 'static
+{
+}
+
 /// Sends a request through `layer` to `handler`, on a task: aborting it is a client that goes away.
-pub fn send(
-    layer: &RealmWriteLockLayer,
-    handler: &Gated,
-    method: Method,
-    path: &str,
-) -> JoinHandle<Outcome> {
+pub fn send<L>(layer: &L, handler: &Gated, method: Method, path: &str) -> JoinHandle<Outcome>
+where
+    L: Layer<Gated, Service: Locked>,
+{
     tokio::spawn(call(layer, handler, method, path))
 }
 
 /// The same, of a request that cannot have its lock at once: it stands in the queue when this returns.
-pub fn queue(layer: &RealmWriteLockLayer, handler: &Gated, path: &str) -> JoinHandle<Outcome> {
+pub fn queue<L>(layer: &L, handler: &Gated, path: &str) -> JoinHandle<Outcome>
+where
+    L: Layer<Gated, Service: Locked>,
+{
     let mut call = Box::pin(call(layer, handler, Method::PATCH, path));
     assert!((&mut call).now_or_never().is_none());
     tokio::spawn(call)
 }
 
-fn call(
-    layer: &RealmWriteLockLayer,
+fn call<L>(
+    layer: &L,
     handler: &Gated,
     method: Method,
     path: &str,
-) -> impl Future<Output = Outcome> + Send + use<> {
+) -> impl Future<Output = Outcome> + Send + 'static + use<L>
+where
+    L: Layer<Gated, Service: Locked>,
+{
     let service = layer.layer(handler.clone());
     let request = Request::builder()
         .method(method)
@@ -238,7 +262,10 @@ fn call(
 }
 
 /// Sends a PATCH.
-pub fn patch(layer: &RealmWriteLockLayer, handler: &Gated, path: &str) -> JoinHandle<Outcome> {
+pub fn patch<L>(layer: &L, handler: &Gated, path: &str) -> JoinHandle<Outcome>
+where
+    L: Layer<Gated, Service: Locked>,
+{
     send(layer, handler, Method::PATCH, path)
 }
 

@@ -40,8 +40,8 @@ use http::request::Parts;
 use http::{Method, StatusCode};
 use serde_json::json;
 use tower_realm_lock::{
-    HeldLock, LockTransaction, RealmError, RealmPointers, RealmResolver, RealmUrl,
-    RealmWriteLockLayer,
+    HeldLock, LockTransaction, RealmBodyLockLayer, RealmBodyResolver, RealmError, RealmPointers,
+    RealmUrl,
 };
 use url::Url;
 
@@ -62,7 +62,7 @@ const UNPUBLISH: &str = "/_unpublish-realm";
 
 /// The routes, under the locks that [`resolver`] names. Around those is what settles their changes, and around that what
 /// refuses a body that cannot be read, so that nobody waits for a lock to be told so.
-pub fn routes(cards: &Cards, lock: Option<&RealmWriteLockLayer>) -> Router<Cards> {
+pub fn routes(cards: &Cards, lock: Option<&RealmBodyLockLayer>) -> Router<Cards> {
     let settle = from_fn_with_state(cards.clone(), settle::settle_after);
     let check = from_fn_with_state(cards.clone(), check);
     let route = |handler: MethodRouter<Cards>| {
@@ -82,7 +82,7 @@ pub fn routes(cards: &Cards, lock: Option<&RealmWriteLockLayer>) -> Router<Cards
 }
 
 /// Finds the realms of these routes in the bodies: publishing takes both of its realms in one claim.
-pub fn resolver(base_url: &Url) -> Result<RealmResolver, RealmError> {
+pub fn resolver(base_url: &Url) -> Result<RealmBodyResolver, RealmError> {
     let base_url = base_url.clone();
     let created = move |_: Arc<Parts>, body: Bytes| {
         let realm = request::to_create(&body).map_err(RealmError::unresolved);
@@ -90,7 +90,7 @@ pub fn resolver(base_url: &Url) -> Result<RealmResolver, RealmError> {
         async { Ok(vec![url?]) }
     };
     let published = RealmPointers::new(["/sourceRealmURL", "/publishedRealmURL"])?;
-    RealmResolver::from_body_fn(created)
+    RealmBodyResolver::from_body_fn(created)
         .route(Method::DELETE, DELETE, RealmPointers::new(["/realmURL"])?)?
         .route(Method::POST, PUBLISH, published)?
         .route(

@@ -2,17 +2,17 @@ use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, MapAccess};
 
-use super::RealmWriteLockLayer;
+use super::settings::Settings;
 use crate::table::{self, Table, Value};
 
 /// The limits of a layer as a configuration file has them, in any format that says what it holds. What it leaves out stays as it is.
 ///
 /// | key | value |
 /// | --- | --- |
-/// | `acquire_timeout` | a time: [`acquire_timeout`](RealmWriteLockLayer::acquire_timeout) |
-/// | `max_hold` | a time, or `"none"` for no bound: [`max_hold`](RealmWriteLockLayer::max_hold) |
-/// | `max_waiters_per_realm` | a number: [`max_waiters_per_realm`](RealmWriteLockLayer::max_waiters_per_realm) |
-/// | `body_timeout` | a time: [`body_timeout`](RealmWriteLockLayer::body_timeout) |
+/// | `acquire_timeout` | a time: [`acquire_timeout`](crate::RealmWriteLockLayer::acquire_timeout) |
+/// | `max_hold` | a time, or `"none"` for no bound: [`max_hold`](crate::RealmWriteLockLayer::max_hold) |
+/// | `max_waiters_per_realm` | a number: [`max_waiters_per_realm`](crate::RealmWriteLockLayer::max_waiters_per_realm) |
+/// | `body_timeout` | a time: [`body_timeout`](crate::RealmBodyLockLayer::body_timeout) |
 ///
 /// A time is a text with a unit, `"10s"`, `"500ms"` or `"1m 30s"`; a bare number is refused. An unknown key is an error that names
 /// the nearest right one.
@@ -46,21 +46,21 @@ pub struct Limits {
 struct MaxHold(Option<Duration>);
 
 impl Limits {
-    /// The layer with those limits that are there.
-    pub(super) fn applied_to(self, mut layer: RealmWriteLockLayer) -> RealmWriteLockLayer {
+    /// The settings with those limits that are there.
+    pub(super) fn applied_to(self, mut settings: Settings) -> Settings {
         if let Some(timeout) = self.acquire_timeout {
-            layer = layer.acquire_timeout(timeout);
+            settings.locks = settings.locks.acquire_timeout(timeout);
         }
         if let Some(MaxHold(max_hold)) = self.max_hold {
-            layer = layer.max_hold(max_hold);
+            settings.locks = settings.locks.max_hold(max_hold);
         }
         if let Some(waiters) = self.max_waiters_per_realm {
-            layer = layer.max_waiters_per_realm(waiters);
+            settings.locks = settings.locks.max_waiters_per_realm(waiters);
         }
         if let Some(timeout) = self.body_timeout {
-            layer = layer.body_timeout(timeout);
+            settings.body_timeout = timeout;
         }
-        layer
+        settings
     }
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{LockRules, PostgresBuilder, RealmLocks, RealmPaths};
+use crate::{LockRules, PostgresBuilder, RealmBodyLockLayer, RealmLocks, RealmPaths};
 
 fn toml<T: serde::de::DeserializeOwned>(file: &str) -> String {
     match toml::from_str::<T>(file) {
@@ -92,12 +92,12 @@ fn hostile_keys_cost_and_show_little() {
 #[test]
 fn each_limit_of_a_file_is_the_layers() {
     let realms = RealmPaths::new("https://realms.test", "/{realm}").unwrap();
-    let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms);
+    let layer = RealmBodyLockLayer::new(RealmLocks::in_process(), realms, 4096);
     let shown = |file: &str| {
         let limits: Limits = toml::from_str(file).unwrap();
         format!("{:?}", layer.clone().limits(limits))
     };
-    let changed = |change: fn(RealmWriteLockLayer) -> RealmWriteLockLayer| {
+    let changed = |change: fn(RealmBodyLockLayer) -> RealmBodyLockLayer| {
         format!("{:?}", change(layer.clone()))
     };
     assert_eq!(shown(""), changed(|layer| layer));

@@ -5,9 +5,10 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
-use super::BodyError;
+use super::request_body::BodyError;
 use crate::lock::{Claim, LockError};
-use crate::realm::{RealmError, RealmUrl};
+use crate::realm::error::RealmError;
+use crate::realm::url::RealmUrl;
 
 /// Why a request got a response of the layer's instead of the inner service's.
 ///
@@ -69,10 +70,6 @@ impl Rejection {
                         let status = StatusCode::BAD_REQUEST;
                         (status, "body-broken", "The body broke off")
                     }
-                    BodyError::Unread { .. } => {
-                        let status = StatusCode::INTERNAL_SERVER_ERROR;
-                        (status, "body-unread", "The body cannot be read")
-                    }
                 };
                 return kind(status, code, title, false);
             }
@@ -100,7 +97,7 @@ impl Rejection {
     }
 
     /// What happened, in one stable word: `lock-timeout`, `queue-full`, `lock-unavailable`, `lock-lost`, `hold-expired`,
-    /// `commit-failed`, `realm-unresolved`, `realm-unavailable`, `body-too-large`, `body-timeout`, `body-broken` or `body-unread`.
+    /// `commit-failed`, `realm-unresolved`, `realm-unavailable`, `body-too-large`, `body-timeout` or `body-broken`.
     /// The suffix of [`problem_type`](Self::problem_type).
     #[must_use]
     pub fn code(&self) -> &'static str {
@@ -126,10 +123,6 @@ impl Rejection {
             }
             (_, "realm-unavailable") => {
                 "the realm of the request could not be looked up and nothing was written; try again later".into()
-            }
-            (_, "body-unread") => {
-                "the server is not set up to read the body of this request; nothing was written"
-                    .into()
             }
             (Self::Lock(error), _) => error.to_string(),
             (Self::Realm(error), _) => error.to_string(),

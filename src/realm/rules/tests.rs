@@ -1,4 +1,8 @@
-use super::*;
+use http::Method;
+
+use super::lock_rules::LockRules;
+use super::scope::Scope;
+use crate::realm::error::RealmError;
 
 #[test]
 fn safe_methods_pass_and_all_others_are_locked() {
@@ -85,4 +89,25 @@ fn the_first_route_that_fits_decides() {
         .unwrap();
     assert!(rules.locks(&Method::POST, "/a/b/_search"));
     assert!(!rules.locks(&Method::POST, "/a/b/other"));
+}
+
+#[test]
+fn a_layer_that_reads_no_bodies_refuses_a_scope_that_needs_one() {
+    let scoped = |scope| LockRules::new().scope(Method::POST, "/{owner}/{realm}/_atomic", scope);
+    for scope in [
+        Scope::realm(),
+        Scope::resource().named_by(str::to_owned),
+        Scope::from_fn(|_, _| None),
+    ] {
+        let rules = scoped(scope).unwrap().into_rules();
+        let shown = format!("{rules:?}");
+        let without = rules.without_bodies().unwrap();
+        assert_eq!(format!("{without:?}"), shown);
+        assert_eq!(format!("{:?}", without.with_bodies()), shown);
+    }
+    for scope in [Scope::atomic_hrefs(), Scope::from_body_fn(|_, _, _| None)] {
+        let error = scoped(scope).unwrap().into_rules().without_bodies();
+        let route = "POST /{owner}/{realm}/_atomic".to_owned();
+        assert_eq!(error.unwrap_err(), RealmError::BodyNeeded { route });
+    }
 }

@@ -9,7 +9,7 @@ use percent_encoding::percent_decode_str;
 use tokio::runtime::{Builder, Runtime};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
-    Claim, HeldLock, RealmLocks, RealmPaths, RealmResolver, RealmWriteLockLayer,
+    Claim, HeldLock, RealmBodyLockLayer, RealmBodyResolver, RealmLocks, RealmPaths, RequestBody,
 };
 
 use super::problems;
@@ -28,11 +28,8 @@ pub fn realms() -> RealmPaths {
 }
 
 /// A layer without a database, which reads bodies.
-pub fn layer(realms: impl Into<RealmResolver>) -> RealmWriteLockLayer {
-    RealmWriteLockLayer::new(RealmLocks::in_process(), realms)
-        .read_bodies(1 << 20, |read| -> Body {
-            read.map_err(|never| match never {}).boxed()
-        })
+pub fn layer(realms: impl Into<RealmBodyResolver>) -> RealmBodyLockLayer {
+    RealmBodyLockLayer::new(RealmLocks::in_process(), realms, 1 << 20)
 }
 
 /// A body of these bytes.
@@ -48,8 +45,8 @@ pub fn post(target: &str) -> Option<Request<Body>> {
 }
 
 /// What the handler of a request runs under; none if the request is refused, with a problem body that is as it must be.
-pub fn claim(layer: &RealmWriteLockLayer, request: Request<Body>) -> Option<Claim> {
-    let handler = service_fn(async |request: Request<Body>| {
+pub fn claim(layer: &RealmBodyLockLayer, request: Request<Body>) -> Option<Claim> {
+    let handler = service_fn(async |request: Request<RequestBody<Body>>| {
         let held: Option<&HeldLock> = request.extensions().get();
         let mut response = Response::new(Full::new(Bytes::new()));
         let claim = held.expect("it is locked").claim().clone();

@@ -1,7 +1,7 @@
 use std::net::SocketAddr;
 
 use http::header::{HeaderName, HeaderValue};
-use tower_realm_lock::{PeerAddr, RealmWriteLockLayer, RequestOrigin, TrustedProxies};
+use tower_realm_lock::{PeerAddr, RealmBodyLockLayer, RequestOrigin, TrustedProxies};
 use url::Url;
 
 use super::answer::{claim, layer, post, realms};
@@ -21,13 +21,13 @@ fn origin() -> RequestOrigin {
     RequestOrigin::new(TrustedProxies::new(["10.0.0.0/8"]).expect("a network"))
 }
 
-fn by_origin(origin: RequestOrigin) -> RealmWriteLockLayer {
+fn by_origin(origin: RequestOrigin) -> RealmBodyLockLayer {
     layer(realms().origin_from_request(origin))
 }
 
 /// The realm of a request with these headers, from a peer; none if it is refused, or if no server takes such headers.
 fn realm(
-    layer: &RealmWriteLockLayer,
+    layer: &RealmBodyLockLayer,
     peer: &str,
     headers: &[(&'static str, &str)],
 ) -> Option<String> {

@@ -4,7 +4,9 @@ use http::Method;
 use http::header::HeaderName;
 use serde::de::{Deserialize, Deserializer, MapAccess};
 
-use super::{LockRules, Route, Scope, ScopeRoute};
+use super::lock_rules::{LockRules, Route, ScopeRoute};
+use super::scope::Scope;
+use crate::realm::body::ReadsBodies;
 use crate::realm::template::PathTemplate;
 use crate::table::{self, Table, Value, shown};
 
@@ -62,12 +64,12 @@ impl Table for LockRules {
 
     fn set<'de, A: MapAccess<'de>>(mut self, value: Value<'_, A>) -> Result<Self, A::Error> {
         match value.key {
-            "routes" => self.routes = value.tables(RouteKeys::default())?,
-            "scopes" => self.scopes = value.tables(ScopeKeys::default())?,
+            "routes" => self.0.routes = value.tables(RouteKeys::default())?,
+            "scopes" => self.0.scopes = value.tables(ScopeKeys::default())?,
             "max_resources" => {
                 return value.whole(|number| Ok(self.max_resources(number as usize)));
             }
-            _ => self.method_override = Some(value.table(OverrideKeys::default())?),
+            _ => self.0.method_override = Some(value.table(OverrideKeys::default())?),
         }
         Ok(self)
     }
@@ -116,7 +118,7 @@ struct ScopeKeys {
 }
 
 impl Table for ScopeKeys {
-    type Made = ScopeRoute;
+    type Made = ScopeRoute<ReadsBodies>;
 
     const NAME: &'static str = "a scope of the rules";
     const KEYS: &'static [&'static str] = &["method", "path", "scope"];
@@ -130,11 +132,11 @@ impl Table for ScopeKeys {
         Ok(self)
     }
 
-    fn made(self) -> Option<ScopeRoute> {
+    fn made(self) -> Option<ScopeRoute<ReadsBodies>> {
         Some(ScopeRoute {
             method: self.method?,
             pattern: self.pattern?,
-            scope: self.scope?,
+            scope: self.scope?.0,
         })
     }
 }

@@ -1,5 +1,8 @@
 use super::*;
-use crate::realm::{Extent, Found};
+use crate::realm::path::ParsedPath;
+use crate::realm::resolve::found::Found;
+use crate::realm::rules::lock_rules::Rules;
+use crate::realm::rules::scope::Extent;
 
 const SCOPE: &str = "method = 'PATCH', path = '/{o}/{r}/{*card}'";
 
@@ -47,12 +50,12 @@ fn a_file_says_all_that_the_methods_do() {
     let by_default = format!("{:?}", LockRules::new());
     assert_eq!(format!("{:?}", rules("")), by_default);
     // All fields by name: what is new must be said in a file too.
-    let LockRules {
+    let LockRules(Rules {
         routes: _,
         scopes: _,
         max_resources: _,
         method_override: _,
-    } = rules("");
+    }) = rules("");
 }
 
 #[test]
@@ -172,8 +175,12 @@ fn a_name_for_resources_goes_to_each_scope_that_has_none() {
         .unwrap();
     let found = Found::at("https://r.example/a/b/".parse().unwrap(), 2);
     let names = |rules: &LockRules| -> Vec<Extent> {
-        let scopes = rules.scopes.iter().map(|route| &route.scope);
-        let extents = scopes.map(|scope| scope.extent_of_path("/a/b/x.json", &found, 1));
+        let path = ParsedPath::new("/a/b/x.json");
+        let scopes = rules.0.scopes.iter().map(|route| &route.scope);
+        let extents = scopes.map(|scope| {
+            let segments = path.segments().unwrap();
+            scope.extent_of_path(segments, &found, 1).unwrap()
+        });
         extents.collect()
     };
     let one = |name: &str| Extent::Resources([name.to_owned()].into());

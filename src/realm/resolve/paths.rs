@@ -1,11 +1,12 @@
 use std::sync::Arc;
 
-use super::error::shown;
-use super::head::Head;
-use super::path::{decode_path, refuse_separators};
-use super::resolver::Found;
-use super::template::{PathTemplate, Segment};
-use super::{PathProblem, RealmError, RealmUrl, RequestOrigin};
+use super::found::Found;
+use crate::realm::error::{RealmError, shown};
+use crate::realm::head::Head;
+use crate::realm::origin::request::RequestOrigin;
+use crate::realm::path::{ParsedPath, PathProblem, refuse_separators};
+use crate::realm::template::{PathTemplate, Segment};
+use crate::realm::url::RealmUrl;
 
 /// Finds a request's realm in the beginning of its path, by a template.
 ///
@@ -78,10 +79,12 @@ impl RealmPaths {
     /// read as another path: with dot segments, empty segments, control characters, invalid UTF-8 or malformed escapes
     /// anywhere, or an encoded slash or a backslash in a segment that names the realm.
     pub fn resolve(&self, path: &str) -> Result<RealmUrl, RealmError> {
-        self.find_below(&self.0.base, path).map(|found| found.realm)
+        let path = ParsedPath::new(path);
+        self.find_below(&self.0.base, &path)
+            .map(|found| found.realm)
     }
 
-    pub(super) fn find(&self, head: Head<'_>) -> Result<Found, RealmError> {
+    pub(in crate::realm) fn find(&self, head: &Head<'_>) -> Result<Found, RealmError> {
         let Paths { base, origin, .. } = &*self.0;
         match origin {
             None => self.find_below(base, head.path()),
@@ -89,15 +92,13 @@ impl RealmPaths {
         }
     }
 
-    fn find_below(&self, base: &RealmUrl, path: &str) -> Result<Found, RealmError> {
+    fn find_below(&self, base: &RealmUrl, path: &ParsedPath<'_>) -> Result<Found, RealmError> {
         let ambiguous = |problem: PathProblem| RealmError::AmbiguousPath {
-            path: shown(path),
+            path: shown(path.raw()),
             problem,
         };
-        let decoded = decode_path(path).map_err(ambiguous)?;
         let template = &self.0.template;
-
-        let mut segments = decoded.iter();
+        let mut segments = path.segments().map_err(ambiguous)?;
         let mut realm = Vec::with_capacity(template.segments().len());
         for expected in template.segments() {
             let segment = match expected {
@@ -105,11 +106,11 @@ impl RealmPaths {
                 _ => segments.next(),
             };
             match (expected, segment) {
-                (Segment::Literal(literal), Some(segment)) if **literal == **segment => {}
+                (Segment::Literal(literal), Some(segment)) if **literal == *segment => {}
                 (Segment::Parameter(_), Some(_)) => {}
                 _ => {
                     return Err(RealmError::NoRealm {
-                        path: shown(path),
+                        path: shown(path.raw()),
                         template: shown(template.source()),
                     });
                 }
@@ -120,8 +121,7 @@ impl RealmPaths {
             refuse_separators(segment).map_err(ambiguous)?;
         }
         let depth = realm.len();
-        let realm = base.below(realm.into_iter().map(|segment| &**segment));
-        Ok(Found::at(realm, depth))
+        Ok(Found::at(base.below(realm), depth))
     }
 }
 

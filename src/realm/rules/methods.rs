@@ -3,12 +3,12 @@ use http::{HeaderMap, Method};
 
 /// The methods that a request can be read with: its own, and what a header overrides it with.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Methods {
+pub(in crate::realm) struct Methods {
     first: Method,
     /// Where readers differ.
     others: Vec<Method>,
     /// Whether the header says something that nobody can rely on.
-    pub(super) unclear: bool,
+    pub(in crate::realm) unclear: bool,
 }
 
 impl Methods {
@@ -57,7 +57,7 @@ impl Methods {
         methods
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Method> {
+    pub(in crate::realm) fn iter(&self) -> impl Iterator<Item = &Method> + Clone {
         std::iter::once(&self.first).chain(&self.others)
     }
 }

@@ -3,11 +3,11 @@ use std::sync::Arc;
 use http::header;
 use http::uri::Authority;
 
-use super::error::shown;
 use super::forwarded::Forwarded;
-use super::head::Head;
-use super::proxies::peer;
-use super::{RealmError, RealmUrl, TrustedProxies};
+use super::proxies::{TrustedProxies, peer};
+use crate::realm::error::{RealmError, shown};
+use crate::realm::head::Head;
+use crate::realm::url::RealmUrl;
 
 /// The origin of a realm URL as the request itself says it, for servers that are reached by several names.
 ///
@@ -67,7 +67,11 @@ impl RequestOrigin {
     }
 
     /// Where the realms of a request begin: its origin and what its path is below, as `base` unless the request says otherwise.
-    pub(super) fn base_of(&self, head: Head<'_>, base: &RealmUrl) -> Result<RealmUrl, RealmError> {
+    pub(in crate::realm) fn base_of(
+        &self,
+        head: &Head<'_>,
+        base: &RealmUrl,
+    ) -> Result<RealmUrl, RealmError> {
         let refused = |problem| RealmError::Origin { problem };
         let own = host(head).map_err(refused)?;
         let forwarded = if peer(head).is_some_and(|peer| self.proxies.trusts(peer)) {
@@ -101,8 +105,8 @@ impl RequestOrigin {
 }
 
 /// The host that the request is for, as its client or the nearest proxy wrote it.
-fn host(head: Head<'_>) -> Result<Option<Authority>, String> {
-    let in_uri = head.uri().authority();
+fn host(head: &Head<'_>) -> Result<Option<Authority>, String> {
+    let in_uri = head.authority();
     if let Some(in_uri) = in_uri {
         authority(in_uri.as_str())?;
     }
@@ -147,7 +151,7 @@ mod tests {
     use http::{HeaderValue, Request};
 
     use super::*;
-    use crate::realm::PeerAddr;
+    use crate::realm::origin::proxies::PeerAddr;
 
     const TRUSTED: &str = "10.1.2.3:99";
 
@@ -177,7 +181,7 @@ mod tests {
                 .insert(PeerAddr(peer.parse().unwrap()));
         }
         let configured = RealmUrl::parse("https://base.example/api").unwrap();
-        let base = origin.base_of(Head::of(&request), &configured);
+        let base = origin.base_of(&Head::of(&request), &configured);
         base.map(|url| url.to_string())
             .map_err(|error| error.to_string())
     }

@@ -4,7 +4,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Seq
 
 /// One step down into a JSON document.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Step {
+pub(in crate::realm) enum Step {
     /// The member of an object, or the element of a list where it is a number.
     Name(Box<str>),
     /// All elements of a list.
@@ -13,7 +13,7 @@ pub(super) enum Step {
 
 /// What stands where the steps lead.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(in crate::realm) enum Answer {
     Text(String),
     Missing,
     /// Something that is no string.
@@ -27,7 +27,7 @@ pub(super) enum Answer {
 /// # Errors
 ///
 /// What `serde_json` says of a text that is not one JSON document. Its messages hold nothing of the text.
-pub(super) fn seek(text: &str, steps: &[Step]) -> Result<Vec<Answer>, serde_json::Error> {
+pub(in crate::realm) fn seek(text: &str, steps: &[Step]) -> Result<Vec<Answer>, serde_json::Error> {
     let mut document = serde_json::Deserializer::from_str(text);
     let found = Seek(steps).deserialize(&mut document)?;
     document.end()?;

@@ -2,11 +2,12 @@ use std::fmt;
 use std::str;
 use std::sync::Arc;
 
-use http::{HeaderMap, header};
+use http::HeaderMap;
 
-use super::error::shown;
 use super::json::{Answer, Step, seek};
-use super::{RealmError, RealmUrl};
+use crate::realm::body::encoding;
+use crate::realm::error::{RealmError, shown};
+use crate::realm::url::RealmUrl;
 
 /// No realm URL is longer. What is longer is not shown either.
 const LONGEST_URL: usize = 2048;
@@ -17,14 +18,15 @@ const LONGEST_URL: usize = 2048;
 /// a realm URL; all of these realms are locked, in one claim. A body with the same name twice in an object on the way is refused:
 /// the handler may read the other one. So is a body with a `Content-Encoding`.
 ///
-/// The layer must be told how to [read bodies](crate::RealmWriteLockLayer::read_bodies). Cheap to clone.
+/// Only a layer that [reads bodies](crate::RealmBodyLockLayer) takes it. Cheap to clone.
 ///
 /// ```
 /// use http::Method;
-/// use tower_realm_lock::{RealmPaths, RealmPointers, RealmResolver};
+/// use tower_realm_lock::{RealmBodyResolver, RealmPaths, RealmPointers};
 ///
 /// let published = RealmPointers::new(["/sourceRealmURL", "/publishedRealmURL"])?;
-/// let realms = RealmResolver::from(RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?)
+/// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
+/// let realms = RealmBodyResolver::from(realms)
 ///     .route(Method::POST, "/_publish-realm", published)?;
 /// # let _ = realms;
 /// # Ok::<(), tower_realm_lock::RealmError>(())
@@ -57,7 +59,7 @@ impl RealmPointers {
         Ok(Self(pointers.into()))
     }
 
-    pub(super) fn resolve(
+    pub(in crate::realm) fn resolve(
         &self,
         headers: &HeaderMap,
         body: &[u8],
@@ -126,15 +128,6 @@ impl Pointer {
             Some(Answer::Missing) | None => Err(unresolved("it is missing".into())),
         }
     }
-}
-
-/// The coding of a body that has one.
-pub(super) fn encoding(headers: &HeaderMap) -> Option<String> {
-    headers
-        .get_all(header::CONTENT_ENCODING)
-        .iter()
-        .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
-        .find(|value| !value.trim().eq_ignore_ascii_case("identity"))
 }
 
 impl fmt::Debug for RealmPointers {

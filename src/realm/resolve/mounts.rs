@@ -2,11 +2,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use super::error::shown;
-use super::head::Head;
-use super::path::{decode_path, push_segment};
-use super::resolver::Found;
-use super::{PathProblem, RealmError, RealmUrl};
+use super::found::Found;
+use crate::realm::error::{RealmError, shown};
+use crate::realm::path::{ParsedPath, PathProblem, push_segment};
+use crate::realm::url::RealmUrl;
 
 /// Finds a request's realm in a list of mounted realms: the one whose path is the longest beginning of the request's.
 ///
@@ -96,32 +95,27 @@ impl RealmMounts {
     ///
     /// [`RealmError::NotMounted`] if it is in none, [`RealmError::AmbiguousPath`] if it could be read as another path.
     pub fn resolve(&self, path: &str) -> Result<RealmUrl, RealmError> {
-        self.find_at(path).map(|found| found.realm)
+        self.find(&ParsedPath::new(path)).map(|found| found.realm)
     }
 
-    pub(super) fn find(&self, head: Head<'_>) -> Result<Found, RealmError> {
-        self.find_at(head.path())
-    }
-
-    fn find_at(&self, path: &str) -> Result<Found, RealmError> {
+    pub(in crate::realm) fn find(&self, path: &ParsedPath<'_>) -> Result<Found, RealmError> {
         let ambiguous = |problem: PathProblem| RealmError::AmbiguousPath {
-            path: shown(path),
+            path: shown(path.raw()),
             problem,
         };
-        let decoded = decode_path(path).map_err(ambiguous)?;
+        let segments = path.segments().map_err(ambiguous)?;
         let mounted = self.read();
-        let found = longest(&mounted, decoded.iter().map(|segment| &**segment));
-        if decoded.iter().any(|segment| segment.contains(['/', '\\'])) {
+        let found = longest(&mounted, segments.clone());
+        if path.has_separators() {
             // A server that splits such a segment may find a longer one.
-            let split = decoded
-                .iter()
-                .flat_map(|segment| segment.split(['/', '\\']));
+            let split = segments.flat_map(|segment| segment.split(['/', '\\']));
             let split = longest(&mounted, split.filter(|part| !part.is_empty()));
             if split.as_ref().map(|it| &it.realm) != found.as_ref().map(|it| &it.realm) {
                 return Err(ambiguous(PathProblem::Separator));
             }
         }
-        found.ok_or_else(|| RealmError::NotMounted { path: shown(path) })
+        let path = || shown(path.raw());
+        found.ok_or_else(|| RealmError::NotMounted { path: path() })
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Mounted> {
@@ -138,8 +132,8 @@ fn insert(mounted: &mut Mounted, realm: &RealmUrl) -> Result<bool, RealmError> {
     match mounted.get(realm.path()) {
         Some(there) if there == realm => Ok(false),
         Some(there) => Err(RealmError::MountTaken {
-            url: realm.clone(),
-            mounted: there.clone(),
+            url: shown(realm.as_str()),
+            mounted: shown(there.as_str()),
         }),
         None => {
             mounted.insert(realm.path().into(), realm.clone());

@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
 
@@ -6,11 +7,11 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::request::Parts;
 
-use super::RealmUrl;
-use super::json::{Answer, Step, seek};
-use super::path::{canonical_rest, decode_path};
-use super::pointers::encoding;
-use super::resolver::Found;
+use crate::realm::body::{ReadsBodies, encoding};
+use crate::realm::path::canonical;
+use crate::realm::resolve::found::Found;
+use crate::realm::resolve::json::{Answer, Step, seek};
+use crate::realm::url::RealmUrl;
 
 /// How much of its realm a request locks: all of it, or some of its resources.
 ///
@@ -21,8 +22,12 @@ use super::resolver::Found;
 /// Letter case counts, Unicode is not normalized, and `x` is not `x.json`; [`named_by`](Self::named_by) is for handlers to which
 /// two of these are one.
 #[derive(Clone)]
-pub struct Scope {
-    kind: Kind,
+pub struct Scope(pub(super) RouteScope<ReadsBodies>);
+
+/// A [`Scope`]. With `B = Infallible` it is one that needs no body. Cheap to clone.
+#[derive(Clone)]
+pub(in crate::realm) struct RouteScope<B> {
+    kind: Kind<B>,
     name: Option<Arc<NameFn>>,
 }
 
@@ -34,15 +39,15 @@ type PathsFn = dyn Fn(&Parts, &RealmUrl) -> Option<Vec<String>> + Send + Sync;
 type BodyPathsFn = dyn Fn(&Parts, &RealmUrl, &Bytes) -> Option<Vec<String>> + Send + Sync;
 
 #[derive(Clone)]
-enum Kind {
+enum Kind<B> {
     Realm,
     Resource,
-    AtomicHrefs,
     Closure(Arc<PathsFn>),
-    BodyClosure(Arc<BodyPathsFn>),
+    AtomicHrefs(B),
+    BodyClosure(Arc<BodyPathsFn>, B),
 }
 
-/// What a request locks.
+/// How much of what it is for a request locks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Extent {
     /// Its realms as a whole.
@@ -52,15 +57,14 @@ pub(crate) enum Extent {
 }
 
 impl Scope {
-    pub(super) const WHOLE: Self = Self {
-        kind: Kind::Realm,
-        name: None,
-    };
+    const fn of(kind: Kind<ReadsBodies>) -> Self {
+        Self(RouteScope { kind, name: None })
+    }
 
     /// The realm as a whole.
     #[must_use]
     pub const fn realm() -> Self {
-        Self::WHOLE
+        Self::of(Kind::Realm)
     }
 
     /// The resource that the request's path names: what follows the realm in it.
@@ -79,11 +83,11 @@ impl Scope {
     /// An `href` is a path relative to the realm, or a URL in it. The realm is taken whole if an operation has no `href`, has a
     /// `ref`, or leaves the realm, and where the body is no such document or has a `Content-Encoding`: the handler may refuse it.
     ///
-    /// The layer must be told how to [read bodies](crate::RealmWriteLockLayer::read_bodies). A document without operations
+    /// It needs a layer that [reads bodies](crate::RealmBodyLockLayer). A document without operations
     /// names no resource and takes the realm shared.
     #[must_use]
     pub const fn atomic_hrefs() -> Self {
-        Self::of(Kind::AtomicHrefs)
+        Self::of(Kind::AtomicHrefs(ReadsBodies))
     }
 
     /// The resources that a closure names, by paths relative to the realm or by URLs; none for the realm as a whole.
@@ -100,13 +104,13 @@ impl Scope {
 
     /// The same of a closure that reads the request's body too.
     ///
-    /// The layer must be told how to [read bodies](crate::RealmWriteLockLayer::read_bodies).
+    /// It needs a layer that [reads bodies](crate::RealmBodyLockLayer).
     #[must_use]
     pub fn from_body_fn<F>(paths: F) -> Self
     where
         F: Fn(&Parts, &RealmUrl, &Bytes) -> Option<Vec<String>> + Send + Sync + 'static,
     {
-        Self::of(Kind::BodyClosure(Arc::new(paths)))
+        Self::of(Kind::BodyClosure(Arc::new(paths), ReadsBodies))
     }
 
     /// Gives each resource another name, for handlers that know one resource by several paths. Default: a path is its own name.
@@ -126,62 +130,107 @@ impl Scope {
     where
         F: Fn(&str) -> String + Send + Sync + 'static,
     {
-        self.name = Some(Arc::new(name));
+        self.0.name = Some(Arc::new(name));
         self
     }
+}
 
-    const fn of(kind: Kind) -> Self {
-        Self { kind, name: None }
-    }
-
+impl RouteScope<ReadsBodies> {
+    /// Gives each resource another name, unless it has a closure for that.
     #[cfg(feature = "serde")]
-    pub(super) fn has_name(&self) -> bool {
-        self.name.is_some()
+    pub(super) fn name_unnamed<F>(&mut self, name: F)
+    where
+        F: Fn(&str) -> String + Send + Sync + 'static,
+    {
+        self.name.get_or_insert_with(|| Arc::new(name));
     }
 
-    pub(crate) fn is_realm(&self) -> bool {
+    /// The same for a layer that reads no bodies; `None` if it needs the body.
+    pub(super) fn without_bodies(self) -> Option<RouteScope<Infallible>> {
+        let kind = match self.kind {
+            Kind::Realm => Kind::Realm,
+            Kind::Resource => Kind::Resource,
+            Kind::Closure(paths) => Kind::Closure(paths),
+            Kind::AtomicHrefs(_) | Kind::BodyClosure(..) => return None,
+        };
+        let name = self.name;
+        Some(RouteScope { kind, name })
+    }
+}
+
+impl RouteScope<Infallible> {
+    /// The same for a layer that reads bodies.
+    pub(super) fn with_bodies(self) -> RouteScope<ReadsBodies> {
+        let kind = match self.kind {
+            Kind::Realm => Kind::Realm,
+            Kind::Resource => Kind::Resource,
+            Kind::Closure(paths) => Kind::Closure(paths),
+            Kind::AtomicHrefs(never) | Kind::BodyClosure(_, never) => match never {},
+        };
+        let name = self.name;
+        RouteScope { kind, name }
+    }
+}
+
+impl<B: Copy> RouteScope<B> {
+    pub(in crate::realm) fn is_realm(&self) -> bool {
         matches!(self.kind, Kind::Realm)
     }
 
-    /// Whether it reads the body, which nobody can read if it is encoded.
-    pub(crate) fn needs_body(&self, headers: &HeaderMap) -> bool {
+    /// Whether it reads the request's path.
+    pub(in crate::realm) fn is_of_path(&self) -> bool {
+        matches!(self.kind, Kind::Resource)
+    }
+
+    /// Why it needs the body; `None` if it does not, or if nobody could read that because it is
+    /// encoded.
+    pub(in crate::realm) fn needs_body(&self, headers: &HeaderMap) -> Option<B> {
         match self.kind {
-            Kind::BodyClosure(_) => true,
-            Kind::AtomicHrefs => encoding(headers).is_none(),
-            _ => false,
+            Kind::BodyClosure(_, reads) => Some(reads),
+            Kind::AtomicHrefs(reads) if encoding(headers).is_none() => Some(reads),
+            _ => None,
         }
     }
 
-    /// Whether it needs no more than a request's path.
-    pub(crate) fn is_of_path(&self) -> bool {
-        matches!(self.kind, Kind::Realm | Kind::Resource)
-    }
-
-    /// What it says of a raw path, if that is all it needs.
-    pub(crate) fn extent_of_path(&self, path: &str, found: &Found, most: usize) -> Extent {
-        let name = match self.kind {
-            Kind::Resource => rest_of(path, found),
+    /// What it says of a request before it is taken apart, with the decoded segments of its path;
+    /// `None` if it needs more than these.
+    pub(in crate::realm) fn extent_of_path<'a>(
+        &self,
+        segments: impl Iterator<Item = &'a str>,
+        found: &Found,
+        most: usize,
+    ) -> Option<Extent> {
+        match self.kind {
+            Kind::Realm => Some(Extent::Whole),
+            Kind::Resource => {
+                let name = rest_of(segments, found);
+                Some(self.extent(std::iter::once(name), most))
+            }
             _ => None,
-        };
-        self.extent(std::iter::once(name), most)
+        }
     }
 
-    /// What it says of a whole request.
-    pub(crate) fn extent_of(
+    /// What it says of a whole request, with the decoded segments of its path if it
+    /// [needs them](Self::is_of_path), and with its body if it [needs that](Self::needs_body).
+    pub(in crate::realm) fn extent_of<'a>(
         &self,
         parts: &Parts,
-        path: &str,
+        segments: impl Iterator<Item = &'a str>,
         body: &Bytes,
         found: &Found,
         most: usize,
     ) -> Extent {
         let realm = &found.realm;
         let hrefs = match &self.kind {
-            Kind::Realm | Kind::Resource => return self.extent_of_path(path, found, most),
-            Kind::AtomicHrefs if encoding(&parts.headers).is_some() => None,
-            Kind::AtomicHrefs => hrefs_of(body),
+            Kind::Realm => return Extent::Whole,
+            Kind::Resource => {
+                let name = rest_of(segments, found);
+                return self.extent(std::iter::once(name), most);
+            }
+            Kind::AtomicHrefs(_) if encoding(&parts.headers).is_some() => None,
+            Kind::AtomicHrefs(_) => hrefs_of(body),
             Kind::Closure(paths) => paths(parts, realm),
-            Kind::BodyClosure(paths) => paths(parts, realm, body),
+            Kind::BodyClosure(paths, _) => paths(parts, realm, body),
         };
         let Some(hrefs) = hrefs else {
             return Extent::Whole;
@@ -215,16 +264,15 @@ impl Scope {
 }
 
 /// What follows the realm in a request's path, in its one spelling; none if that is not certain.
-fn rest_of(path: &str, found: &Found) -> Option<String> {
-    let segments = decode_path(path).ok()?;
-    let depth = if let Some(depth) = found.depth {
-        depth
-    } else {
+fn rest_of<'a>(segments: impl Iterator<Item = &'a str>, found: &Found) -> Option<String> {
+    let mut rest = canonical(segments.skip(found.depth.unwrap_or(0)))?;
+    if found.depth.is_none() {
         // The realm was not found in the path: it must be there all the same.
-        let realm = decode_path(found.realm.path()).ok()?;
-        segments.starts_with(&realm).then_some(realm.len())?
-    };
-    canonical_rest(segments.get(depth..)?.iter().map(|segment| &**segment))
+        let realm = found.realm.path().strip_prefix('/')?;
+        rest = rest.strip_prefix(realm)?.to_owned();
+    }
+    rest.pop();
+    Some(rest)
 }
 
 /// The path below the realm that an `href` names, in its one spelling; none if it is not below it or not certain.
@@ -273,18 +321,24 @@ fn hrefs_of(body: &[u8]) -> Option<Vec<String>> {
 
 impl Default for Scope {
     fn default() -> Self {
-        Self::WHOLE
+        Self::realm()
     }
 }
 
 impl fmt::Debug for Scope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<B> fmt::Debug for RouteScope<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind {
             Kind::Realm => "realm",
             Kind::Resource => "resource",
-            Kind::AtomicHrefs => "atomic_hrefs",
             Kind::Closure(_) => "from_fn",
-            Kind::BodyClosure(_) => "from_body_fn",
+            Kind::AtomicHrefs(_) => "atomic_hrefs",
+            Kind::BodyClosure(..) => "from_body_fn",
         };
         let renamed = self.name.is_some();
         f.debug_struct("Scope")

@@ -2,8 +2,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::HeaderMap;
 
-use super::TrustedProxies;
-use super::error::shown;
+use super::proxies::TrustedProxies;
+use crate::realm::error::shown;
 
 /// What trusted proxies say of a request as its client sent it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

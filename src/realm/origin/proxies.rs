@@ -3,9 +3,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::RealmError;
-use super::error::shown;
-use super::head::Head;
+use crate::realm::error::{RealmError, shown};
+use crate::realm::head::Head;
 
 /// The address that a request came from, for servers other than axum's: an extension of the request.
 ///
@@ -59,7 +58,7 @@ impl TrustedProxies {
 }
 
 /// Where a request came from, if its server says so.
-pub(super) fn peer(head: Head<'_>) -> Option<IpAddr> {
+pub(super) fn peer(head: &Head<'_>) -> Option<IpAddr> {
     if let Some(PeerAddr(peer)) = head.extensions.get() {
         return Some(peer.ip());
     }

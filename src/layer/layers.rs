@@ -1,0 +1,340 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Response;
+use tower_layer::Layer;
+
+#[cfg(feature = "serde")]
+use super::limits::Limits;
+use super::prepare::{Bodies, Unread};
+use super::rejection::Rejection;
+use super::request_body::Reading;
+use super::service::{RealmBodyLock, RealmWriteLock};
+use super::settings::{HoldUntil, OnDisconnect, Settings};
+use crate::lock::RealmLocks;
+use crate::realm::classify::Realms;
+use crate::realm::error::RealmError;
+use crate::realm::resolve::resolver::{RealmBodyResolver, RealmResolver};
+use crate::realm::rules::lock_rules::LockRules;
+
+/// Holds the write lock of a request's realm for the whole inner call.
+///
+/// For every service over `http` requests and responses, with any request body, and any response body whose data can be
+/// made of [`Bytes`]. The error type stays the inner service's own. Cheap to clone.
+///
+/// Put it outside of what reads the request body and inside of what should see rejections, such as tracing. Every route
+/// that writes to a realm must be inside it. Axum's `nest` takes away the beginning of the path: with the feature `axum` the layer
+/// sees the whole of it wherever it is, without it the layer goes outside of `nest`.
+///
+/// A call that it runs within another one's lock of the same realm, in the same task, runs straight through.
+///
+/// It reads no request bodies. [`read_bodies`](Self::read_bodies) makes a layer that does.
+#[derive(Debug, Clone)]
+pub struct RealmWriteLockLayer {
+    realms: Arc<Realms<<Unread as Bodies>::Reads>>,
+    settings: Settings,
+}
+
+/// A [`RealmWriteLockLayer`] that also finds realms and resources in the bodies of requests.
+///
+/// The inner service gets a [`RequestBody`](crate::RequestBody): the bytes and trailers that were
+/// read, or the client's own body where it was not read. axum's routes take it as it is. A body is
+/// read before its request waits for a lock, and only if a [`RealmPointers`], a [`Scope`] or a
+/// closure needs it.
+///
+/// A body that is longer than the limit is answered with 413 `body-too-large`, one that breaks off
+/// with 400 `body-broken`, and one that takes longer than the [`body_timeout`](Self::body_timeout)
+/// with 408 `body-timeout`. What was read stays in memory while its request waits: at most the
+/// limit for each request.
+///
+/// ```
+/// use http::Method;
+/// use tower_realm_lock::{
+///     LockRules, RealmBodyLockLayer, RealmBodyResolver, RealmLocks, RealmPaths, RealmPointers,
+///     Scope,
+/// };
+///
+/// let published = RealmPointers::new(["/sourceRealmURL", "/publishedRealmURL"])?;
+/// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
+/// let realms = RealmBodyResolver::from(realms)
+///     .route(Method::POST, "/_publish-realm", published)?;
+/// let rules = LockRules::new()
+///     .scope(Method::POST, "/{owner}/{realm}/_atomic", Scope::atomic_hrefs())?;
+/// let layer = RealmBodyLockLayer::new(RealmLocks::in_process(), realms, 1024 * 1024)
+///     .rules(rules);
+/// let app: axum::Router = axum::Router::new().layer(layer);
+/// # let _ = app;
+/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// ```
+///
+/// A service over other bodies names the [`RequestBody`](crate::RequestBody) in its type:
+///
+/// ```
+/// use std::convert::Infallible;
+///
+/// use http::{Request, Response};
+/// use tower::{ServiceBuilder, ServiceExt, service_fn};
+/// use tower_realm_lock::{RealmBodyLockLayer, RealmLocks, RealmPointers, RequestBody};
+///
+/// async fn handle(request: Request<RequestBody<String>>) -> Result<Response<String>, Infallible> {
+///     assert_eq!(request.body().bytes().unwrap(), r#"{"realm":"https://h/a/"}"#);
+///     Ok(Response::default())
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let realms = RealmPointers::new(["/realm"])?;
+/// let service = ServiceBuilder::new()
+///     .layer(RealmBodyLockLayer::new(RealmLocks::in_process(), realms, 4096))
+///     .service_fn(handle);
+/// let request = Request::post("/").body(r#"{"realm":"https://h/a/"}"#.to_owned())?;
+/// assert_eq!(service.oneshot(request).await?.status(), 200);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// [`RealmPointers`]: crate::RealmPointers
+/// [`Scope`]: crate::Scope
+#[derive(Debug, Clone)]
+pub struct RealmBodyLockLayer {
+    realms: Arc<Realms<<Reading as Bodies>::Reads>>,
+    settings: Settings,
+    limit: usize,
+}
+
+/// The options that both layers have.
+macro_rules! options {
+    () => {
+        /// Sets the limits that a configuration file has; those that it leaves out stay as they are.
+        #[cfg(feature = "serde")]
+        #[must_use]
+        pub fn limits(self, limits: Limits) -> Self {
+            let settings = limits.applied_to(self.settings);
+            Self { settings, ..self }
+        }
+
+        /// How long a request waits for its lock, in the queue and in PostgreSQL together. Default: what `locks` says, 10
+        /// seconds unless changed there.
+        #[must_use]
+        pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
+            self.settings.locks = self.settings.locks.acquire_timeout(timeout);
+            self
+        }
+
+        /// How long an inner call may hold its lock before it is dropped and answered with 504; `None` for no bound. Default:
+        /// what `locks` says, 5 minutes unless changed there.
+        #[must_use]
+        pub fn max_hold(mut self, max_hold: impl Into<Option<Duration>>) -> Self {
+            self.settings.locks = self.settings.locks.max_hold(max_hold);
+            self
+        }
+
+        /// How many requests may wait for one realm in this process; the next is rejected at once. Default: what `locks` says,
+        /// 1024 unless changed there.
+        #[must_use]
+        pub fn max_waiters_per_realm(mut self, waiters: usize) -> Self {
+            self.settings.locks = self.settings.locks.max_waiters_per_realm(waiters);
+            self
+        }
+
+        /// Whether handlers may run their own SQL in the transaction that holds the lock: `Extension<LockTransaction>`. Default
+        /// `false`.
+        ///
+        /// A success then commits before its response leaves, or is answered with 503 `commit-failed`; everything else rolls
+        /// back. Under [`HoldUntil::BodyEnd`] the body's end commits, and a body that breaks off rolls back. See
+        /// [`LockTransaction`](crate::LockTransaction).
+        #[must_use]
+        pub fn share_transaction(mut self, share: bool) -> Self {
+            self.settings.locks = self.settings.locks.share_transaction(share);
+            self
+        }
+
+        /// Whether a success waits for PostgreSQL's word that the lock was held to the end. Default `true`.
+        ///
+        /// `false` saves its client a round trip. A lock that was lost unnoticed in the last moments of a call is then answered
+        /// with a success.
+        #[must_use]
+        pub fn confirm(mut self, confirm: bool) -> Self {
+            self.settings.confirm = confirm;
+            self
+        }
+
+        /// Whether a client is told how long its request waited for the lock and held it, in milliseconds:
+        /// `Server-Timing: lock-wait;dur=1.250, lock-hold;dur=20.125`. Default `false`: it tells how busy a realm is.
+        ///
+        /// It is added to what the handler says there. A request that was refused its lock has `lock-wait` only; one that was
+        /// not to be locked, whose realm could not be told, or that runs within another one's lock, has none. Browsers show it in their
+        /// tools and to scripts of the same origin (Server Timing, W3C).
+        #[must_use]
+        pub fn server_timing(mut self, tell: bool) -> Self {
+            self.settings.server_timing = tell;
+            self
+        }
+
+        /// How long a request keeps its lock. Default [`HoldUntil::Response`].
+        #[must_use]
+        pub fn hold_until(mut self, hold_until: HoldUntil) -> Self {
+            self.settings.hold_until = hold_until;
+            self
+        }
+
+        /// What becomes of a granted call whose client has gone. Default [`OnDisconnect::Finish`].
+        #[must_use]
+        pub fn on_disconnect(mut self, on_disconnect: OnDisconnect) -> Self {
+            self.settings.on_disconnect = on_disconnect;
+            self
+        }
+
+        /// Makes the responses of rejections. Default [`Rejection::to_response`].
+        ///
+        /// It is called for each rejected request, and must not block. Whatever it makes, the [`Rejection`] is added to the response's
+        /// extensions.
+        ///
+        /// ```
+        /// use http::Response;
+        /// use tower_realm_lock::{RealmLocks, RealmPaths, RealmWriteLockLayer};
+        ///
+        /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
+        /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms).rejection(|rejection| {
+        ///     let mut response = Response::new(rejection.detail().into());
+        ///     *response.status_mut() = rejection.status();
+        ///     response
+        /// });
+        /// # let _ = layer;
+        /// # Ok::<(), tower_realm_lock::RealmError>(())
+        /// ```
+        #[must_use]
+        pub fn rejection<F>(mut self, response: F) -> Self
+        where
+            F: Fn(&Rejection) -> Response<Bytes> + Send + Sync + 'static,
+        {
+            self.settings.rejection = Arc::new(response);
+            self
+        }
+    };
+}
+
+impl RealmWriteLockLayer {
+    /// A layer that locks with `locks` the realms that `realms` finds, for every method that is not safe.
+    ///
+    /// `realms` is a [`RealmPaths`](crate::RealmPaths), a [`RealmMounts`](crate::RealmMounts), or a
+    /// [`RealmResolver`] that combines them. What needs the body of a request needs a
+    /// [`RealmBodyLockLayer`], and is refused by the compiler here:
+    ///
+    /// ```compile_fail,E0277
+    /// use tower_realm_lock::{RealmLocks, RealmPointers, RealmWriteLockLayer};
+    ///
+    /// let realms = RealmPointers::new(["/realmURL"])?;
+    /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms);
+    /// # Ok::<(), tower_realm_lock::RealmError>(())
+    /// ```
+    #[must_use]
+    pub fn new(locks: RealmLocks, realms: impl Into<RealmResolver>) -> Self {
+        Self {
+            realms: Arc::new(Realms::of_heads(realms.into())),
+            settings: Settings::new(locks),
+        }
+    }
+
+    /// Which requests are locked, and how much of their realm. Default: all but the safe methods, and the realm as a whole.
+    ///
+    /// # Errors
+    ///
+    /// [`RealmError::BodyNeeded`] if a [`Scope`](crate::Scope) needs the body of a request, such as
+    /// [`Scope::atomic_hrefs`](crate::Scope::atomic_hrefs): call [`read_bodies`](Self::read_bodies)
+    /// before.
+    ///
+    /// ```
+    /// use http::Method;
+    /// use tower_realm_lock::{
+    ///     LockRules, RealmError, RealmLocks, RealmPaths, RealmWriteLockLayer, Scope,
+    /// };
+    ///
+    /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
+    /// let rules = LockRules::new()
+    ///     .scope(Method::POST, "/{owner}/{realm}/_atomic", Scope::atomic_hrefs())?;
+    /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms);
+    /// let refused = layer.clone().rules(rules.clone()).unwrap_err();
+    /// assert!(matches!(refused, RealmError::BodyNeeded { .. }));
+    ///
+    /// let layer = layer.read_bodies(1024 * 1024).rules(rules);
+    /// # let _ = layer;
+    /// # Ok::<(), RealmError>(())
+    /// ```
+    pub fn rules(self, rules: LockRules) -> Result<Self, RealmError> {
+        let realms = Arc::unwrap_or_clone(self.realms).with_head_rules(rules)?;
+        Ok(Self {
+            realms: Arc::new(realms),
+            ..self
+        })
+    }
+
+    /// The same layer, with the same options, that also reads bodies of up to `limit` bytes: to be
+    /// given [`rules`](RealmBodyLockLayer::rules) with scopes that need them.
+    ///
+    /// A [`RealmBodyResolver`] goes to [`RealmBodyLockLayer::new`].
+    #[must_use]
+    pub fn read_bodies(self, limit: usize) -> RealmBodyLockLayer {
+        RealmBodyLockLayer {
+            realms: Arc::new(Arc::unwrap_or_clone(self.realms).with_bodies()),
+            settings: self.settings,
+            limit,
+        }
+    }
+
+    options!();
+}
+
+impl RealmBodyLockLayer {
+    /// A layer that locks with `locks` the realms that `realms` finds, for every method that is not
+    /// safe, and reads bodies of up to `limit` bytes where it needs them.
+    ///
+    /// `realms` is a [`RealmPointers`](crate::RealmPointers), a [`RealmBodyResolver`], or anything
+    /// that a [`RealmWriteLockLayer`] takes.
+    #[must_use]
+    pub fn new(locks: RealmLocks, realms: impl Into<RealmBodyResolver>, limit: usize) -> Self {
+        Self {
+            realms: Arc::new(Realms::of_bodies(realms.into())),
+            settings: Settings::new(locks),
+            limit,
+        }
+    }
+
+    /// Which requests are locked, and how much of their realm. Default: all but the safe methods, and the realm as a whole.
+    #[must_use]
+    pub fn rules(self, rules: LockRules) -> Self {
+        let realms = Arc::unwrap_or_clone(self.realms).with_rules(rules);
+        Self {
+            realms: Arc::new(realms),
+            ..self
+        }
+    }
+
+    /// How long a client may take to send a body that is read before its lock. Default 30 seconds.
+    #[must_use]
+    pub fn body_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.body_timeout = timeout;
+        self
+    }
+
+    options!();
+}
+
+impl<S> Layer<S> for RealmWriteLockLayer {
+    type Service = RealmWriteLock<S>;
+
+    fn layer(&self, inner: S) -> RealmWriteLock<S> {
+        let settings = Arc::new(self.settings.clone());
+        RealmWriteLock::new(inner, Arc::clone(&self.realms), settings)
+    }
+}
+
+impl<S> Layer<S> for RealmBodyLockLayer {
+    type Service = RealmBodyLock<S>;
+
+    fn layer(&self, inner: S) -> RealmBodyLock<S> {
+        let settings = Arc::new(self.settings.clone());
+        RealmBodyLock::new(inner, Arc::clone(&self.realms), settings, self.limit)
+    }
+}

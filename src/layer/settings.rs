@@ -1,0 +1,105 @@
+//! The options that all layers have in common, and the response of a rejection.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Response;
+use http_body::Body;
+
+use super::body::LockBody;
+use super::rejection::Rejection;
+use crate::lock::RealmLocks;
+use crate::realm::error::RealmError;
+
+/// How long a client may take to send a body that is read before its lock, unless the layer says
+/// otherwise.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a request keeps its lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum HoldUntil {
+    /// Until the inner service has made its response: status, headers, and a body that may still be streamed.
+    #[default]
+    Response,
+    /// Until the body of a success has ended or is dropped, for handlers that write while they stream.
+    ///
+    /// The head of the response leaves before the lock is confirmed; the last frame of the body waits for that, and a lock that
+    /// was lost ends it with an error. A client that reads slowly keeps the lock, up to
+    /// [`max_hold`](crate::RealmWriteLockLayer::max_hold). A body for which no server asks, of a response to HEAD or with the status 204 or
+    /// 304, does not keep it.
+    BodyEnd,
+}
+
+/// What becomes of a granted call whose client has gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum OnDisconnect {
+    /// It runs to its end, and holds the lock until then: a write is not cut in half.
+    ///
+    /// For that it runs on a task of its own, which has the caller's tracing span but not its task-locals.
+    #[default]
+    Finish,
+    /// It is dropped, and the lock is released. Blocking work that it has started runs on without the lock.
+    Cancel,
+}
+
+type RejectionFn = dyn Fn(&Rejection) -> Response<Bytes> + Send + Sync;
+
+/// How requests are locked, whatever decides which.
+#[derive(Clone)]
+pub(super) struct Settings {
+    pub(super) locks: RealmLocks,
+    pub(super) confirm: bool,
+    pub(super) server_timing: bool,
+    pub(super) hold_until: HoldUntil,
+    pub(super) on_disconnect: OnDisconnect,
+    pub(super) body_timeout: Duration,
+    pub(super) rejection: Arc<RejectionFn>,
+}
+
+impl Settings {
+    pub(super) fn new(locks: RealmLocks) -> Self {
+        Self {
+            locks,
+            confirm: true,
+            server_timing: false,
+            hold_until: HoldUntil::default(),
+            on_disconnect: OnDisconnect::default(),
+            body_timeout: BODY_TIMEOUT,
+            rejection: Arc::new(Rejection::to_response),
+        }
+    }
+
+    /// The response of a rejected request: logged, and counted.
+    pub(super) fn reject<B: Body>(&self, rejection: &Rejection) -> Response<LockBody<B>> {
+        let code = rejection.code();
+        crate::metrics::rejected(code);
+        match rejection {
+            Rejection::Realm(error @ RealmError::Unavailable { .. }) => {
+                tracing::warn!(code, %error, "a write was rejected");
+            }
+            Rejection::Realm(error) => tracing::debug!(code, %error, "a request was rejected"),
+            Rejection::Body(error) => tracing::debug!(code, %error, "a request was rejected"),
+            Rejection::Lock(error) => tracing::warn!(code, %error, "a write was rejected"),
+        }
+        let mut response = (self.rejection)(rejection);
+        response.extensions_mut().insert(rejection.clone());
+        response.map(LockBody::rejected)
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("locks", &self.locks)
+            .field("confirm", &self.confirm)
+            .field("server_timing", &self.server_timing)
+            .field("hold_until", &self.hold_until)
+            .field("on_disconnect", &self.on_disconnect)
+            .field("body_timeout", &self.body_timeout)
+            .finish_non_exhaustive()
+    }
+}

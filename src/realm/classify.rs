@@ -1,0 +1,304 @@
+//! From a request to what it locks, in at most three steps.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http::request::Parts;
+
+use super::body::ReadsBodies;
+use super::error::RealmError;
+use super::head::Head;
+use super::path::ParsedPath;
+use super::resolve::found::Found;
+use super::resolve::pointers::RealmPointers;
+use super::resolve::resolver::{RealmBodyResolver, RealmResolver, Routes};
+use super::resolve::source::{BodyClosureFn, ClosureFn, Source};
+use super::rules::lock_rules::{LockRules, Rules};
+use super::rules::methods::Methods;
+use super::rules::scope::{Extent, RouteScope};
+use super::url::RealmUrl;
+
+/// What decides on requests: which are locked, for which realms, and how much of these.
+///
+/// With `B = Infallible` nothing in it needs a body, so no request is ever found to.
+#[derive(Debug, Clone)]
+pub(crate) struct Realms<B> {
+    routes: Routes<B>,
+    rules: Rules<B>,
+}
+
+/// What becomes of a request, as far as its head says.
+pub(crate) enum Decision<B> {
+    /// It is not locked.
+    Pass,
+    /// It locks this.
+    Claim(Locked),
+    /// What it locks stands in its body.
+    NeedsBody(NeedsBody<B>, B),
+    /// What it locks must be looked up by a closure.
+    NeedsLookup(NeedsLookup<B>),
+    /// It names no realm, or can be read as naming several.
+    Reject(RealmError),
+}
+
+/// What a request locks: all of one or several realms, or resources of one.
+#[derive(Debug)]
+pub(crate) struct Locked {
+    pub(crate) first: RealmUrl,
+    /// The other realms, where several were found. Then each is locked as a whole.
+    pub(crate) others: Vec<RealmUrl>,
+    pub(crate) extent: Extent,
+}
+
+/// A request for which closures of the application's own have to be asked.
+pub(crate) struct NeedsLookup<B> {
+    realms: Lookup,
+    narrowing: Narrowing<B>,
+}
+
+enum Lookup {
+    Found(Found),
+    Closure(Arc<ClosureFn>),
+}
+
+/// What a lookup has given.
+pub(crate) enum LookedUp<B> {
+    Claim(Locked),
+    NeedsBody(NeedsBody<B>, B),
+}
+
+/// A request whose body has to be read.
+pub(crate) struct NeedsBody<B> {
+    realms: BodyLookup,
+    narrowing: Narrowing<B>,
+}
+
+enum BodyLookup {
+    Found(Found),
+    Pointers(RealmPointers),
+    Closure(Arc<BodyClosureFn>),
+}
+
+/// How the realms that are to be found will be narrowed to resources.
+struct Narrowing<B> {
+    /// `None` for the realm as a whole.
+    scope: Option<RouteScope<B>>,
+    /// The decoded segments of the path, where the scope is of the path.
+    segments: Vec<String>,
+    /// Above so many resources the realm is locked as a whole.
+    most: usize,
+}
+
+impl Realms<Infallible> {
+    /// Those of a layer that reads no bodies.
+    pub(crate) fn of_heads(resolver: RealmResolver) -> Self {
+        Self {
+            routes: resolver.into_routes(),
+            rules: Rules::default(),
+        }
+    }
+
+    /// These with other rules.
+    ///
+    /// # Errors
+    ///
+    /// [`RealmError::BodyNeeded`] if a scope needs the body.
+    pub(crate) fn with_head_rules(self, rules: LockRules) -> Result<Self, RealmError> {
+        let rules = rules.into_rules().without_bodies()?;
+        Ok(Self { rules, ..self })
+    }
+
+    /// The same for a layer that reads bodies.
+    pub(crate) fn with_bodies(self) -> Realms<ReadsBodies> {
+        Realms {
+            routes: self.routes.with_bodies(),
+            rules: self.rules.with_bodies(),
+        }
+    }
+}
+
+impl Realms<ReadsBodies> {
+    /// Those of a layer that reads bodies.
+    pub(crate) fn of_bodies(resolver: RealmBodyResolver) -> Self {
+        Self {
+            routes: resolver.into_routes(),
+            rules: Rules::default(),
+        }
+    }
+
+    /// These with other rules.
+    pub(crate) fn with_rules(self, rules: LockRules) -> Self {
+        let rules = rules.into_rules();
+        Self { rules, ..self }
+    }
+}
+
+impl<B: Copy> Realms<B> {
+    /// What becomes of a request. Allocates nothing for one that passes, and decodes its path only
+    /// if a route has to be compared with it.
+    pub(crate) fn classify(&self, head: &Head<'_>) -> Decision<B> {
+        let methods = self.rules.methods(head);
+        if !self.rules.lock_any(&methods, head.path()) {
+            return Decision::Pass;
+        }
+        self.locked(head, &methods).unwrap_or_else(Decision::Reject)
+    }
+
+    fn locked(&self, head: &Head<'_>, methods: &Methods) -> Result<Decision<B>, RealmError> {
+        let path = head.path();
+        let most = self.rules.max_resources();
+        let scope = self.rules.scope_of(methods, path);
+        let needs_body = |realms, reads| {
+            let narrowing = Narrowing::new(scope, path, most);
+            Ok(Decision::NeedsBody(NeedsBody { realms, narrowing }, reads))
+        };
+        let needs_lookup = |realms| {
+            let narrowing = Narrowing::new(scope, path, most);
+            Ok(Decision::NeedsLookup(NeedsLookup { realms, narrowing }))
+        };
+        let source = self.routes.source(methods.iter(), methods.unclear, path)?;
+        let found = match source {
+            Source::Paths(paths) => paths.find(head)?,
+            Source::Mounts(mounts) => mounts.find(path)?,
+            Source::Closure(find) => return needs_lookup(Lookup::Closure(Arc::clone(find))),
+            Source::Pointers(pointers, reads) => {
+                return needs_body(BodyLookup::Pointers(pointers.clone()), *reads);
+            }
+            Source::BodyClosure(find, reads) => {
+                return needs_body(BodyLookup::Closure(Arc::clone(find)), *reads);
+            }
+        };
+        let Some(scope) = scope else {
+            return Ok(Decision::Claim(Locked::whole(found)));
+        };
+        let segments = path.segments().into_iter().flatten();
+        if let Some(extent) = scope.extent_of_path(segments, &found, most) {
+            return Ok(Decision::Claim(Locked::narrowed(found, extent)));
+        }
+        match scope.needs_body(head.headers) {
+            Some(reads) => needs_body(BodyLookup::Found(found), reads),
+            None => needs_lookup(Lookup::Found(found)),
+        }
+    }
+}
+
+impl<B: Copy> NeedsLookup<B> {
+    /// Asks the closures.
+    ///
+    /// # Errors
+    ///
+    /// That of the closure for realms, or [`RealmError::Unresolved`] if it finds none.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is held: dropped, it leaves nothing behind.
+    pub(crate) async fn find(self, parts: &Arc<Parts>) -> Result<LookedUp<B>, RealmError> {
+        let narrowing = self.narrowing;
+        let found = match self.realms {
+            Lookup::Found(found) => found,
+            Lookup::Closure(find) => match narrowing.only(find(Arc::clone(parts)).await?)? {
+                Several::Locked(locked) => return Ok(LookedUp::Claim(locked)),
+                Several::One(found) => found,
+            },
+        };
+        Ok(match narrowing.needs_body(&parts.headers) {
+            Some(reads) => {
+                let realms = BodyLookup::Found(found);
+                LookedUp::NeedsBody(NeedsBody { realms, narrowing }, reads)
+            }
+            None => LookedUp::Claim(narrowing.locked(parts, &Bytes::new(), found)),
+        })
+    }
+}
+
+impl<B: Copy> NeedsBody<B> {
+    /// Finds in the body what the request locks.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the body, or the error of the closure for realms, or
+    /// [`RealmError::Unresolved`] if that finds none.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is held: dropped, it leaves nothing behind.
+    pub(crate) async fn find(self, parts: &Arc<Parts>, body: &Bytes) -> Result<Locked, RealmError> {
+        let narrowing = self.narrowing;
+        let realms = match self.realms {
+            BodyLookup::Found(found) => return Ok(narrowing.locked(parts, body, found)),
+            BodyLookup::Pointers(pointers) => pointers.resolve(&parts.headers, body)?,
+            BodyLookup::Closure(find) => find(Arc::clone(parts), body.clone()).await?,
+        };
+        Ok(match narrowing.only(realms)? {
+            Several::Locked(locked) => locked,
+            Several::One(found) => narrowing.locked(parts, body, found),
+        })
+    }
+}
+
+/// What a closure or a body names.
+enum Several {
+    /// One realm, which may be narrowed.
+    One(Found),
+    /// Realms that are not narrowed.
+    Locked(Locked),
+}
+
+impl<B: Copy> Narrowing<B> {
+    fn new(scope: Option<&RouteScope<B>>, path: &ParsedPath<'_>, most: usize) -> Self {
+        let scope = scope.filter(|scope| !scope.is_realm());
+        let of_path = scope.is_some_and(RouteScope::is_of_path);
+        let segments = path.segments().into_iter().flatten();
+        let segments = segments.filter(|_| of_path).map(str::to_owned);
+        Self {
+            scope: scope.cloned(),
+            segments: segments.collect(),
+            most,
+        }
+    }
+
+    /// Whether there is only one realm, to be narrowed. Several realms are locked as a whole.
+    fn only(&self, realms: Vec<RealmUrl>) -> Result<Several, RealmError> {
+        let mut realms = realms.into_iter();
+        let first = realms.next();
+        let first = first.ok_or_else(|| RealmError::unresolved("the resolver found none"))?;
+        let others: Vec<RealmUrl> = realms.collect();
+        if others.is_empty() && self.scope.is_some() {
+            return Ok(Several::One(Found::elsewhere(first)));
+        }
+        Ok(Several::Locked(Locked {
+            first,
+            others,
+            extent: Extent::Whole,
+        }))
+    }
+
+    fn needs_body(&self, headers: &HeaderMap) -> Option<B> {
+        self.scope.as_ref()?.needs_body(headers)
+    }
+
+    fn locked(&self, parts: &Parts, body: &Bytes, found: Found) -> Locked {
+        let Some(scope) = &self.scope else {
+            return Locked::whole(found);
+        };
+        let segments = self.segments.iter().map(String::as_str);
+        let extent = scope.extent_of(parts, segments, body, &found, self.most);
+        Locked::narrowed(found, extent)
+    }
+}
+
+impl Locked {
+    fn whole(found: Found) -> Self {
+        Self::narrowed(found, Extent::Whole)
+    }
+
+    fn narrowed(found: Found, extent: Extent) -> Self {
+        Self {
+            first: found.realm,
+            others: Vec::new(),
+            extent,
+        }
+    }
+}

@@ -1,0 +1,22 @@
+use crate::realm::url::RealmUrl;
+
+/// A realm that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::realm) struct Found {
+    pub(in crate::realm) realm: RealmUrl,
+    /// How many segments of the request's path name it, where it was found in the path.
+    pub(in crate::realm) depth: Option<usize>,
+}
+
+impl Found {
+    /// A realm that the first `depth` segments of the path name.
+    pub(in crate::realm) fn at(realm: RealmUrl, depth: usize) -> Self {
+        let depth = Some(depth);
+        Self { realm, depth }
+    }
+
+    /// A realm that was found elsewhere than in the path.
+    pub(in crate::realm) fn elsewhere(realm: RealmUrl) -> Self {
+        Self { realm, depth: None }
+    }
+}
