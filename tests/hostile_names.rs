@@ -17,8 +17,8 @@ use support::claims::work;
 use support::database::database;
 use support::gate::postgres_locks_with;
 use tower_realm_lock::{
-    Claim, LockRules, PeerAddr, RealmBodyResolver, RealmError, RealmLocks, RealmPointers, RealmUrl,
-    RealmWriteLockLayer, RequestOrigin, Scope, TrustedProxies,
+    Claim, LockRules, PeerAddr, RealmBodyLockLayer, RealmBodyResolver, RealmError, RealmLocks,
+    RealmPointers, RealmResolver, RealmUrl, RequestOrigin, Scope, TrustedProxies,
 };
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id};
@@ -204,7 +204,7 @@ fn names_in_errors_of_locks_and_resolvers() {
                     async { Ok(found) }
                 });
                 let held = locks.with_write_lock(&holder, |_| async {
-                    let waiting = RealmWriteLockLayer::new(waiter, resolver);
+                    let waiting = RealmBodyLockLayer::new(waiter, resolver, 0);
                     // On a thread of its own it is not within this hold.
                     let subscriber = tracing::dispatcher::get_default(Clone::clone);
                     let refused = std::thread::spawn(move || {

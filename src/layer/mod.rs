@@ -1,4 +1,34 @@
 //! *Where* it applies: the tower layers around a handler.
+//!
+//! # The way of a request
+//!
+//! `Locking::call` is the one way through both layers. It classifies the request, which is all
+//! that a passing request costs, and hands every other request to one future:
+//!
+//! 1. **Prepare.** Before the lock, closures are asked and the body is read, as far as the decision
+//!    needs that: see `prepare`. The result is the claim, and the request with the body that the
+//!    inner service gets. Nothing is held yet.
+//! 2. **Wait** for the lock: see [`lock`](crate::lock).
+//! 3. **Call** the inner service under the lock, and release.
+//!
+//! Everything before the lock returns `Result<_, Rejection>`. `Locking::locked` makes the response
+//! of an error, by `Settings::reject`, which also logs and counts it.
+//!
+//! # Bodies
+//!
+//! A layer's type says whether it reads bodies. `Unread` and `Reading` are the two ways, and each
+//! names the body that the inner service gets: the client's own type, or a [`RequestBody`] of it.
+//! Decisions that need a body hold a value that cannot exist for `Unread`, so neither layer has a
+//! case at run time for a body that it cannot read.
+//!
+//! # Invariants
+//!
+//! - A call that may wait first gives back the readiness of the inner service, and whatever that
+//!   reserved, such as a concurrency permit. It asks for it again under the lock.
+//! - The realms of a request are those of the moment of `call`, before the future is first polled.
+//! - A body is read only if a decision needs it, and before anything is held, so that a slow client
+//!   delays nobody else. Otherwise the inner service gets the very body that the client sent.
+//! - A future that is dropped before the lock is granted leaves nothing behind.
 
 mod body;
 mod future;

@@ -302,3 +302,198 @@ impl Locked {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::header::HeaderName;
+    use http::{Method, Request};
+
+    use super::*;
+    use crate::realm::resolve::paths::RealmPaths;
+    use crate::realm::rules::scope::Scope;
+
+    const ATOMIC: &str = "/{owner}/{realm}/_atomic";
+
+    fn paths() -> RealmPaths {
+        RealmPaths::new("https://r.example", "/{owner}/{realm}").unwrap()
+    }
+
+    fn rules() -> LockRules {
+        LockRules::new()
+            .exempt(Method::POST, "/{owner}/{realm}/_search")
+            .and_then(|rules| rules.lock(Method::GET, "/{owner}/{realm}/_reindex"))
+            .and_then(|rules| rules.scope(Method::POST, ATOMIC, Scope::atomic_hrefs()))
+            .and_then(|rules| {
+                let by_head = Scope::from_fn(|_, _| Some(vec!["x".into()]));
+                rules.scope(Method::PUT, "/{owner}/{realm}/{*card}", by_head)
+            })
+            .and_then(|rules| {
+                rules.scope(Method::PATCH, "/{owner}/{realm}/{*card}", Scope::resource())
+            })
+            .unwrap()
+    }
+
+    /// Realms in the path, except of two routes: one names them in its body, one has a closure.
+    fn realms() -> Realms<ReadsBodies> {
+        let tenant: RealmUrl = "https://r.example/luke/a/".parse().unwrap();
+        let tenant = RealmResolver::from_fn(move |_| {
+            let tenant = tenant.clone();
+            async { Ok(vec![tenant]) }
+        });
+        let named = RealmPointers::new(["/realm"]).unwrap();
+        let resolver = RealmBodyResolver::from(paths())
+            .route(Method::POST, "/_publish", named)
+            .and_then(|realms| realms.route(Method::PATCH, "/luke/a/_tenant/{*rest}", tenant))
+            .unwrap();
+        Realms::of_bodies(resolver).with_rules(rules())
+    }
+
+    fn parts(method: &Method, path: &str) -> Arc<Parts> {
+        let request = Request::builder().method(method).uri(path).body(());
+        Arc::new(request.unwrap().into_parts().0)
+    }
+
+    fn shown<B>(decision: &Decision<B>) -> String {
+        match decision {
+            Decision::Pass => "pass".into(),
+            Decision::Claim(locked) => claim(locked),
+            Decision::NeedsBody(..) => "body".into(),
+            Decision::NeedsLookup(_) => "lookup".into(),
+            Decision::Reject(error) => format!("reject: {error}"),
+        }
+    }
+
+    fn claim(locked: &Locked) -> String {
+        match &locked.extent {
+            Extent::Whole => format!("{}", locked.first),
+            Extent::Resources(names) => format!("{} {names:?}", locked.first),
+        }
+    }
+
+    #[test]
+    fn each_request_has_one_decision() {
+        let realms = realms();
+        for (method, path, expected) in [
+            ("GET", "/luke/a/x", "pass"),
+            ("POST", "/luke/a/_search", "pass"),
+            ("POST", "/luke/a/%5Fsearch", "https://r.example/luke/a/"),
+            ("GET", "/luke/a/%5Freindex", "https://r.example/luke/a/"),
+            ("DELETE", "/luke/a/x", "https://r.example/luke/a/"),
+            (
+                "PATCH",
+                "/l%75ke/a/%78",
+                "https://r.example/luke/a/ {\"x\"}",
+            ),
+            ("PUT", "/luke/a/x", "lookup"),
+            ("PATCH", "/luke/a/_tenant/x", "lookup"),
+            ("POST", "/luke/a/_atomic", "body"),
+            ("POST", "/_publish", "body"),
+            (
+                "POST",
+                "/%5Fpublish",
+                "reject: the path `/%5Fpublish` is ambiguous",
+            ),
+            (
+                "PATCH",
+                "/luke/../a",
+                "reject: the path `/luke/../a` is ambiguous",
+            ),
+            ("PATCH", "/luke", "reject: the path `/luke` names no realm"),
+        ] {
+            let request = Request::builder().method(method).uri(path).body(());
+            let request = request.unwrap();
+            let decision = shown(&realms.classify(&Head::of(&request)));
+            assert!(
+                decision.starts_with(expected),
+                "{method} {path}: {decision}"
+            );
+        }
+    }
+
+    /// What a path was made of is in its `Debug`, as long as nobody has asked for it.
+    #[test]
+    fn a_passing_request_is_not_decoded() {
+        let realms = realms();
+        for (method, decoded) in [("GET", true), ("OPTIONS", false), ("TRACE", false)] {
+            let request = Request::builder()
+                .method(method)
+                .uri("/luke/%61/x")
+                .body(());
+            let request = request.unwrap();
+            let head = Head::of(&request);
+            assert!(matches!(realms.classify(&head), Decision::Pass));
+            let path = format!("{:?}", head.path());
+            // A route for GET was compared with it.
+            assert_eq!(
+                !path.contains("parsed: OnceCell(<uninit>)"),
+                decoded,
+                "{path}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_looked_up_is_narrowed_as_what_the_path_names() {
+        let realms = realms();
+        for (method, path, expected) in [
+            (
+                Method::PUT,
+                "/luke/a/y",
+                "https://r.example/luke/a/ {\"x\"}",
+            ),
+            (
+                Method::PATCH,
+                "/luke/a/_tenant/%78",
+                "https://r.example/luke/a/ {\"_tenant/x\"}",
+            ),
+        ] {
+            let parts = parts(&method, path);
+            let request = Request::from_parts(Parts::clone(&parts), ());
+            let Decision::NeedsLookup(lookup) = realms.classify(&Head::of(&request)) else {
+                panic!("{path} needs a lookup");
+            };
+            let Ok(LookedUp::Claim(locked)) = lookup.find(&parts).await else {
+                panic!("{path} is found");
+            };
+            assert_eq!(claim(&locked), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_body_names_is_locked() {
+        let realms = realms();
+        for (path, body, expected) in [
+            (
+                "/_publish",
+                r#"{"realm":"https://r.example/b"}"#,
+                "https://r.example/b/",
+            ),
+            (
+                "/luke/a/_atomic",
+                r#"{"atomic:operations":[{"href":"%78"}]}"#,
+                "https://r.example/luke/a/ {\"x\"}",
+            ),
+        ] {
+            let parts = parts(&Method::POST, path);
+            let request = Request::from_parts(Parts::clone(&parts), ());
+            let Decision::NeedsBody(needs, _) = realms.classify(&Head::of(&request)) else {
+                panic!("{path} needs the body");
+            };
+            let body = Bytes::from_static(body.as_bytes());
+            let locked = needs.find(&parts, &body).await.unwrap();
+            assert_eq!(claim(&locked), expected);
+        }
+    }
+
+    #[test]
+    fn a_method_that_is_not_certain_chooses_no_route() {
+        let header = HeaderName::from_static("x-method");
+        let rules = LockRules::new().method_override(header.clone(), [Method::GET]);
+        let realms = realms().with_rules(rules);
+        let request = Request::put("/_publish").header(header, "POST").body(());
+        let decision = realms.classify(&Head::of(&request.unwrap()));
+        let Decision::Reject(RealmError::AmbiguousMethod) = decision else {
+            panic!("{}", shown(&decision));
+        };
+    }
+}

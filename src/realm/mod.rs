@@ -1,4 +1,50 @@
 //! *What* is locked: pure functions from a request to the canonical URLs of its realms.
+//!
+//! # How a request becomes a decision
+//!
+//! `Realms::classify` reads the head of a request once and returns one `Decision`. It takes these
+//! steps, and stops at the first that decides:
+//!
+//! 1. `Methods` lists every method that the request can be read with: its own, and what a
+//!    configured header overrides it with. Usually there is one.
+//! 2. `Rules::lock_any` asks whether it is locked as any of them. If not, it passes: nothing was
+//!    allocated, and nothing decoded unless a route had to be compared with the path.
+//! 3. `Routes::source` chooses the one way to find realms. A request for which two readers would
+//!    choose two ways is rejected.
+//! 4. The source finds the realms: in the path at once, otherwise by a closure or in the body.
+//! 5. The `RouteScope` narrows the realm to resources, if there is only one realm.
+//!
+//! What a closure has to look up is carried in `NeedsLookup`, and what stands in the body in
+//! `NeedsBody`. Both own all that they need, so the layer can wait without the realms and without
+//! the head. A layer that reads no bodies has no value of the type `ReadsBodies`. Every variant
+//! that needs a body holds one, so the compiler knows that such a layer never meets them.
+//!
+//! # Reading a path
+//!
+//! A `ParsedPath` is split and decoded when it is first asked, and shared by everything that reads
+//! one request's path. A pattern can be compared with it in three ways:
+//!
+//! - **To the letter**: raw segments, as axum's router compares them. What loosens the lock (an
+//!   exempt route, a narrower scope) counts only to the letter, and only on an unambiguous path.
+//! - **In any spelling**: decoded, with one slash more or less at the end, with empty segments as
+//!   parameters. What tightens the lock (a locked route) counts in any spelling, because some
+//!   router may take it for the route.
+//! - **Resolved**: what the most lenient server makes of an ambiguous path, with dot segments,
+//!   empty segments and backslashes resolved. It is a part of *any spelling*.
+//!
+//! A route of a resolver neither loosens nor tightens: it names other realms. So all three must
+//! choose the same source, or the request is rejected.
+//!
+//! # Invariants
+//!
+//! - Two replicas compute the same realm URL for the same request. Nothing depends on state except
+//!   the list of a `RealmMounts` and closures.
+//! - A realm has one URL. A path that two servers could read as two paths is refused, not repaired:
+//!   empty and dot segments, control characters, bytes that are not UTF-8, malformed escapes, and
+//!   a slash or backslash inside a segment that names the realm. To repair it would be to guess
+//!   what the handler reads.
+//! - Where resources are in doubt, the realm is locked as a whole. Where the realm is in doubt, the
+//!   request is rejected.
 
 pub(crate) mod body;
 pub(crate) mod classify;
