@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures_util::future::Either;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body::Body;
 use tower::ServiceExt;
@@ -134,46 +135,45 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
         B: Body + Send + 'static,
         B::Data: Send,
     {
-        let needs = match self.realms.classify(&Head::of(&request)) {
+        let prepared = match self.realms.classify(&Head::of(&request)) {
             Decision::Pass => {
                 return ResponseFuture::passed(self.inner.call(request.map(R::unread)));
             }
-            Decision::Claim(locked) => {
-                let prepared = Ok((claim(&locked), request.map(R::unread)));
-                return self.locked(ready(prepared));
+            Decision::Claim(locked) => Ok((claim(&locked), request.map(R::unread))),
+            Decision::Reject(error) => Err(error.into()),
+            Decision::NeedsBody(needs, reads) => {
+                return self.prepared(Needs::Body(needs, reads), request);
             }
-            Decision::Reject(error) => return self.locked(ready(Err(error.into()))),
-            Decision::NeedsBody(needs, reads) => Needs::Body(needs, reads),
-            Decision::NeedsLookup(lookup) => Needs::Lookup(lookup),
+            Decision::NeedsLookup(lookup) => {
+                return self.prepared(Needs::Lookup(lookup), request);
+            }
         };
-        // Boxed so that waiters do not carry its space.
-        self.locked(Box::pin(prepare(self.bodies, needs, request)))
+        let inner = self.give_back();
+        ResponseFuture::locked(locked_or_rejected(&self.settings, inner, prepared))
     }
 
-    /// A call that asks for its lock once it is prepared.
-    fn locked<A, B>(
+    /// A call that is prepared before it asks for its lock.
+    fn prepared<A, B>(
         &mut self,
-        prepared: impl Future<Output = Prepared<A>> + Send + 'static,
+        needs: Needs<R::Reads>,
+        request: Request<A>,
     ) -> ResponseFuture<S::Future, B, S::Error>
     where
-        S: Service<Request<A>, Response = Response<B>> + Send + 'static,
+        S: Service<Request<R::Body>, Response = Response<B>> + Send + 'static,
         S::Future: Send,
         S::Error: Send + 'static,
+        R: BodiesOf<A>,
         A: Send + 'static,
         B: Body + Send + 'static,
         B::Data: Send,
     {
         let inner = self.give_back();
         let settings = Arc::clone(&self.settings);
+        // Boxed so that waiters do not carry its space.
+        let prepared = Box::pin(prepare(self.bodies, needs, request));
         ResponseFuture::locked(async move {
-            match prepared.await {
-                Ok((claim, request)) => {
-                    let span = span(&claim);
-                    let call = locked_call(settings, claim, inner, request);
-                    call.instrument(span).await
-                }
-                Err(rejection) => Ok(settings.reject(&rejection)),
-            }
+            let prepared = prepared.await;
+            locked_or_rejected(&settings, inner, prepared).await
         })
     }
 
@@ -186,8 +186,28 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
     }
 }
 
-fn span(claim: &Claim) -> tracing::Span {
-    tracing::debug_span!("realm_write_lock", %claim)
+/// The locked call of a prepared request, or the response of its rejection.
+fn locked_or_rejected<S, A, B>(
+    settings: &Arc<Settings>,
+    inner: S,
+    prepared: Prepared<A>,
+) -> impl Future<Output = Outcome<B, S::Error>> + Send + use<S, A, B>
+where
+    S: Service<Request<A>, Response = Response<B>> + Send + 'static,
+    S::Future: Send,
+    S::Error: Send + 'static,
+    A: Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+{
+    match prepared {
+        Ok((claim, request)) => {
+            let span = tracing::debug_span!("realm_write_lock", %claim);
+            let call = locked_call(Arc::clone(settings), claim, inner, request);
+            Either::Left(call.instrument(span))
+        }
+        Err(rejection) => Either::Right(ready(Ok(settings.reject(&rejection)))),
+    }
 }
 
 /// One locked call: wait, then call under the lock. Within a call that has the lock already, just the call.
