@@ -18,20 +18,6 @@ use crate::realm::error::shown;
 ///
 /// A body that was read has the same bytes and the same trailers as before, a known length, and
 /// never fails.
-///
-/// ```
-/// use bytes::Bytes;
-/// use http_body::Body;
-/// use tower_realm_lock::RequestBody;
-///
-/// // A handler for every body, read or not.
-/// async fn handle<B: Body<Data = Bytes>>(request: http::Request<B>) {}
-/// # fn check(request: http::Request<RequestBody<String>>) {
-/// # drop(
-/// handle(request)
-/// # );
-/// # }
-/// ```
 #[pin_project]
 pub struct RequestBody<A>(#[pin] Kind<A>);
 
