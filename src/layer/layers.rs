@@ -219,8 +219,8 @@ impl RealmWriteLockLayer {
     /// A layer that locks with `locks` the realms that `realms` finds, for every method that is not safe.
     ///
     /// `realms` is a [`RealmPaths`](crate::RealmPaths), a [`RealmMounts`](crate::RealmMounts), or a
-    /// [`RealmResolver`] that combines them. What needs the body of a request needs a
-    /// [`RealmBodyLockLayer`], and is refused by the compiler here:
+    /// [`RealmResolver`] that combines them. A resolver that needs the body of a request needs a
+    /// [`RealmBodyLockLayer`]. This does not compile:
     ///
     /// ```compile_fail,E0277
     /// use tower_realm_lock::{RealmLocks, RealmPointers, RealmWriteLockLayer};

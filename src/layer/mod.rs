@@ -25,7 +25,8 @@
 //!
 //! - A call that may wait first gives back the readiness of the inner service, and whatever that
 //!   reserved, such as a concurrency permit. It asks for it again under the lock.
-//! - The realms of a request are those of the moment of `call`, before the future is first polled.
+//! - A realm that the path names is found in `call`, before the future is first polled: a change of
+//!   the mounts does not reach a request that already waits.
 //! - A body is read only if a decision needs it, and before anything is held, so that a slow client
 //!   delays nobody else. Otherwise the inner service gets the very body that the client sent.
 //! - A future that is dropped before the lock is granted leaves nothing behind.

@@ -20,7 +20,7 @@ use crate::realm::rules::scope::Extent;
 
 /// Whether a layer reads the bodies of requests.
 pub(super) trait Bodies: Copy + Debug + Send + 'static {
-    /// Stands in each decision that needs a body. Where none is read there is no such value.
+    /// Held by each decision that needs a body. Where none is read, no value of it exists.
     type Reads: Copy + Debug + Send + Sync + 'static;
 }
 

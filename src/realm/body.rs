@@ -1,9 +1,11 @@
-//! Who reads the body of a request, and when nobody can.
+//! What it takes to read a request's body.
 
 use http::{HeaderMap, header};
 
-/// Stands in the values that only a layer may have that reads bodies. In a layer that reads none,
-/// [`Infallible`](std::convert::Infallible) stands there instead, so that no such value exists.
+/// Proof that a layer reads bodies. Every value that needs a body holds one.
+///
+/// A layer that reads none has [`Infallible`](std::convert::Infallible) in its place, so no value
+/// that needs a body can exist there.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ReadsBodies;
 

@@ -18,7 +18,7 @@ const LONGEST_URL: usize = 2048;
 /// a realm URL; all of these realms are locked, in one claim. A body with the same name twice in an object on the way is refused:
 /// the handler may read the other one. So is a body with a `Content-Encoding`.
 ///
-/// Only a layer that [reads bodies](crate::RealmBodyLockLayer) takes it. Cheap to clone.
+/// It needs a layer that [reads bodies](crate::RealmBodyLockLayer). Cheap to clone.
 ///
 /// ```
 /// use http::Method;

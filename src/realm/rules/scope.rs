@@ -47,7 +47,7 @@ enum Kind<B> {
     BodyClosure(Arc<BodyPathsFn>, B),
 }
 
-/// How much of what it is for a request locks.
+/// What a request locks of its realms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Extent {
     /// Its realms as a whole.
@@ -182,8 +182,8 @@ impl<B: Copy> RouteScope<B> {
         matches!(self.kind, Kind::Resource)
     }
 
-    /// Why it needs the body; `None` if it does not, or if nobody could read that because it is
-    /// encoded.
+    /// The proof that bodies are read, if this scope needs one; `None` if it needs none, or if the
+    /// body is encoded, so that nobody could read it.
     pub(in crate::realm) fn needs_body(&self, headers: &HeaderMap) -> Option<B> {
         match self.kind {
             Kind::BodyClosure(_, reads) => Some(reads),
