@@ -20,14 +20,16 @@ use crate::realm::rules::lock_rules::LockRules;
 
 /// Holds the write lock of a request's realm for the whole inner call.
 ///
-/// For every service over `http` requests and responses, with any request body, and any response body whose data can be
-/// made of [`Bytes`]. The error type stays the inner service's own. Cheap to clone.
+/// For every service over `http` requests and responses, with any request body, and any response
+/// body whose data can be made of [`Bytes`]. The error type stays the inner service's own. Cheap to
+/// clone.
 ///
-/// Put it outside of what reads the request body and inside of what should see rejections, such as tracing. Every route
-/// that writes to a realm must be inside it. Axum's `nest` takes away the beginning of the path: with the feature `axum` the layer
-/// sees the whole of it wherever it is, without it the layer goes outside of `nest`.
+/// Put it outside of what reads the request body and inside of what should see rejections, such as
+/// tracing. Every route that writes to a realm must be inside it. Axum's `nest` takes away the
+/// beginning of the path: with the feature `axum` the layer sees the whole of it wherever it is,
+/// without it the layer goes outside of `nest`.
 ///
-/// A call that it runs within another one's lock of the same realm, in the same task, runs straight through.
+/// A call for a realm that its own task already holds runs at once, under the outer lock.
 ///
 /// It reads no request bodies. [`read_bodies`](Self::read_bodies) makes a layer that does.
 #[derive(Debug, Clone)]
@@ -106,7 +108,8 @@ pub struct RealmBodyLockLayer {
 /// The options that both layers have.
 macro_rules! options {
     () => {
-        /// Sets the limits that a configuration file has; those that it leaves out stay as they are.
+        /// Sets the limits that a configuration file has. Limits that it leaves out stay as they
+        /// are.
         #[cfg(feature = "serde")]
         #[must_use]
         pub fn limits(self, limits: Limits) -> Self {
@@ -114,35 +117,36 @@ macro_rules! options {
             Self { settings, ..self }
         }
 
-        /// How long a request waits for its lock, in the queue and in PostgreSQL together. Default: what `locks` says, 10
-        /// seconds unless changed there.
+        /// How long a request waits for its lock, in the queue and in PostgreSQL together. Default:
+        /// the setting of `locks`, which is 10 seconds unless changed.
         #[must_use]
         pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
             self.settings.locks = self.settings.locks.acquire_timeout(timeout);
             self
         }
 
-        /// How long an inner call may hold its lock before it is dropped and answered with 504; `None` for no bound. Default:
-        /// what `locks` says, 5 minutes unless changed there.
+        /// How long an inner call may hold its lock before it is dropped and answered with 504;
+        /// `None` for no bound. Default: the setting of `locks`, which is 5 minutes unless changed.
         #[must_use]
         pub fn max_hold(mut self, max_hold: impl Into<Option<Duration>>) -> Self {
             self.settings.locks = self.settings.locks.max_hold(max_hold);
             self
         }
 
-        /// How many requests may wait for one realm in this process; the next is rejected at once. Default: what `locks` says,
-        /// 1024 unless changed there.
+        /// How many requests may wait for one realm in this process; the next is rejected at once.
+        /// Default: the setting of `locks`, which is 1024 unless changed.
         #[must_use]
         pub fn max_waiters_per_realm(mut self, waiters: usize) -> Self {
             self.settings.locks = self.settings.locks.max_waiters_per_realm(waiters);
             self
         }
 
-        /// Whether handlers may run their own SQL in the transaction that holds the lock: `Extension<LockTransaction>`. Default
-        /// `false`.
+        /// Whether handlers may run their own SQL in the transaction that holds the lock:
+        /// `Extension<LockTransaction>`. Default `false`.
         ///
-        /// A success then commits before its response leaves, or is answered with 503 `commit-failed`; everything else rolls
-        /// back. Under [`HoldUntil::BodyEnd`] the body's end commits, and a body that breaks off rolls back. See
+        /// A success then commits before its response leaves, or is answered with 503
+        /// `commit-failed`; everything else rolls back. Under [`HoldUntil::BodyEnd`] the body's end
+        /// commits, and a body that breaks off rolls back. See
         /// [`LockTransaction`](crate::LockTransaction).
         #[must_use]
         pub fn share_transaction(mut self, share: bool) -> Self {
@@ -150,22 +154,25 @@ macro_rules! options {
             self
         }
 
-        /// Whether a success waits for PostgreSQL's word that the lock was held to the end. Default `true`.
+        /// Whether a success waits until PostgreSQL has confirmed that the lock was held to the
+        /// end. Default `true`.
         ///
-        /// `false` saves its client a round trip. A lock that was lost unnoticed in the last moments of a call is then answered
-        /// with a success.
+        /// `false` saves its client a round trip. A client may then see a success although its lock
+        /// was lost in the last moments of the call.
         #[must_use]
         pub fn confirm(mut self, confirm: bool) -> Self {
             self.settings.confirm = confirm;
             self
         }
 
-        /// Whether a client is told how long its request waited for the lock and held it, in milliseconds:
-        /// `Server-Timing: lock-wait;dur=1.250, lock-hold;dur=20.125`. Default `false`: it tells how busy a realm is.
+        /// Whether a client is told how long its request waited for the lock and held it, in
+        /// milliseconds: `Server-Timing: lock-wait;dur=1.250, lock-hold;dur=20.125`. Default
+        /// `false`: it tells how busy a realm is.
         ///
-        /// It is added to what the handler says there. A request that was refused its lock has `lock-wait` only; one that was
-        /// not to be locked, whose realm could not be told, or that runs within another one's lock, has none. Browsers show it in their
-        /// tools and to scripts of the same origin (Server Timing, W3C).
+        /// It is added to the header that the handler sets. A request that did not get its lock has
+        /// only `lock-wait`. A request that is not locked, whose realm could not be found, or that
+        /// runs under the lock of an outer call, has neither. Browsers show it in their tools and
+        /// to scripts of the same origin (Server Timing, W3C).
         #[must_use]
         pub fn server_timing(mut self, tell: bool) -> Self {
             self.settings.server_timing = tell;
@@ -179,7 +186,7 @@ macro_rules! options {
             self
         }
 
-        /// What becomes of a granted call whose client has gone. Default [`OnDisconnect::Finish`].
+        /// What happens to a granted call whose client has gone. Default [`OnDisconnect::Finish`].
         #[must_use]
         pub fn on_disconnect(mut self, on_disconnect: OnDisconnect) -> Self {
             self.settings.on_disconnect = on_disconnect;
@@ -188,8 +195,8 @@ macro_rules! options {
 
         /// Makes the responses of rejections. Default [`Rejection::to_response`].
         ///
-        /// It is called for each rejected request, and must not block. Whatever it makes, the [`Rejection`] is added to the response's
-        /// extensions.
+        /// It is called for each rejected request, and must not block. Whatever it makes, the
+        /// [`Rejection`] is added to the response's extensions.
         ///
         /// ```
         /// use http::Response;
@@ -216,7 +223,8 @@ macro_rules! options {
 }
 
 impl RealmWriteLockLayer {
-    /// A layer that locks with `locks` the realms that `realms` finds, for every method that is not safe.
+    /// A layer that locks with `locks` the realms that `realms` finds, for every method that is not
+    /// safe.
     ///
     /// `realms` is a [`RealmPaths`](crate::RealmPaths), a [`RealmMounts`](crate::RealmMounts), or a
     /// [`RealmResolver`] that combines them. A resolver that needs the body of a request needs a
@@ -237,7 +245,8 @@ impl RealmWriteLockLayer {
         }
     }
 
-    /// Which requests are locked, and how much of their realm. Default: all but the safe methods, and the realm as a whole.
+    /// Which requests are locked, and how much of their realm. Default: all but the safe methods,
+    /// and the realm as a whole.
     ///
     /// # Errors
     ///
@@ -301,7 +310,8 @@ impl RealmBodyLockLayer {
         }
     }
 
-    /// Which requests are locked, and how much of their realm. Default: all but the safe methods, and the realm as a whole.
+    /// Which requests are locked, and how much of their realm. Default: all but the safe methods,
+    /// and the realm as a whole.
     #[must_use]
     pub fn rules(self, rules: LockRules) -> Self {
         let realms = Arc::unwrap_or_clone(self.realms).with_rules(rules);

@@ -11,8 +11,8 @@
 //! 2. **Wait** for the lock: see [`lock`](crate::lock).
 //! 3. **Call** the inner service under the lock, and release.
 //!
-//! Everything before the lock returns `Result<_, Rejection>`. `locked_or_rejected` makes the response
-//! of an error, by `Settings::reject`, which also logs and counts it.
+//! Everything before the lock returns `Result<_, Rejection>`. `locked_or_rejected` makes the
+//! response of an error, by `Settings::reject`, which also logs and counts it.
 //!
 //! # Bodies
 //!

@@ -175,7 +175,8 @@ where
         return Err(too_large);
     }
     let mut body = pin!(body);
-    // One piece of memory, so that a client that sends many small chunks costs no more than another.
+    // One piece of memory, so that a client that sends many small chunks costs no more than
+    // another.
     let mut data = BytesMut::new();
     let mut trailers: Option<HeaderMap> = None;
     while let Some(frame) = poll_fn(|cx| body.as_mut().poll_frame(cx)).await {

@@ -25,8 +25,9 @@ use crate::realm::head::Head;
 /// A service whose mutating calls hold their realm's lock. Made by
 /// [`RealmWriteLockLayer`](super::RealmWriteLockLayer).
 ///
-/// Its readiness is the inner service's. A call that must wait for a lock gives that readiness back first, and asks again
-/// once it has the lock: waiting takes no concurrency permit away from others.
+/// Its readiness is the inner service's. A call that must wait for a lock gives that readiness back
+/// first, and asks again once it has the lock: waiting takes no concurrency permit away from
+/// others.
 #[derive(Debug, Clone)]
 pub struct RealmWriteLock<S>(Locking<S, Unread>);
 
@@ -180,7 +181,8 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
     /// The inner service for a call that may wait, after its readiness was given back.
     fn give_back(&mut self) -> S {
         let inner = self.inner.clone();
-        // The service that was polled ready holds what that gave it, such as a permit, until it is dropped.
+        // The service that was polled ready holds what that gave it, such as a permit, until it is
+        // dropped.
         drop(mem::replace(&mut self.inner, inner.clone()));
         inner
     }

@@ -21,34 +21,38 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum HoldUntil {
-    /// Until the inner service has made its response: status, headers, and a body that may still be streamed.
+    /// Until the inner service has made its response: status, headers, and a body that may still be
+    /// streamed.
     #[default]
     Response,
-    /// Until the body of a success has ended or is dropped, for handlers that write while they stream.
+    /// Until the body of a success has ended or is dropped, for handlers that write while they
+    /// stream.
     ///
-    /// The head of the response leaves before the lock is confirmed; the last frame of the body waits for that, and a lock that
-    /// was lost ends it with an error. A client that reads slowly keeps the lock, up to
-    /// [`max_hold`](crate::RealmWriteLockLayer::max_hold). A body for which no server asks, of a response to HEAD or with the status 204 or
-    /// 304, does not keep it.
+    /// The head of the response leaves before the lock is confirmed; the last frame of the body
+    /// waits for that, and a lock that was lost ends it with an error. A client that reads slowly
+    /// keeps the lock, up to [`max_hold`](crate::RealmWriteLockLayer::max_hold). A body for which
+    /// no server asks, of a response to HEAD or with the status 204 or 304, does not keep it.
     BodyEnd,
 }
 
-/// What becomes of a granted call whose client has gone.
+/// What happens to a granted call whose client has gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OnDisconnect {
     /// It runs to its end, and holds the lock until then: a write is not cut in half.
     ///
-    /// For that it runs on a task of its own, which has the caller's tracing span but not its task-locals.
+    /// For that it runs on a task of its own, which has the caller's tracing span but not its
+    /// task-locals.
     #[default]
     Finish,
-    /// It is dropped, and the lock is released. Blocking work that it has started runs on without the lock.
+    /// It is dropped, and the lock is released. Blocking work that it has started runs on without
+    /// the lock.
     Cancel,
 }
 
 type RejectionFn = dyn Fn(&Rejection) -> Response<Bytes> + Send + Sync;
 
-/// How requests are locked, whatever decides which.
+/// How requests are locked. What decides which ones are locked is apart from this.
 #[derive(Clone)]
 pub(super) struct Settings {
     pub(super) locks: RealmLocks,

@@ -4,8 +4,9 @@ use super::path::PathProblem;
 
 /// Why no realm URL could be made: of a configuration value or of a request.
 ///
-/// Every message names the offending value and what would be right. Texts of clients and of the configuration stand here, in fields
-/// and messages, with all characters escaped that do more than be read, and cut after 500 characters.
+/// Every message names the offending value and what would be right. Texts of clients and of the
+/// configuration stand here, in fields and messages, with all characters escaped that do more than
+/// be read, and cut after 500 characters.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RealmError {
@@ -110,7 +111,8 @@ pub enum RealmError {
         /// Why, for the client.
         problem: String,
     },
-    /// A resolver of the application's own could not work: a fault of the server's, not of the request.
+    /// A resolver of the application's own could not work: a fault of the server's, not of the
+    /// request.
     #[error("the realm of the request cannot be looked up: {problem}")]
     Unavailable {
         /// Why, for the log. The client does not see it.
@@ -121,7 +123,8 @@ pub enum RealmError {
 /// As many characters of a client's text stand in a message.
 const LONGEST_SHOWN: usize = 500;
 
-/// A client's text as messages show it: with all escaped that does more than be read, and cut if it is long.
+/// A client's text as messages show it: with all escaped that does more than be read, and cut if it
+/// is long.
 pub(crate) fn shown(text: &str) -> String {
     match text.char_indices().nth(LONGEST_SHOWN) {
         Some((end, _)) => format!("{}...", text[..end].escape_debug()),
@@ -130,14 +133,16 @@ pub(crate) fn shown(text: &str) -> String {
 }
 
 impl RealmError {
-    /// A request that names no realm, for a resolver of the application's own. Its client gets 400 and reads `problem`.
+    /// A request that names no realm, for a resolver of the application's own. Its client gets 400
+    /// and reads `problem`.
     #[must_use]
     pub fn unresolved(problem: impl fmt::Display) -> Self {
         let problem = shown(&problem.to_string());
         Self::Unresolved { problem }
     }
 
-    /// A look-up that failed, for a resolver of the application's own. The client gets 503; `problem` goes to the log.
+    /// A look-up that failed, for a resolver of the application's own. The client gets 503;
+    /// `problem` goes to the log.
     #[must_use]
     pub fn unavailable(problem: impl fmt::Display) -> Self {
         let problem = shown(&problem.to_string());

@@ -1,7 +1,8 @@
 use super::error::{RealmError, shown};
 use super::path::{Decoded, ParsedPath, check_segment, refuse_separators};
 
-/// A path with named parameters, in axum's notation: `/{owner}/{realm}/_search`, or `/{owner}/{*rest}`.
+/// A path with named parameters, in axum's notation: `/{owner}/{realm}/_search`, or
+/// `/{owner}/{*rest}`.
 #[derive(Debug, Clone)]
 pub(crate) struct PathTemplate {
     source: Box<str>,
@@ -154,7 +155,8 @@ fn parse_segment(text: &str, last: bool, before: &[Segment]) -> Result<Segment, 
 
 fn parse_literal(text: &str) -> Result<Segment, String> {
     if let Some(name) = text.strip_prefix([':', '*']) {
-        // Some routers write parameters so. As plain text it would fit no path, and leave a route unlocked.
+        // Some routers write parameters so. As plain text it would fit no path, and leave a route
+        // unlocked.
         return Err(format!(
             "`{}` is plain text here; write a parameter as `{{{name}}}`, and the rest of a path as `{{*{name}}}`",
             shown(text),

@@ -9,11 +9,12 @@ use super::path::{ParsedPath, push_segment, refuse_separators};
 
 /// The canonical URL of a realm: what is locked.
 ///
-/// Scheme and host are in lower case, a default port is left out, every path segment is percent-encoded in one way, and it
-/// ends in `/`. Two spellings of one realm give equal values, on every replica. There is no way to make one that is not
-/// canonical.
+/// Scheme and host are in lower case, a default port is left out, every path segment is
+/// percent-encoded in one way, and it ends in `/`. Two spellings of one realm give equal values, on
+/// every replica. There is no way to make one that is not canonical.
 ///
-/// Letter case in the path counts, and Unicode is not normalized: `/Luke/` and `/luke/` are two realms. Cheap to clone.
+/// Letter case in the path counts, and Unicode is not normalized: `/Luke/` and `/luke/` are two
+/// realms. Cheap to clone.
 ///
 /// ```
 /// use tower_realm_lock::RealmUrl;
@@ -30,8 +31,8 @@ impl RealmUrl {
     ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidUrl`] if it is not an absolute `http` or `https` URL, has user information, a query or a
-    /// fragment, or has a path that two servers could read differently.
+    /// [`RealmError::InvalidUrl`] if it is not an absolute `http` or `https` URL, has user
+    /// information, a query or a fragment, or has a path that two servers could read differently.
     pub fn parse(url: &str) -> Result<Self, RealmError> {
         canonical(url)
             .map(|canonical| Self(canonical.into()))
@@ -65,7 +66,8 @@ impl RealmUrl {
 }
 
 fn canonical(url: &str) -> Result<String, String> {
-    // The WHATWG parser drops tabs and line ends in silence; a realm must not have such a second spelling.
+    // The WHATWG parser drops tabs and line ends in silence; a realm must not have such a second
+    // spelling.
     if url.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err("it has white space or a control character".into());
     }

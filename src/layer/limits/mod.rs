@@ -5,7 +5,8 @@ use serde::de::{Deserialize, Deserializer, MapAccess};
 use super::settings::Settings;
 use crate::table::{self, Table, Value};
 
-/// The limits of a layer as a configuration file has them, in any format that says what it holds. What it leaves out stays as it is.
+/// The limits of a layer as a configuration file has them, in any format that says what it holds.
+/// What it leaves out stays as it is.
 ///
 /// | key | value |
 /// | --- | --- |
@@ -14,8 +15,8 @@ use crate::table::{self, Table, Value};
 /// | `max_waiters_per_realm` | a number: [`max_waiters_per_realm`](crate::RealmWriteLockLayer::max_waiters_per_realm) |
 /// | `body_timeout` | a time: [`body_timeout`](crate::RealmBodyLockLayer::body_timeout) |
 ///
-/// A time is a text with a unit, `"10s"`, `"500ms"` or `"1m 30s"`; a bare number is refused. An unknown key is an error that names
-/// the nearest right one.
+/// A time is a text with a unit, `"10s"`, `"500ms"` or `"1m 30s"`; a bare number is refused. An
+/// unknown key is an error that names the nearest right one.
 ///
 /// ```
 /// use tower_realm_lock::{Limits, RealmLocks, RealmPaths, RealmWriteLockLayer};

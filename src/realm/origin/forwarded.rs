@@ -97,8 +97,8 @@ struct Element {
     proto: Option<String>,
 }
 
-/// The last element is the nearest proxy's. One before it counts as long as the one after it came from a trusted proxy too: what the
-/// outermost of them saw is what the client sent.
+/// The last element is the nearest proxy's. One before it counts as long as the one after it came
+/// from a trusted proxy too: what the outermost of them saw is what the client sent.
 fn of_elements(list: &str, proxies: &TrustedProxies) -> Option<Forwarded> {
     let elements = split(list, ',')?;
     let elements: Vec<Element> = elements

@@ -6,9 +6,11 @@ use ipnet::IpNet;
 use crate::realm::error::{RealmError, shown};
 use crate::realm::head::Head;
 
-/// The address that a request came from, for servers other than axum's: an extension of the request.
+/// The address that a request came from, for servers other than axum's: an extension of the
+/// request.
 ///
-/// With the feature `axum`, what axum's `into_make_service_with_connect_info::<SocketAddr>()` says is read as well.
+/// With the feature `axum`, what axum's `into_make_service_with_connect_info::<SocketAddr>()` says
+/// is read as well.
 ///
 /// ```
 /// use tower_realm_lock::PeerAddr;

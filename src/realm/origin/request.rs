@@ -9,19 +9,23 @@ use crate::realm::error::{RealmError, shown};
 use crate::realm::head::Head;
 use crate::realm::url::RealmUrl;
 
-/// The origin of a realm URL as the request itself says it, for servers that are reached by several names.
+/// The origin of a realm URL as the request itself says it, for servers that are reached by several
+/// names.
 ///
-/// - The **host** is the authority of the request's URI (HTTP/2 `:authority`, or the absolute form of HTTP/1.1), else `Host`. A request
-///   with several of them that differ is refused.
+/// - The **host** is the authority of the request's URI (HTTP/2 `:authority`, or the absolute form
+///   of HTTP/1.1), else `Host`. A request with several of them that differ is refused.
 /// - The **scheme** is that of the base URL: a client cannot choose it.
-/// - `Forwarded` (RFC 7239), `X-Forwarded-Host` and `X-Forwarded-Proto` count instead of these, and `X-Forwarded-Prefix` instead of the
-///   base URL's path, only if the request comes from a trusted proxy. Of the elements of `Forwarded` the one counts that the outermost trusted
-///   proxy wrote, as `for` tells; of the lists in the other headers, what the nearest proxy wrote: the last one. Where both kinds
-///   are there they must say the same, each of them all of it.
+/// - `Forwarded` (RFC 7239), `X-Forwarded-Host` and `X-Forwarded-Proto` count instead of these, and
+///   `X-Forwarded-Prefix` instead of the base URL's path, only if the request comes from a trusted
+///   proxy. Of the elements of `Forwarded` the one counts that the outermost trusted proxy wrote,
+///   as `for` tells; of the lists in the other headers, what the nearest proxy wrote: the last one.
+///   Where both kinds are there they must say the same, each of them all of it.
 ///
-/// **A client can write any `Host`**, and with it the realm URL that is locked. Two spellings of one server are two keys that
-/// do not exclude each other. Name the origins that there are with [`only`](Self::only), unless the handlers, too, take every host for
-/// a place of its own. **A trusted proxy must overwrite or remove each of these headers**: one that it passes on is its client's.
+/// **A client can write any `Host`**, and with it the realm URL that is locked. Two spellings of
+/// one server are two keys that do not exclude each other. Name the origins that there are with
+/// [`only`](Self::only), unless the handlers, too, take every host for a place of its own. **A
+/// trusted proxy must overwrite or remove each of these headers**: one that it passes on is its
+/// client's.
 ///
 /// ```
 /// use tower_realm_lock::{RealmPaths, RequestOrigin, TrustedProxies};
@@ -49,8 +53,8 @@ impl RequestOrigin {
 
     /// Refuses requests of every other origin, with 400. Default: any origin counts.
     ///
-    /// Where a proxy gives a prefix (`X-Forwarded-Prefix`), or the base URL has a path, it belongs to the origin here:
-    /// `https://realms.example.com/api`.
+    /// Where a proxy gives a prefix (`X-Forwarded-Prefix`), or the base URL has a path, it belongs
+    /// to the origin here: `https://realms.example.com/api`.
     ///
     /// # Errors
     ///
@@ -66,7 +70,8 @@ impl RequestOrigin {
         Ok(self)
     }
 
-    /// Where the realms of a request begin: its origin and what its path is below, as `base` unless the request says otherwise.
+    /// Where the realms of a request begin: its origin and what its path is below, as `base` unless
+    /// the request says otherwise.
     pub(in crate::realm) fn base_of(
         &self,
         head: &Head<'_>,

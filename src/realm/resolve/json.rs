@@ -22,11 +22,13 @@ pub(in crate::realm) enum Answer {
     Twice,
 }
 
-/// Follows the steps into a document, and keeps nothing of it but what it finds. One answer, or one for each element.
+/// Follows the steps into a document, and keeps nothing of it but what it finds. One answer, or one
+/// for each element.
 ///
 /// # Errors
 ///
-/// What `serde_json` says of a text that is not one JSON document. Its messages hold nothing of the text.
+/// What `serde_json` says of a text that is not one JSON document. Its messages hold nothing of the
+/// text.
 pub(in crate::realm) fn seek(text: &str, steps: &[Step]) -> Result<Vec<Answer>, serde_json::Error> {
     let mut document = serde_json::Deserializer::from_str(text);
     let found = Seek(steps).deserialize(&mut document)?;

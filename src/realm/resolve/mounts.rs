@@ -7,14 +7,17 @@ use crate::realm::error::{RealmError, shown};
 use crate::realm::path::{ParsedPath, PathProblem, push_segment};
 use crate::realm::url::RealmUrl;
 
-/// Finds a request's realm in a list of mounted realms: the one whose path is the longest beginning of the request's.
+/// Finds a request's realm in a list of mounted realms: the one whose path is the longest beginning
+/// of the request's.
 ///
-/// Beginnings are compared by whole segments, decoded: `/luke/` is not a beginning of `/lukes/card`. The list can be changed
-/// while the layer is in use, through any clone: all of them share it. A realm at `/` takes what no other one does.
+/// Beginnings are compared by whole segments, decoded: `/luke/` is not a beginning of
+/// `/lukes/card`. The list can be changed while the layer is in use, through any clone: all of them
+/// share it. A realm at `/` takes what no other one does.
 ///
-/// The path of a realm URL must be the one that requests have. All replicas must mount a realm before the first of them serves
-/// a write to it. A write that is under way, or waits, keeps the realm that it was found to be for: a realm that is mounted below another
-/// one begins to be written when the writes that came before have ended.
+/// The path of a realm URL must be the one that requests have. All replicas must mount a realm
+/// before the first of them serves a write to it. A write that is under way, or waits, keeps the
+/// realm that it was found to be for: a realm that is mounted below another one begins to be
+/// written when the writes that came before have ended.
 ///
 /// ```
 /// use tower_realm_lock::{RealmMounts, RealmUrl};
@@ -89,11 +92,13 @@ impl RealmMounts {
         self.read().values().cloned().collect()
     }
 
-    /// The realm that a request path belongs to. `path` is the raw path of a request, still percent-encoded.
+    /// The realm that a request path belongs to. `path` is the raw path of a request, still
+    /// percent-encoded.
     ///
     /// # Errors
     ///
-    /// [`RealmError::NotMounted`] if it is in none, [`RealmError::AmbiguousPath`] if it could be read as another path.
+    /// [`RealmError::NotMounted`] if it is in none, [`RealmError::AmbiguousPath`] if it could be
+    /// read as another path.
     pub fn resolve(&self, path: &str) -> Result<RealmUrl, RealmError> {
         self.find(&ParsedPath::new(path)).map(|found| found.realm)
     }
@@ -142,7 +147,8 @@ fn insert(mounted: &mut Mounted, realm: &RealmUrl) -> Result<bool, RealmError> {
     }
 }
 
-/// The mounted realm with the longest path that these segments begin with, and how many of them are in it.
+/// The mounted realm with the longest path that these segments begin with, and how many of them are
+/// in it.
 fn longest<'a>(mounted: &Mounted, segments: impl Iterator<Item = &'a str>) -> Option<Found> {
     let mut path = String::from("/");
     let mut found = mounted.get(&*path).map(|realm| (realm, 0));

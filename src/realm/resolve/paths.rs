@@ -10,8 +10,9 @@ use crate::realm::url::RealmUrl;
 
 /// Finds a request's realm in the beginning of its path, by a template.
 ///
-/// The origin comes from the base URL, so every replica computes the same realm URL whatever `Host` a client sends, unless
-/// [`origin_from_request`](Self::origin_from_request) says otherwise. Literal segments of the template are a part of the realm URL. Cheap to clone.
+/// The origin comes from the base URL, so every replica computes the same realm URL whatever `Host`
+/// a client sends, unless [`origin_from_request`](Self::origin_from_request) says otherwise.
+/// Literal segments of the template are a part of the realm URL. Cheap to clone.
 ///
 /// ```
 /// use tower_realm_lock::RealmPaths;
@@ -35,12 +36,13 @@ struct Paths {
 impl RealmPaths {
     /// Realms at `base_url` followed by the segments of `template`, such as `/{owner}/{realm}`.
     ///
-    /// `base_url` is the public URL of the service: its origin, with a path if it is published below one. In the template
-    /// `{name}` stands for one path segment.
+    /// `base_url` is the public URL of the service: its origin, with a path if it is published
+    /// below one. In the template `{name}` stands for one path segment.
     ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidUrl`] and [`RealmError::InvalidTemplate`], which name the value and what would be right.
+    /// [`RealmError::InvalidUrl`] and [`RealmError::InvalidTemplate`], which name the value and
+    /// what would be right.
     pub fn new(base_url: &str, template: &str) -> Result<Self, RealmError> {
         let base = RealmUrl::parse(base_url)?;
         let template = PathTemplate::parse(template)?;
@@ -60,8 +62,8 @@ impl RealmPaths {
         })))
     }
 
-    /// Takes the origin of realm URLs from each request instead of the base URL. What that means, and what it asks of a server, says
-    /// [`RequestOrigin`].
+    /// Takes the origin of realm URLs from each request instead of the base URL. What that means,
+    /// and what it asks of a server, says [`RequestOrigin`].
     #[must_use]
     pub fn origin_from_request(self, origin: RequestOrigin) -> Self {
         Self(Arc::new(Paths {
@@ -71,13 +73,15 @@ impl RealmPaths {
         }))
     }
 
-    /// The realm that a request path belongs to, at the base URL. `path` is the raw path of a request, still percent-encoded.
+    /// The realm that a request path belongs to, at the base URL. `path` is the raw path of a
+    /// request, still percent-encoded.
     ///
     /// # Errors
     ///
-    /// [`RealmError::NoRealm`] if the path does not begin as the template does, [`RealmError::AmbiguousPath`] if it could be
-    /// read as another path: with dot segments, empty segments, control characters, invalid UTF-8 or malformed escapes
-    /// anywhere, or an encoded slash or a backslash in a segment that names the realm.
+    /// [`RealmError::NoRealm`] if the path does not begin as the template does,
+    /// [`RealmError::AmbiguousPath`] if it could be read as another path: with dot segments, empty
+    /// segments, control characters, invalid UTF-8 or malformed escapes anywhere, or an encoded
+    /// slash or a backslash in a segment that names the realm.
     pub fn resolve(&self, path: &str) -> Result<RealmUrl, RealmError> {
         let path = ParsedPath::new(path);
         self.find_below(&self.0.base, &path)

@@ -14,9 +14,10 @@ const LONGEST_URL: usize = 2048;
 
 /// Finds a request's realms in its JSON body, by JSON pointers (RFC 6901).
 ///
-/// For routes that name realms in their body, such as publishing one to another. Each pointer must lead to a string that is
-/// a realm URL; all of these realms are locked, in one claim. A body with the same name twice in an object on the way is refused:
-/// the handler may read the other one. So is a body with a `Content-Encoding`.
+/// For routes that name realms in their body, such as publishing one to another. Each pointer must
+/// lead to a string that is a realm URL; all of these realms are locked, in one claim. A body with
+/// the same name twice in an object on the way is refused: the handler may read the other one. So
+/// is a body with a `Content-Encoding`.
 ///
 /// It needs a layer that [reads bodies](crate::RealmBodyLockLayer). Cheap to clone.
 ///

@@ -64,9 +64,9 @@ pub struct RealmBodyResolver(Routes<ReadsBodies>);
 impl RealmResolver {
     /// A closure that finds the realms of a request: in a header, in a registry.
     ///
-    /// It gets the request's head, and is asked before anything is locked. An error is answered with 400, or with 503 if it is
-    /// [`RealmError::unavailable`]; an empty list with 400. There is no time limit: give it your own. All replicas must find
-    /// the same realms.
+    /// It gets the request's head, and is asked before anything is locked. An error is answered
+    /// with 400, or with 503 if it is [`RealmError::unavailable`]; an empty list with 400. There is
+    /// no time limit: give it your own. All replicas must find the same realms.
     ///
     /// ```
     /// use tower_realm_lock::{RealmError, RealmResolver, RealmUrl};
@@ -89,8 +89,8 @@ impl RealmResolver {
         Self(Routes::all(find))
     }
 
-    /// Finds the realms of one route in another way. Routes are tried in the order they were added; the first that fits
-    /// decides, and where none does, what this was made from.
+    /// Finds the realms of one route in another way. Routes are tried in the order they were added;
+    /// the first that fits decides, and where none does, what this was made from.
     ///
     /// GET stands for HEAD too. Patterns are written as in [`LockRules`](crate::LockRules).
     ///

@@ -16,11 +16,12 @@ const MAX_RESOURCES: usize = 16;
 
 /// Which requests are locked, by method and path, and how much of their realm.
 ///
-/// By default the safe methods (GET, HEAD, OPTIONS, TRACE, QUERY; RFC 9110 section 9.2.1) pass, and every other method,
-/// known or not, is locked. Routes are exceptions to that; they are tried in the order they were added, and the first that
-/// fits decides.
+/// By default the safe methods (GET, HEAD, OPTIONS, TRACE, QUERY; RFC 9110 section 9.2.1) pass, and
+/// every other method, known or not, is locked. Routes are exceptions to that; they are tried in
+/// the order they were added, and the first that fits decides.
 ///
-/// Route patterns are written as in axum: `{name}` is one segment, `{*name}` at the end one or more.
+/// Route patterns are written as in axum: `{name}` is one segment, `{*name}` at the end one or
+/// more.
 ///
 /// ```
 /// use http::Method;
@@ -34,8 +35,8 @@ const MAX_RESOURCES: usize = 16;
 /// # Ok::<(), tower_realm_lock::RealmError>(())
 /// ```
 ///
-/// A locked request takes its realm whole, unless its route has a narrower [`Scope`]: then writers of two cards of one realm
-/// run side by side, and whoever takes the realm whole excludes them all.
+/// A locked request takes its realm whole, unless its route has a narrower [`Scope`]: then writers
+/// of two cards of one realm run side by side, and whoever takes the realm whole excludes them all.
 ///
 /// ```
 /// use http::Method;
@@ -95,8 +96,9 @@ impl LockRules {
 
     /// Lets a route pass although its method is not safe: a search that is a POST.
     ///
-    /// The path must fit the pattern to the letter. A spelling that only decodes to it, or a path that two servers could
-    /// read differently, stays locked: a router may send it to a handler that writes.
+    /// The path must fit the pattern to the letter. A spelling that only decodes to it, or a path
+    /// that two servers could read differently, stays locked: a router may send it to a handler
+    /// that writes.
     ///
     /// # Errors
     ///
@@ -107,8 +109,8 @@ impl LockRules {
 
     /// Locks a route although its method is safe: a GET that writes.
     ///
-    /// Every spelling that decodes to the pattern is locked, with one slash more or less at its end. GET stands for HEAD too:
-    /// routers answer it by the same handler.
+    /// Every spelling that decodes to the pattern is locked, with one slash more or less at its
+    /// end. GET stands for HEAD too: routers answer it by the same handler.
     ///
     /// # Errors
     ///
@@ -127,11 +129,13 @@ impl LockRules {
         Ok(self)
     }
 
-    /// How much of its realm a route locks. Default [`Scope::realm`]. Whether it is locked at all is not changed by this.
+    /// How much of its realm a route locks. Default [`Scope::realm`]. Whether it is locked at all
+    /// is not changed by this.
     ///
-    /// Scopes are tried in the order they were added, and the first whose pattern fits any spelling of the path decides. A
-    /// narrower scope than the realm counts only if method and path fit it to the letter: of another spelling it is not
-    /// certain what the handler makes of it, so it takes the realm whole. A request for several realms takes each of them whole.
+    /// Scopes are tried in the order they were added, and the first whose pattern fits any spelling
+    /// of the path decides. A narrower scope than the realm counts only if method and path fit it
+    /// to the letter: of another spelling it is not certain what the handler makes of it, so it
+    /// takes the realm whole. A request for several realms takes each of them whole.
     ///
     /// A scope that reads the body needs a layer that does, a
     /// [`RealmBodyLockLayer`](crate::RealmBodyLockLayer).
@@ -154,8 +158,8 @@ impl LockRules {
         Ok(self)
     }
 
-    /// Gives each resource another name, as [`Scope::named_by`] does, in all scopes so far that have no closure for it: for rules
-    /// from a file, which holds no closures.
+    /// Gives each resource another name, as [`Scope::named_by`] does, in all scopes so far that
+    /// have no closure for it: for rules from a file, which holds no closures.
     ///
     /// ```
     /// use tower_realm_lock::LockRules;
@@ -179,7 +183,8 @@ impl LockRules {
         self
     }
 
-    /// How many resources one request may lock by themselves; one with more takes its realm whole. Default 16.
+    /// How many resources one request may lock by themselves; one with more takes its realm whole.
+    /// Default 16.
     ///
     /// Each of them is a lock in PostgreSQL's shared lock table.
     #[must_use]
@@ -188,15 +193,17 @@ impl LockRules {
         self
     }
 
-    /// A header that overrides the method, such as `X-HTTP-Method-Override`, as a layer behind this one reads it. Default
-    /// none: no header changes what is locked.
+    /// A header that overrides the method, such as `X-HTTP-Method-Override`, as a layer behind this
+    /// one reads it. Default none: no header changes what is locked.
     ///
-    /// `honoured` are the methods that whoever overrides takes from it, in the letter case that it takes. A POST with one such
-    /// header that names one of them is judged as that method: it passes as a QUERY. As many layers override nothing but
-    /// POST, every other request is judged as both, and locked if either is: a GET that says DELETE, a DELETE that says GET, and a
-    /// POST that says what is not honoured. As some fold letter case, `delete` is judged as DELETE too. A request with two such headers, or one
-    /// that is not a method, is locked, with its realm whole. Where a [route](crate::RealmResolver::route) may find another realm for
-    /// another reading, the request is refused with 400.
+    /// `honoured` are the methods that whoever overrides takes from it, in the letter case that it
+    /// takes. A POST with one such header that names one of them is judged as that method: it
+    /// passes as a QUERY. As many layers override nothing but POST, every other request is judged
+    /// as both, and locked if either is: a GET that says DELETE, a DELETE that says GET, and a POST
+    /// that says what is not honoured. As some fold letter case, `delete` is judged as DELETE too.
+    /// A request with two such headers, or one that is not a method, is locked, with its realm
+    /// whole. Where a [route](crate::RealmResolver::route) may find another realm for another
+    /// reading, the request is refused with 400.
     #[must_use]
     pub fn method_override(
         mut self,
@@ -207,7 +214,8 @@ impl LockRules {
         self
     }
 
-    /// Whether a request with this method and raw path is locked, if no header overrides its method. Allocates nothing for a safe method.
+    /// Whether a request with this method and raw path is locked, if no header overrides its
+    /// method. Allocates nothing for a safe method.
     #[must_use]
     pub fn locks(&self, method: &Method, path: &str) -> bool {
         self.0.locks(method, &ParsedPath::new(path))

@@ -39,7 +39,8 @@ impl Methods {
             readings.push(over);
             readings.extend(upper);
         }
-        // A POST is what every reader overrides, with a method that it honours. Some override nothing else.
+        // A POST is what every reader overrides, with a method that it honours. Some override
+        // nothing else.
         let is_certain = readings.iter().all(|reading| honoured.contains(reading));
         if unclear || *method != Method::POST || !is_certain {
             readings.insert(0, own.first);

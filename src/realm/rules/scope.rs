@@ -15,12 +15,13 @@ use crate::realm::url::RealmUrl;
 
 /// How much of its realm a request locks: all of it, or some of its resources.
 ///
-/// A request with resources takes its realm shared and each resource exclusively, so that it excludes those that write the same
-/// resource and those that take the realm whole. A resource is named by its path below the realm, in one spelling: `/luke/a/%78`
-/// and `href: "x"` are one. Wherever it is not certain which resources a request writes, it takes the realm whole.
+/// A request with resources takes its realm shared and each resource exclusively, so that it
+/// excludes those that write the same resource and those that take the realm whole. A resource is
+/// named by its path below the realm, in one spelling: `/luke/a/%78` and `href: "x"` are one.
+/// Wherever it is not certain which resources a request writes, it takes the realm whole.
 ///
-/// Letter case counts, Unicode is not normalized, and `x` is not `x.json`; [`named_by`](Self::named_by) is for handlers to which
-/// two of these are one.
+/// Letter case counts, Unicode is not normalized, and `x` is not `x.json`;
+/// [`named_by`](Self::named_by) is for handlers to which two of these are one.
 #[derive(Clone)]
 pub struct Scope(pub(super) RouteScope<ReadsBodies>);
 
@@ -69,9 +70,9 @@ impl Scope {
 
     /// The resource that the request's path names: what follows the realm in it.
     ///
-    /// A path that ends with the realm names no resource: it takes the realm shared, so that a handler can create a resource
-    /// with a name that it makes up. Leave such a path out of the pattern, as `/{owner}/{realm}/{*card}` does, where its handler
-    /// changes more than that.
+    /// A path that ends with the realm names no resource: it takes the realm shared, so that a
+    /// handler can create a resource with a name that it makes up. Leave such a path out of the
+    /// pattern, as `/{owner}/{realm}/{*card}` does, where its handler changes more than that.
     #[must_use]
     pub const fn resource() -> Self {
         Self::of(Kind::Resource)
@@ -80,20 +81,22 @@ impl Scope {
     /// The resources that the operations of a JSON:API atomic document name:
     /// `{"atomic:operations":[{"op":"add","href":"cards/1"}]}`.
     ///
-    /// An `href` is a path relative to the realm, or a URL in it. The realm is taken whole if an operation has no `href`, has a
-    /// `ref`, or leaves the realm, and where the body is no such document or has a `Content-Encoding`: the handler may refuse it.
+    /// An `href` is a path relative to the realm, or a URL in it. The realm is taken whole if an
+    /// operation has no `href`, has a `ref`, or leaves the realm, and where the body is no such
+    /// document or has a `Content-Encoding`: the handler may refuse it.
     ///
-    /// It needs a layer that [reads bodies](crate::RealmBodyLockLayer). A document without operations
-    /// names no resource and takes the realm shared.
+    /// It needs a layer that [reads bodies](crate::RealmBodyLockLayer). A document without
+    /// operations names no resource and takes the realm shared.
     #[must_use]
     pub const fn atomic_hrefs() -> Self {
         Self::of(Kind::AtomicHrefs(ReadsBodies))
     }
 
-    /// The resources that a closure names, by paths relative to the realm or by URLs; none for the realm as a whole.
+    /// The resources that a closure names, by paths relative to the realm or by URLs; none for the
+    /// realm as a whole.
     ///
-    /// They are read as an `href` is in [`atomic_hrefs`](Self::atomic_hrefs): in any spelling, and the realm is taken whole if
-    /// one leaves it.
+    /// They are read as an `href` is in [`atomic_hrefs`](Self::atomic_hrefs): in any spelling, and
+    /// the realm is taken whole if one leaves it.
     #[must_use]
     pub fn from_fn<F>(paths: F) -> Self
     where
@@ -113,10 +116,12 @@ impl Scope {
         Self::of(Kind::BodyClosure(Arc::new(paths), ReadsBodies))
     }
 
-    /// Gives each resource another name, for handlers that know one resource by several paths. Default: a path is its own name.
+    /// Gives each resource another name, for handlers that know one resource by several paths.
+    /// Default: a path is its own name.
     ///
-    /// `name` gets the path below the realm, percent-encoded in its one spelling and without a slash at its beginning or end. An
-    /// empty name takes the realm whole. Give the same closure to every scope of a realm.
+    /// `name` gets the path below the realm, percent-encoded in its one spelling and without a
+    /// slash at its beginning or end. An empty name takes the realm whole. Give the same closure to
+    /// every scope of a realm.
     ///
     /// ```
     /// use tower_realm_lock::Scope;
@@ -275,7 +280,8 @@ fn rest_of<'a>(segments: impl Iterator<Item = &'a str>, found: &Found) -> Option
     Some(rest)
 }
 
-/// The path below the realm that an `href` names, in its one spelling; none if it is not below it or not certain.
+/// The path below the realm that an `href` names, in its one spelling; none if it is not below it
+/// or not certain.
 fn resolve(href: &str, realm: &RealmUrl) -> Option<String> {
     if href.len() > LONGEST_HREF {
         return None;
@@ -293,7 +299,8 @@ fn resolve(href: &str, realm: &RealmUrl) -> Option<String> {
     } else {
         format!("{realm}{href}")
     };
-    // One that is no canonical path of segments is refused there: dot segments, a query, a fragment.
+    // One that is no canonical path of segments is refused there: dot segments, a query, a
+    // fragment.
     let url = RealmUrl::parse(&absolute).ok()?;
     let rest = url.as_str().strip_prefix(realm.as_str())?;
     Some(rest.trim_end_matches('/').to_owned())
