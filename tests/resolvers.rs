@@ -212,6 +212,24 @@ async fn a_list_can_change_under_a_running_layer() {
 }
 
 #[tokio::test]
+async fn a_realm_in_the_path_is_found_when_the_call_is_made() {
+    let mounts = RealmMounts::new([url("http://realms.test/base/")]).unwrap();
+    let (handler, mut gate) = gate();
+    let mut service = layer(mounts.clone()).layer(handler);
+    let request = Request::patch("/base/skills/1")
+        .body(String::new())
+        .unwrap();
+    // Its handler is ready at once.
+    let call = service.call(request);
+    mounts
+        .insert(&url("http://realms.test/base/skills/"))
+        .unwrap();
+    let sent = tokio::spawn(call);
+    assert_eq!(claim_of_next(&mut gate).await, "http://realms.test/base/");
+    sent.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_closure_may_find_none_or_fail() {
     let (handler, _gate) = gate();
     let none = layer(RealmResolver::from_fn(async |_| Ok(Vec::new())));
