@@ -14,10 +14,9 @@
 //! 4. The source finds the realms: in the path at once, otherwise by a closure or in the body.
 //! 5. The `RouteScope` narrows the realm to resources, if there is only one realm.
 //!
-//! What a closure has to look up is carried in `NeedsLookup`, and what stands in the body in
-//! `NeedsBody`. Both own all that they need, so the layer can wait without the realms and without
-//! the head. A layer that reads no bodies has no value of the type `ReadsBodies`. Every variant
-//! that needs a body holds one, so the compiler knows that such a layer never meets them.
+//! `NeedsLookup` and `NeedsBody` own all that they need, so the layer can wait without the head.
+//! Every variant that needs a body holds a `ReadsBodies`. A layer that reads none has no value of
+//! that type, so the compiler knows that it never meets such a variant.
 //!
 //! # Reading a path
 //!
