@@ -68,9 +68,10 @@
 //!   PostgreSQL, on a pool of the locks' own.
 //! - **A busy realm's lock is handed on** from one local waiter to the next without a round trip, bounded in count and time, so
 //!   that other replicas get their turn.
-//! - **A client that leaves leaves nothing behind**: its place in the queue is given up, and a wait that has reached
-//!   PostgreSQL is cancelled there.
-//! - **A granted call runs to its end** on a task of its own, whether or not its client is still there.
+//! - **A client that leaves leaves nothing behind**: its place in the queue is given up, and a wait
+//!   that has reached PostgreSQL goes on for the next local waiter, or is cancelled there.
+//! - **A granted call runs in place**, in its caller's own task, with the caller's task-locals and
+//!   contexts. If its client leaves, a task adopts it, and it runs to its end.
 //! - **A success is confirmed**: it leaves only after PostgreSQL has answered that the lock was held to the end of the call. The
 //!   next write is inside meanwhile.
 //! - **A lost lock is noticed**: the call is dropped and its client gets 503 instead of a success.

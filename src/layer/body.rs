@@ -1,4 +1,3 @@
-use std::error::Error;
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -7,20 +6,19 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 
-use super::holding::Holding;
-use crate::lock::{Hold, RealmLocks};
-
-pub(super) type BoxError = Box<dyn Error + Send + Sync>;
+use super::holding::{BoxError, Holding, exact};
+use crate::lock::hold::Hold;
+use crate::lock::locks::RealmLocks;
 
 /// The body of a response: the inner service's, or that of a [`Rejection`](super::Rejection).
 ///
 /// Under [`HoldUntil::BodyEnd`](super::HoldUntil) it keeps the lock until it has ended or is dropped, and ends with an error
 /// if the lock was lost before.
 #[pin_project]
-pub struct LockBody<B: Body>(#[pin] Kind<B>);
+pub struct LockBody<B: Body>(#[pin] BodySource<B>);
 
-#[pin_project(project = KindProjection)]
-enum Kind<B: Body> {
+#[pin_project(project = BodySourceProjection)]
+enum BodySource<B: Body> {
     Passed(#[pin] B),
     Holding(#[pin] Holding<B>),
     Rejected(Option<Bytes>),
@@ -28,16 +26,16 @@ enum Kind<B: Body> {
 
 impl<B: Body> LockBody<B> {
     pub(super) fn passed(body: B) -> Self {
-        Self(Kind::Passed(body))
+        Self(BodySource::Passed(body))
     }
 
     pub(super) fn rejected(problem: Bytes) -> Self {
-        Self(Kind::Rejected(Some(problem)))
+        Self(BodySource::Rejected(Some(problem)))
     }
 
     /// A body of so many bytes, if that is known, that keeps the hold to its end. Must be called within a runtime.
     pub(super) fn holding(body: B, length: Option<u64>, hold: Hold, locks: &RealmLocks) -> Self {
-        Self(Kind::Holding(Holding::new(body, length, hold, locks)))
+        Self(BodySource::Holding(Holding::new(body, length, hold, locks)))
     }
 }
 
@@ -55,11 +53,11 @@ where
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         match self.project().0.project() {
-            KindProjection::Passed(body) => body
+            BodySourceProjection::Passed(body) => body
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(Into::into))),
-            KindProjection::Holding(body) => body.poll_frame(cx),
-            KindProjection::Rejected(problem) => Poll::Ready(
+            BodySourceProjection::Holding(body) => body.poll_frame(cx),
+            BodySourceProjection::Rejected(problem) => Poll::Ready(
                 problem
                     .take()
                     .map(|problem| Ok(Frame::data(problem.into()))),
@@ -69,32 +67,27 @@ where
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Kind::Passed(body) => body.is_end_stream(),
-            Kind::Holding(body) => body.is_end_stream(),
-            Kind::Rejected(problem) => problem.is_none(),
+            BodySource::Passed(body) => body.is_end_stream(),
+            BodySource::Holding(body) => body.is_end_stream(),
+            BodySource::Rejected(problem) => problem.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Kind::Passed(body) => body.size_hint(),
-            Kind::Holding(body) => body.size_hint(),
-            Kind::Rejected(problem) => exact(problem.as_ref().map_or(0, Bytes::len)),
+            BodySource::Passed(body) => body.size_hint(),
+            BodySource::Holding(body) => body.size_hint(),
+            BodySource::Rejected(problem) => exact(problem.as_ref().map_or(0, Bytes::len)),
         }
     }
-}
-
-/// The hint of a body with so many bytes to come.
-pub(super) fn exact(length: usize) -> SizeHint {
-    SizeHint::with_exact(length.try_into().unwrap_or(u64::MAX))
 }
 
 impl<B: Body> fmt::Debug for LockBody<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.0 {
-            Kind::Passed(_) => "passed",
-            Kind::Holding(_) => "holding",
-            Kind::Rejected(_) => "rejected",
+            BodySource::Passed(_) => "passed",
+            BodySource::Holding(_) => "holding",
+            BodySource::Rejected(_) => "rejected",
         };
         f.debug_tuple("LockBody").field(&kind).finish()
     }

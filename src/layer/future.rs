@@ -6,34 +6,41 @@ use http::Response;
 use http_body::Body;
 use pin_project::pin_project;
 
-use super::LockBody;
+use super::body::LockBody;
 
 /// The response future of [`RealmWriteLock`](super::RealmWriteLock).
 ///
+/// It runs the inner call itself, in the task that polls it.
+///
 /// # Cancel safety
 ///
-/// Dropped while it waits for the lock, it leaves the queue and the inner service is never called. Dropped after the
-/// grant, the inner call runs to its end, unless [`OnDisconnect::Cancel`](super::OnDisconnect) was chosen.
+/// Dropped while it waits for the lock, it leaves the queue and the inner service is never called.
+/// Dropped after the grant, a task adopts the inner call and runs it to its end, unless
+/// [`OnDisconnect::Cancel`](crate::OnDisconnect) was chosen.
+///
+/// Neither polled nor dropped, it loses the lock after the lease of PostgreSQL locks, or after
+/// `max_hold` of locks in process. Polled again, it drops the inner call and is rejected with 503
+/// `lock-lost` or 504 `hold-expired`.
 #[pin_project]
-pub struct ResponseFuture<F, B: Body, E>(#[pin] Kind<F, B, E>);
+pub struct ResponseFuture<F, B: Body, E>(#[pin] Call<F, B, E>);
 
-pub(super) type Outcome<B, E> = Result<Response<LockBody<B>>, E>;
+pub(super) type CallResult<B, E> = Result<Response<LockBody<B>>, E>;
 
-#[pin_project(project = KindProjection)]
-enum Kind<F, B: Body, E> {
+#[pin_project(project = CallProjection)]
+enum Call<F, B: Body, E> {
     /// Not locked: the inner future itself, nothing allocated.
     Passed(#[pin] F),
     /// Locked, or rejected.
-    Locked(Pin<Box<dyn Future<Output = Outcome<B, E>> + Send>>),
+    Locked(Pin<Box<dyn Future<Output = CallResult<B, E>> + Send>>),
 }
 
 impl<F, B: Body, E> ResponseFuture<F, B, E> {
     pub(super) fn passed(inner: F) -> Self {
-        Self(Kind::Passed(inner))
+        Self(Call::Passed(inner))
     }
 
-    pub(super) fn locked(call: impl Future<Output = Outcome<B, E>> + Send + 'static) -> Self {
-        Self(Kind::Locked(Box::pin(call)))
+    pub(super) fn locked(call: impl Future<Output = CallResult<B, E>> + Send + 'static) -> Self {
+        Self(Call::Locked(Box::pin(call)))
     }
 }
 
@@ -42,14 +49,14 @@ where
     B: Body,
     F: Future<Output = Result<Response<B>, E>>,
 {
-    type Output = Outcome<B, E>;
+    type Output = CallResult<B, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().0.project() {
-            KindProjection::Passed(inner) => inner
+            CallProjection::Passed(inner) => inner
                 .poll(cx)
                 .map_ok(|response| response.map(LockBody::passed)),
-            KindProjection::Locked(call) => call.as_mut().poll(cx),
+            CallProjection::Locked(call) => call.as_mut().poll(cx),
         }
     }
 }

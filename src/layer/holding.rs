@@ -1,15 +1,22 @@
+use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Buf;
+use http::{Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use super::body::{BoxError, exact};
-use crate::lock::{HeldLock, Hold, LockError, RealmLocks, within_step};
+use crate::lock::error::LockError;
+use crate::lock::grant::Outcome;
+use crate::lock::held::HeldLock;
+use crate::lock::hold::Hold;
+use crate::lock::locks::RealmLocks;
+
+pub(super) type BoxError = Box<dyn Error + Send + Sync>;
 
 /// What one poll of a body gives.
 type Step<B> = Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>;
@@ -138,17 +145,19 @@ impl StreamHold {
     fn new(hold: Hold, locks: &RealmLocks) -> Self {
         let (open, ended) = oneshot::channel();
         Self {
-            held: hold.held().clone(),
+            held: HeldLock::of(&hold),
             open: Some(open),
             outcome: locks.spawn(async move {
                 if hold.guard(ended).await?.is_ok() {
-                    return hold.release().await?.confirmed().await;
+                    return hold.end(Outcome::Success)?.confirmed().await;
                 }
-                // The body was dropped, failed or found its lock lost: so does what it wrote in a shared transaction. What else
-                // it wrote may stand, and its client was told of a success: so others are told of it too.
-                let lost = hold.lost();
-                // Only where it was lost does anybody read this.
-                hold.release_unconfirmed().and(Err(lost))
+                // The body was dropped, failed or found its lock lost. What it wrote in a shared
+                // transaction is rolled back. What else it wrote may stand, and its client saw the
+                // head of a success, so it is published.
+                let claim = hold.claim().clone();
+                // Only a body that has found its lock lost reads this.
+                hold.end(Outcome::BrokenOff)
+                    .and(Err(LockError::Lost { claim }))
             }),
             finished: false,
         }
@@ -156,7 +165,7 @@ impl StreamHold {
 
     /// Polls the body as a part of the call that holds the lock.
     fn poll_body<B: Body>(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Step<B>> {
-        within_step(&self.held, || body.poll_frame(cx))
+        self.held.within(|| body.poll_frame(cx))
     }
 
     /// Resolves when the hold has ended: after the body, or before it by a loss.
@@ -187,6 +196,27 @@ fn is_end<B: Body>(body: Pin<&Option<B>>) -> bool {
     body.as_pin_ref().is_some_and(|body| body.is_end_stream())
 }
 
+/// How many bytes a server sends of the response's body, after which it asks for no more.
+pub(super) fn length<B: Body>(response: &Response<B>) -> Option<u64> {
+    let announced = response.headers().get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|length| length.to_str().ok()?.parse().ok());
+    announced.or_else(|| response.body().size_hint().exact())
+}
+
+/// Whether a server asks for the response's body at all.
+pub(super) fn is_streamed<B: Body>(response: &Response<B>, length: Option<u64>) -> bool {
+    let has_none = matches!(
+        response.status(),
+        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+    );
+    !has_none && length != Some(0) && !response.body().is_end_stream()
+}
+
+/// The hint of a body with so many bytes to come.
+pub(super) fn exact(length: usize) -> SizeHint {
+    SizeHint::with_exact(length.try_into().unwrap_or(u64::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
@@ -199,7 +229,7 @@ mod tests {
     use tokio::time::{Instant, advance};
 
     use super::*;
-    use crate::lock::hold_tests::{leased, paused_runtime};
+    use crate::lock::hold::tests::{leased, paused_runtime};
 
     #[test]
     fn a_body_that_found_its_lock_lost_does_not_end_well_whatever_comes_later() {

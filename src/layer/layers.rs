@@ -12,7 +12,7 @@ use super::rejection::Rejection;
 use super::request_body::Reading;
 use super::service::{RealmBodyLock, RealmWriteLock};
 use super::settings::{HoldUntil, OnDisconnect, Settings};
-use crate::lock::RealmLocks;
+use crate::lock::locks::RealmLocks;
 use crate::realm::classify::Realms;
 use crate::realm::error::RealmError;
 use crate::realm::resolve::resolver::{RealmBodyResolver, RealmResolver};
@@ -29,7 +29,8 @@ use crate::realm::rules::lock_rules::LockRules;
 /// beginning of the path: with the feature `axum` the layer sees the whole of it wherever it is,
 /// without it the layer goes outside of `nest`.
 ///
-/// A call for a realm that its own task already holds runs at once, under the outer lock.
+/// A call within another call of the same task that holds the lock of the same realm gets a nested
+/// hold: see [`RealmLocks::with_write_lock`].
 ///
 /// It reads no request bodies. [`read_bodies`](Self::read_bodies) makes a layer that does.
 #[derive(Debug, Clone)]

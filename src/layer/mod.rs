@@ -9,10 +9,12 @@
 //!    needs that: see `prepare`. The result is the claim, and the request with the body that the
 //!    inner service gets. Nothing is held yet.
 //! 2. **Wait** for the lock: see [`lock`](crate::lock).
-//! 3. **Call** the inner service under the lock, and release.
+//! 3. **Call** the inner service under the hold, in the caller's own task. If the caller is dropped
+//!    now, a task adopts the call and runs it to its end.
+//! 4. **End** the hold, and **confirm** a success before its response leaves.
 //!
-//! Everything before the lock returns `Result<_, Rejection>`. `locked_or_rejected` makes the
-//! response of an error, by `Settings::reject`, which also logs and counts it.
+//! A rejection is an error on all of this way. `answer` is the one place where it becomes a response,
+//! by `Settings::reject`, which also logs and counts it.
 //!
 //! # Bodies
 //!
@@ -42,6 +44,7 @@ mod rejection;
 mod request_body;
 mod service;
 mod settings;
+mod success;
 mod timing;
 
 pub use self::body::LockBody;

@@ -13,7 +13,7 @@ use http_body::Body;
 
 use super::rejection::Rejection;
 use super::request_body::{BodyError, Reading, RequestBody};
-use crate::lock::Claim;
+use crate::lock::claim::Claim;
 use crate::realm::body::ReadsBodies;
 use crate::realm::classify::{Locked, LookedUp, NeedsBody, NeedsLookup};
 use crate::realm::rules::scope::Extent;

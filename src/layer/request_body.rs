@@ -19,10 +19,10 @@ use crate::realm::error::shown;
 /// A body that was read has the same bytes and the same trailers as before, a known length, and
 /// never fails.
 #[pin_project]
-pub struct RequestBody<A>(#[pin] Kind<A>);
+pub struct RequestBody<A>(#[pin] Content<A>);
 
-#[pin_project(project = KindProjection)]
-enum Kind<A> {
+#[pin_project(project = ContentProjection)]
+enum Content<A> {
     Unread(#[pin] A),
     Read(ReadBody),
 }
@@ -36,7 +36,7 @@ struct ReadBody {
 
 impl<A> RequestBody<A> {
     pub(super) fn unread(body: A) -> Self {
-        Self(Kind::Unread(body))
+        Self(Content::Unread(body))
     }
 
     /// The bytes that the layer has read, as far as they were not taken as a frame yet; `None` if
@@ -44,8 +44,8 @@ impl<A> RequestBody<A> {
     #[must_use]
     pub fn bytes(&self) -> Option<&Bytes> {
         match &self.0 {
-            Kind::Unread(_) => None,
-            Kind::Read(read) => Some(&read.data),
+            Content::Unread(_) => None,
+            Content::Read(read) => Some(&read.data),
         }
     }
 
@@ -53,8 +53,8 @@ impl<A> RequestBody<A> {
     #[must_use]
     pub fn get_ref(&self) -> Option<&A> {
         match &self.0 {
-            Kind::Unread(body) => Some(body),
-            Kind::Read(_) => None,
+            Content::Unread(body) => Some(body),
+            Content::Read(_) => None,
         }
     }
 }
@@ -68,25 +68,25 @@ impl<A: Body> Body for RequestBody<A> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, A::Error>>> {
         match self.project().0.project() {
-            KindProjection::Unread(body) => body.poll_frame(cx).map_ok(|frame| {
+            ContentProjection::Unread(body) => body.poll_frame(cx).map_ok(|frame| {
                 // Costs no copy where the data are `Bytes`.
                 frame.map_data(|mut data| data.copy_to_bytes(data.remaining()))
             }),
-            KindProjection::Read(read) => Poll::Ready(read.next_frame().map(Ok)),
+            ContentProjection::Read(read) => Poll::Ready(read.next_frame().map(Ok)),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Kind::Unread(body) => body.is_end_stream(),
-            Kind::Read(read) => read.data.is_empty() && read.trailers.is_none(),
+            Content::Unread(body) => body.is_end_stream(),
+            Content::Read(read) => read.data.is_empty() && read.trailers.is_none(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Kind::Unread(body) => body.size_hint(),
-            Kind::Read(read) => {
+            Content::Unread(body) => body.size_hint(),
+            Content::Read(read) => {
                 SizeHint::with_exact(read.data.len().try_into().unwrap_or(u64::MAX))
             }
         }
@@ -96,8 +96,8 @@ impl<A: Body> Body for RequestBody<A> {
 impl<A> fmt::Debug for RequestBody<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Kind::Unread(_) => f.write_str("RequestBody(unread)"),
-            Kind::Read(read) => write!(f, "RequestBody(read, {} bytes)", read.data.len()),
+            Content::Unread(_) => f.write_str("RequestBody(unread)"),
+            Content::Read(read) => write!(f, "RequestBody(read, {} bytes)", read.data.len()),
         }
     }
 }
@@ -159,7 +159,7 @@ impl Reading {
         let Self { limit, timeout } = self;
         let read = tokio::time::timeout(timeout, read(body, limit)).await;
         let read = read.unwrap_or(Err(BodyError::TimedOut { after: timeout }))?;
-        Ok((read.data.clone(), RequestBody(Kind::Read(read))))
+        Ok((read.data.clone(), RequestBody(Content::Read(read))))
     }
 }
 

@@ -1,24 +1,30 @@
 use std::error::Error;
-use std::future::{Future, ready};
+use std::future::Future;
 use std::mem;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use futures_util::future::Either;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response};
 use http_body::Body;
 use tower::ServiceExt;
 use tower_service::Service;
 use tracing::Instrument;
 
 use super::body::LockBody;
-use super::future::{Outcome, ResponseFuture};
+use super::future::{CallResult, ResponseFuture};
+use super::holding::{is_streamed, length};
 use super::prepare::{Bodies, BodiesOf, Needs, Prepared, Unread, claim, prepare};
+use super::rejection::Rejection;
 use super::request_body::{Reading, RequestBody};
 use super::settings::{HoldUntil, OnDisconnect, Settings};
+use super::success::is_success;
 use super::timing::{Timing, tell};
-use crate::lock::{Claim, HeldLock, Hold, Released};
+use crate::lock::claim::Claim;
+use crate::lock::error::LockError;
+use crate::lock::grant::Outcome;
+use crate::lock::held::HeldLock;
+use crate::lock::hold::{Ending, Hold};
 use crate::realm::classify::{Decision, Realms};
 use crate::realm::head::Head;
 
@@ -150,7 +156,7 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
             }
         };
         let inner = self.give_back();
-        ResponseFuture::locked(locked_or_rejected(&self.settings, inner, prepared))
+        ResponseFuture::locked(answer(Arc::clone(&self.settings), inner, prepared))
     }
 
     /// A call that is prepared before it asks for its lock.
@@ -174,7 +180,7 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
         let prepared = Box::pin(prepare(self.bodies, needs, request));
         ResponseFuture::locked(async move {
             let prepared = prepared.await;
-            locked_or_rejected(&settings, inner, prepared).await
+            answer(settings, inner, prepared).await
         })
     }
 
@@ -188,12 +194,24 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
     }
 }
 
-/// The locked call of a prepared request, or the response of its rejection.
-fn locked_or_rejected<S, A, B>(
-    settings: &Arc<Settings>,
+/// Why a call has no response of the inner service.
+enum Failed<E> {
+    Inner(E),
+    Rejected(Rejection),
+}
+
+impl<E> From<LockError> for Failed<E> {
+    fn from(error: LockError) -> Self {
+        Self::Rejected(error.into())
+    }
+}
+
+/// The answer to a request that is not passed: the one place where a rejection becomes a response.
+async fn answer<S, A, B>(
+    settings: Arc<Settings>,
     inner: S,
     prepared: Prepared<A>,
-) -> impl Future<Output = Outcome<B, S::Error>> + Send + use<S, A, B>
+) -> CallResult<B, S::Error>
 where
     S: Service<Request<A>, Response = Response<B>> + Send + 'static,
     S::Future: Send,
@@ -202,23 +220,35 @@ where
     B: Body + Send + 'static,
     B::Data: Send,
 {
-    match prepared {
+    let mut timing = None;
+    let called = match prepared {
         Ok((claim, request)) => {
             let span = tracing::debug_span!("realm_write_lock", %claim);
-            let call = locked_call(Arc::clone(settings), claim, inner, request);
-            Either::Left(call.instrument(span))
+            let call = locked_call(&settings, claim, inner, request, &mut timing);
+            call.instrument(span).await
         }
-        Err(rejection) => Either::Right(ready(Ok(settings.reject(&rejection)))),
+        Err(rejection) => Err(Failed::Rejected(rejection)),
+    };
+    let mut response = match called {
+        Ok(response) => response,
+        Err(Failed::Rejected(rejection)) => settings.reject(&rejection),
+        Err(Failed::Inner(error)) => return Err(error),
+    };
+    if let Some(timing) = timing {
+        tell(&mut response, timing);
     }
+    Ok(response)
 }
 
-/// One locked call: wait, then call under the lock. Within a call that has the lock already, just the call.
+/// One locked call: waits for its hold, calls under it, and waits for the proof of a success. Leaves
+/// the times of both in `timing`, if clients are told.
 async fn locked_call<S, A, B>(
-    layer: Arc<Settings>,
+    settings: &Arc<Settings>,
     claim: Claim,
     inner: S,
     mut request: Request<A>,
-) -> Outcome<B, S::Error>
+    timing: &mut Option<HeaderValue>,
+) -> Result<Response<LockBody<B>>, Failed<S::Error>>
 where
     S: Service<Request<A>, Response = Response<B>> + Send + 'static,
     S::Future: Send,
@@ -227,86 +257,65 @@ where
     B: Body + Send + 'static,
     B::Data: Send,
 {
-    match layer.locks.held_by_task(&claim) {
-        Ok(None) => {}
-        Ok(Some(held)) => {
-            insert(&mut request, &held);
-            let response = Box::pin(inner.oneshot(request)).await?;
-            return Ok(response.map(LockBody::passed));
-        }
-        Err(error) => return Ok(layer.reject(&error.into())),
-    }
-    let mut timing = Timing::begin();
-    let hold = match layer.locks.acquire(&claim).await {
-        Ok(hold) => hold,
-        Err(error) => {
-            let mut response = layer.reject(&error.into());
-            if layer.server_timing {
-                tell(&mut response, timing.header());
-            }
-            return Ok(response);
-        }
-    };
-    timing.granted();
-    insert(&mut request, hold.held());
+    let mut clock = Timing::begin();
+    let outlives_response = settings.hold_until == HoldUntil::BodyEnd;
+    let hold = settings.locks.hold(&claim, outlives_response).await;
+    let is_timed = settings.server_timing && !hold.as_ref().is_ok_and(Hold::is_nested);
+    *timing = is_timed.then(|| clock.header());
+    let hold = hold?;
+    clock.granted();
+    insert(&mut request, &HeldLock::of(&hold));
     let is_head = request.method() == Method::HEAD;
-    // Boxed, as is the nested call: whoever waits for the lock would have room for it.
+    // Boxed so that waiters do not carry space for the inner future.
     let call = Box::pin(inner.oneshot(request));
-    let work = held_call(Arc::clone(&layer), hold, is_head, call);
-    let ended = match layer.on_disconnect {
-        OnDisconnect::Finish => layer.locks.run_to_completion(work).await,
-        OnDisconnect::Cancel => Ok(work.await),
+    let work = held_call(Arc::clone(settings), hold, is_head, call);
+    let called = match settings.on_disconnect {
+        OnDisconnect::Finish => settings.locks.run_in_place(work).await,
+        OnDisconnect::Cancel => work.await,
     };
     // Before the confirmation: by then the next writer is inside.
-    let timing = layer.server_timing.then(|| timing.header());
-    let mut outcome = match ended {
-        Ok((outcome, None)) => outcome,
-        Ok((outcome, Some(released))) => match released.confirmed().await {
-            Ok(()) => outcome,
-            Err(error) => Ok(layer.reject(&error.into())),
-        },
-        Err(error) => Ok(layer.reject(&error.into())),
-    };
-    if let (Ok(response), Some(timing)) = (&mut outcome, timing) {
-        tell(response, timing);
+    *timing = is_timed.then(|| clock.header());
+    let (response, ending) = called?;
+    if let Some(ending) = ending {
+        ending.confirmed().await?;
     }
-    outcome
+    Ok(response)
 }
 
-/// The inner call under its hold, and the release of a success that is to be confirmed.
+/// The inner call under its hold, and the end of the hold of a success; the ending is there if it is
+/// to be confirmed.
 ///
-/// However else it ends, by an error, a panic or by being dropped, the hold is released by its own drop.
-async fn held_call<B: Body, E>(
-    layer: Arc<Settings>,
+/// Whatever else happens, an error, a panic or a drop, ends the hold as a failure.
+async fn held_call<B, E>(
+    settings: Arc<Settings>,
     hold: Hold,
     is_head: bool,
     call: impl Future<Output = Result<Response<B>, E>>,
-) -> (Outcome<B, E>, Option<Released>) {
-    let response = match hold.guard(call).await {
-        Ok(Ok(response)) => response,
-        Ok(Err(error)) => return (Err(error), None),
-        Err(error) => return (Ok(layer.reject(&error.into())), None),
-    };
+) -> Result<(Response<LockBody<B>>, Option<Ending>), Failed<E>>
+where
+    B: Body,
+{
+    let response = hold.guard(call).await?.map_err(Failed::Inner)?;
     if !is_success(response.status()) {
-        return (Ok(response.map(LockBody::passed)), None);
+        // Whether the lock was lost makes no difference to an error.
+        let _ = hold.end(Outcome::Failure);
+        return Ok((response.map(LockBody::passed), None));
     }
-    if layer.hold_until == HoldUntil::BodyEnd && !is_head {
+    if settings.hold_until == HoldUntil::BodyEnd && !is_head {
         let length = length(&response);
         if is_streamed(&response, length) {
-            let holding = response.map(|body| LockBody::holding(body, length, hold, &layer.locks));
-            return (Ok(holding), None);
+            let locks = &settings.locks;
+            let response = response.map(|body| LockBody::holding(body, length, hold, locks));
+            return Ok((response, None));
         }
     }
-    if !layer.confirm && !layer.locks.shares_transaction() {
-        if let Err(error) = hold.release_unconfirmed() {
-            return (Ok(layer.reject(&error.into())), None);
-        }
-        return (Ok(response.map(LockBody::passed)), None);
-    }
-    match hold.release().await {
-        Ok(released) => (Ok(response.map(LockBody::passed)), Some(released)),
-        Err(error) => (Ok(layer.reject(&error.into())), None),
-    }
+    let confirm = settings.confirm || settings.locks.shares_transaction();
+    let ending = hold.end(if confirm {
+        Outcome::Success
+    } else {
+        Outcome::Unconfirmed
+    })?;
+    Ok((response.map(LockBody::passed), confirm.then_some(ending)))
 }
 
 /// Gives the handler what it may ask of the hold.
@@ -316,25 +325,4 @@ fn insert<A>(request: &mut Request<A>, held: &HeldLock) {
     if let Some(transaction) = held.transaction() {
         extensions.insert(transaction.clone());
     }
-}
-
-/// How many bytes a server sends of the response's body, and then asks for no more.
-fn length<B: Body>(response: &Response<B>) -> Option<u64> {
-    let said = response.headers().get(header::CONTENT_LENGTH);
-    let said = said.and_then(|length| length.to_str().ok()?.parse().ok());
-    said.or_else(|| response.body().size_hint().exact())
-}
-
-/// Whether a server asks for the response's body at all.
-fn is_streamed<B: Body>(response: &Response<B>, length: Option<u64>) -> bool {
-    let has_none = matches!(
-        response.status(),
-        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-    );
-    !has_none && length != Some(0) && !response.body().is_end_stream()
-}
-
-/// Whether the response tells its client that a write happened.
-fn is_success(status: StatusCode) -> bool {
-    !status.is_client_error() && !status.is_server_error()
 }

@@ -10,7 +10,7 @@ use http_body::Body;
 
 use super::body::LockBody;
 use super::rejection::Rejection;
-use crate::lock::RealmLocks;
+use crate::lock::locks::RealmLocks;
 use crate::realm::error::RealmError;
 
 /// How long a client may take to send a body that is read before its lock, unless the layer says
@@ -41,8 +41,9 @@ pub enum HoldUntil {
 pub enum OnDisconnect {
     /// It runs to its end, and holds the lock until then: a write is not cut in half.
     ///
-    /// For that it runs on a task of its own, which has the caller's tracing span but not its
-    /// task-locals.
+    /// A call runs in the task of its caller, with the caller's task-locals and contexts. When the
+    /// caller is dropped, a task adopts the call. From then on only the caller's tracing span is
+    /// left of these.
     #[default]
     Finish,
     /// It is dropped, and the lock is released. Blocking work that it has started runs on without

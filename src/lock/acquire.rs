@@ -1,143 +1,158 @@
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{timeout, timeout_at};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::grant::{Grant, Turn};
-use super::nesting::Nesting;
-use super::queue::{Entry, Full};
-use super::{Claim, HeldLock, Hold, LockError, RealmLocks};
-use crate::metrics::Waiting;
-
-/// How long and how many may wait, and what a hold may be. Each handle of the locks carries its own.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
-    pub(super) acquire_timeout: Duration,
-    pub(super) max_hold: Option<Duration>,
-    pub(super) max_waiters: usize,
-    pub(super) share_transaction: bool,
-}
-
-/// What one caller asks for, and the time it has.
-#[derive(Debug)]
-pub(crate) struct Wanted<'a> {
-    pub(super) claim: &'a Claim,
-    started: Instant,
-    pub(super) timeout: Duration,
-    pub(super) deadline: Instant,
-    pub(super) share: bool,
-}
+use super::claim::Claim;
+use super::database::is_granted;
+use super::error::LockError;
+use super::grant::{Entry, Grant, Obtained, Slot};
+use super::hold::{Hold, HoldTerms, NestedNeeds, explain};
+use super::locks::RealmLocks;
+use super::queue::Full;
+use super::request::LockRequest;
+use crate::metrics::{Held, Waiting};
 
 impl RealmLocks {
-    /// The current task's hold of all that the claim needs, if this is nested use.
+    /// A hold of the claim: of what the current task holds already, or else of a lock of its own,
+    /// within this handle's bounds. `outlives_response` says whether it is needed for longer than the
+    /// response of the call.
     ///
     /// # Errors
     ///
-    /// [`LockError::Lost`] if that hold is lost, [`LockError::OwnLock`] if it has only a part of it.
-    pub(crate) fn held_by_task(&self, claim: &Claim) -> Result<Option<HeldLock>, LockError> {
-        self.nesting().hold_of(claim)
-    }
-
-    fn nesting(&self) -> Nesting {
-        // The queue lives as long as any turn of it, so no other locks can get its address under a hold.
-        Nesting::current(Arc::as_ptr(&self.shared.queue).addr())
-    }
-
-    /// Waits for all locks of the claim, within this handle's limits.
+    /// Why the lock was not granted, or what the hold that it is nested in cannot give.
     ///
     /// # Cancel safety
     ///
-    /// If dropped, its place in the queue is given up, and no backend stays queued in PostgreSQL.
-    pub(crate) async fn acquire(&self, claim: &Claim) -> Result<Hold, LockError> {
-        // From here on a shutdown waits for this caller.
-        let tracked = self.shared.tasks.token();
-        let waiting = Waiting::begin();
-        let nesting = self.nesting();
-        let wanted = Wanted::new(claim, &self.limits);
-        let closing = &self.shared.closing;
-        let granted = tokio::select! {
-            biased;
-            // First: who gets the lock at once need not be woken by a shutdown.
-            granted = self.granted(&wanted), if !closing.is_cancelled() => granted,
-            () = closing.cancelled() => Err(LockError::ShuttingDown),
+    /// If dropped, its place in the queue is given up. A lock statement in flight goes to the next
+    /// waiter for the same claim, or is cancelled after a short time.
+    pub(crate) async fn hold(
+        &self,
+        claim: &Claim,
+        outlives_response: bool,
+    ) -> Result<Hold, LockError> {
+        let needs = NestedNeeds {
+            transaction: self.bounds.share_transaction,
+            outlives_response,
         };
-        let (turn, grant) = granted.map_err(|error| nesting.explain(error))?;
+        let terms = || {
+            let counted = Waiting::begin().granted(Duration::ZERO);
+            self.terms(claim, self.shared.group.token(), counted)
+        };
+        if let Some(nested) = Hold::nested(claim, self.address(), needs, terms)? {
+            return Ok(nested);
+        }
+        self.acquire(claim).await.map_err(explain)
+    }
+
+    /// By what holds know that they belong to these locks. The queue lives as long as any turn of it,
+    /// so no other locks can get its address under a hold.
+    fn address(&self) -> usize {
+        Arc::as_ptr(&self.shared.queue).addr()
+    }
+
+    fn terms(&self, claim: &Claim, tracked: TaskTrackerToken, counted: Held) -> HoldTerms {
+        HoldTerms {
+            claim: claim.clone(),
+            locks: self.address(),
+            max_hold: self.bounds.max_hold,
+            tracked,
+            counted,
+        }
+    }
+
+    async fn acquire(&self, claim: &Claim) -> Result<Hold, LockError> {
+        // From here on a shutdown waits for this caller.
+        let tracked = self.shared.group.token();
+        let waiting = Waiting::begin();
+        let request = LockRequest::new(claim, &self.bounds);
+        let closing = self.shared.group.closing();
+        let entry = tokio::select! {
+            biased;
+            // First: a caller that gets the lock without a wait need not be woken by a shutdown.
+            granted = self.granted(&request), if !closing.is_cancelled() => granted?,
+            () = closing.cancelled() => return Err(LockError::ShuttingDown),
+        };
         if closing.is_cancelled() {
             return Err(LockError::ShuttingDown);
         }
-        turn.mark_held();
-        let wait = wanted.started.elapsed();
-        let counted = waiting.granted(wait);
-        tracing::debug!(%claim, waited = ?wait, "locked");
-        let held = HeldLock::new(
-            claim.clone(),
-            grant.as_ref().and_then(|grant| grant.token()),
-            grant.as_ref().map(|grant| Arc::clone(grant.lease())),
-            grant.as_ref().and_then(|grant| grant.shared().cloned()),
-            nesting,
-        );
-        let max_hold = self.limits.max_hold;
-        Ok(Hold::new(held, turn, grant, max_hold, tracked, counted))
+        let waited = request.started.elapsed();
+        let terms = self.terms(claim, tracked, waiting.granted(waited));
+        tracing::debug!(%claim, ?waited, "locked");
+        let hold = entry.keep().and_then(|slot| Hold::new(terms, slot));
+        hold.ok_or_else(|| request.timed_out())
     }
 
-    async fn granted(&self, wanted: &Wanted<'_>) -> Result<(Turn, Option<Box<Grant>>), LockError> {
-        let Some(postgres) = &self.shared.postgres else {
-            if wanted.share {
-                return Err(LockError::InvalidOption {
-                    option: "share_transaction",
-                    value: "true".into(),
-                    remedy: "locks in process have no transaction; use locks in PostgreSQL",
-                });
-            }
-            return Ok((self.turn(wanted).await?, None));
-        };
-        let mut turn = self.turn(wanted).await?;
-        match turn.take_baton() {
-            Some(handed_on) if handed_on.is_held() && !wanted.share => {
-                return Ok((turn, Some(handed_on)));
-            }
-            // It is of no use here, and gives its lock back.
-            unfit => drop(unfit),
+    /// Waits for the turn, and for the backend's lock.
+    async fn granted(&self, request: &LockRequest<'_>) -> Result<Entry, LockError> {
+        let bound = self.bound();
+        let entry = self.enter(request, bound)?;
+        if let Some(bound) = bound {
+            let queue = &self.shared.queue;
+            self.shared.watchdog.watch(queue, request.started, bound);
         }
-        // Boxed: whoever waits in the queue would have room for it.
-        let asked = Box::pin(postgres.acquire(wanted, turn, &self.shared.tasks));
-        let (turn, grant) = asked.await?;
-        Ok((turn, Some(Box::new(grant))))
+        let has_turn = timeout_at(request.deadline, entry.turn()).await;
+        if !has_turn.unwrap_or(false) {
+            return Err(request.timed_out());
+        }
+        let slot = entry.slot().ok_or_else(|| request.timed_out())?;
+        match &self.shared.database {
+            None => {
+                slot.with(|_, obtained| *obtained = Some(Obtained::Granted(Grant::in_process())));
+            }
+            // It came with the turn.
+            Some(_) if is_granted(request, slot) => {}
+            // Boxed so that waiters in the queue do not carry space for it.
+            Some(database) => alive(slot, Box::pin(database.acquire(request, slot))).await?,
+        }
+        Ok(entry)
     }
 
-    async fn turn(&self, wanted: &Wanted<'_>) -> Result<Turn, LockError> {
-        let max_waiters = self.limits.max_waiters;
-        match self.shared.queue.enter(wanted.claim, max_waiters) {
-            Ok(Entry::Turn(turn)) => Ok(turn),
-            Ok(Entry::Wait(place)) => timeout_at(wanted.deadline, place)
-                .await
-                .map_err(|_| wanted.timed_out()),
-            Err(Full) => Err(LockError::QueueFull {
-                claim: wanted.claim.clone(),
-                waiters: max_waiters,
-            }),
+    fn enter(
+        &self,
+        request: &LockRequest<'_>,
+        bound: Option<Duration>,
+    ) -> Result<Entry, LockError> {
+        let max_waiters = self.bounds.max_waiters;
+        if request.share && self.shared.database.is_none() {
+            return Err(LockError::InvalidOption {
+                option: "share_transaction",
+                value: "true".into(),
+                remedy: "locks in process have no transaction; use locks in PostgreSQL",
+            });
+        }
+        let entered = self.shared.queue.enter(request.claim, max_waiters, bound);
+        entered.map_err(|Full| LockError::QueueFull {
+            claim: request.claim.clone(),
+            waiters: max_waiters,
+        })
+    }
+
+    /// For how long a caller may leave its call unpolled once the queue has offered it the turn.
+    fn bound(&self) -> Option<Duration> {
+        match &self.shared.database {
+            None => self.bounds.max_hold,
+            Some(database) => Some(database.postgres().lease()),
         }
     }
 }
 
-impl<'a> Wanted<'a> {
-    fn new(claim: &'a Claim, limits: &Limits) -> Self {
-        // A time-out too long to be a point in time is one of a year.
-        const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
-        let started = Instant::now();
-        Self {
-            claim,
-            started,
-            timeout: limits.acquire_timeout,
-            deadline: started + limits.acquire_timeout.min(YEAR),
-            share: limits.share_transaction,
-        }
-    }
-
-    pub(crate) fn timed_out(&self) -> LockError {
-        LockError::Timeout {
-            claim: self.claim.clone(),
-            after: self.timeout,
+/// Runs work of the owner of a turn, which may wait for longer than the watchdog does: it sees a sign
+/// of life all the same.
+async fn alive<T>(slot: &Slot, mut work: Pin<Box<impl Future<Output = T>>>) -> T {
+    loop {
+        let polled = poll_fn(|cx| {
+            slot.note_life();
+            work.as_mut().poll(cx)
+        });
+        let Some(every) = slot.sign_of_life() else {
+            return polled.await;
+        };
+        if let Ok(done) = timeout(every, polled).await {
+            return done;
         }
     }
 }

@@ -1,8 +1,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::LockKey;
-use crate::realm::RealmUrl;
+use super::key::LockKey;
+use crate::realm::url::RealmUrl;
 
 /// What one caller must hold: a sorted set of lock keys, each exclusive or shared.
 ///
@@ -180,13 +180,11 @@ impl Claim {
         self.locks().iter().find(own).map(|lock| lock.key)
     }
 
-    /// Whether whoever holds this needs nothing more for `other`.
-    pub(crate) fn covers(&self, other: &Self) -> bool {
-        other.locks().iter().all(|wanted| {
-            let same = self.locks().iter().find(|lock| lock.key == wanted.key);
-            same.is_some_and(|lock| lock.mode >= wanted.mode)
-                || wanted.realm.is_some_and(|realm| self.0.has_whole(realm))
-        })
+    /// Whether its holder needs nothing more for the `wanted` key.
+    pub(crate) fn has(&self, wanted: &Lock) -> bool {
+        let same = self.locks().iter().find(|lock| lock.key == wanted.key);
+        same.is_some_and(|lock| lock.mode >= wanted.mode)
+            || wanted.realm.is_some_and(|realm| self.0.has_whole(realm))
     }
 
     /// Whether both have a key, in whatever mode.
@@ -360,10 +358,11 @@ mod tests {
         let whole = Claim::realm(&a);
         let x = Claim::resources(&a, ["x"]);
         let both = Claim::resources(&a, ["x", "y"]);
-        assert!(whole.covers(&whole) && whole.covers(&x) && whole.covers(&both));
-        assert!(both.covers(&x) && !x.covers(&both) && !x.covers(&whole));
+        let covers = |held: &Claim, other: &Claim| other.locks().iter().all(|lock| held.has(lock));
+        assert!(covers(&whole, &whole) && covers(&whole, &x) && covers(&whole, &both));
+        assert!(covers(&both, &x) && !covers(&x, &both) && !covers(&x, &whole));
         assert!(x.meets(&whole) && x.meets(&both) && !x.meets(&Claim::realm(&realm("b"))));
-        assert!(!whole.covers(&whole.and(&Claim::realm(&realm("b")))));
+        assert!(!covers(&whole, &whole.and(&Claim::realm(&realm("b")))));
     }
 
     #[test]

@@ -1,204 +1,426 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
-use super::background::Background;
+use super::claim::Claim;
 use super::lease::Lease;
-use super::postgres::{Confirmation, LockedTransaction, SessionLock, Urgency, announcement};
-use super::{Claim, FencingToken, LockError, LockTransaction, queue};
+use super::postgres::attempt::{Attempt, Settled};
+use super::postgres::confirmation::{Confirmation, Confirmer, Urgency};
+use super::postgres::options::HandOff;
+use super::postgres::publish::publication;
+use super::postgres::session::lock::SessionLock;
+use super::postgres::shared::LockTransaction;
+use super::postgres::transaction::{Heart, TransactionLock};
+use super::queue::{self, Baton};
+use super::tasks::Tasks;
+use super::token::FencingToken;
+use crate::metrics;
 
-/// The right to ask for a key, with the lock itself where the owner before has handed it on.
-pub(crate) type Turn = queue::Turn<Box<Grant>>;
+/// How long an attempt that nobody waits for stays in PostgreSQL's queue: the next caller for the
+/// same claim goes on with it, and a cancellation would cost its connection.
+const LINGER: Duration = Duration::from_millis(250);
 
-/// A lock that PostgreSQL has granted to this process.
-///
-/// It can serve several holds, one after the other: it is handed on to the next local waiter without a word to the server.
-/// Other replicas wait meanwhile, so that is bounded.
+pub(super) type Queue = queue::Queue<Obtained>;
+pub(super) type Turn = queue::Turn<Obtained>;
+pub(super) type Slot = queue::Slot<Obtained>;
+pub(super) type Entry = queue::Entry<Obtained>;
+
+/// What a caller has obtained for its claim, apart from the turn. It belongs to the queue.
 #[derive(Debug)]
-pub(crate) struct Grant {
-    lock: Lock,
+pub(super) enum Obtained {
+    /// A lock statement that is in flight.
+    Asked(Attempt, Arc<GrantTerms>),
+    Granted(Grant),
+}
+
+/// What all grants of the same locks have in common.
+#[derive(Debug)]
+pub(super) struct GrantTerms {
+    pub(super) hand_off: HandOff,
+    /// As whom this process publishes successful writes; `None` where it does not.
+    pub(super) sender: Option<Arc<str>>,
+    pub(super) tasks: Tasks,
+}
+
+/// A lock that this process has been granted.
+///
+/// It can serve several holds: one after the other, when it is handed on to the next local waiter
+/// without a message to the server, and at the same time, when a task nests its holds. Other
+/// replicas wait while it is handed on, so that is bounded.
+#[derive(Debug)]
+pub(super) struct Grant {
+    backend: Backend,
     hand_offs_left: u32,
     hand_off_until: Option<Instant>,
     was_handed_on: bool,
-    /// As whom this process tells others of successful writes; `None` where it does not.
-    sender: Option<Arc<str>>,
-    background: Background,
+    /// How many holds share it.
+    holds: usize,
+    /// The writes to publish when it is released.
+    publications: Vec<Publication>,
+    /// What becomes of a shared transaction, once the hold that it was made for has ended.
+    verdict: Option<Verdict>,
 }
 
-/// Where PostgreSQL holds it.
+/// Where the lock is held.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a grant is boxed as a whole, and sessions are the rarer kind"
-)]
-enum Lock {
-    Transaction(LockedTransaction),
-    Session(SessionLock),
+enum Backend {
+    InProcess,
+    Transaction(Box<TransactionLock>, Arc<GrantTerms>),
+    Session(Box<SessionLock>, Arc<GrantTerms>),
 }
 
-/// How often and how long a granted lock may be handed on.
+/// A statement that publishes the write of a hold that has ended.
+#[derive(Debug)]
+struct Publication {
+    statement: String,
+    /// Whether the write was made in the shared transaction, and stands only if that commits.
+    needs_commit: bool,
+}
+
+/// A hold's part in its grant.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct HandOff {
-    pub(crate) max: u32,
-    pub(crate) max_time: Duration,
+pub(super) struct Role {
+    /// Whether the grant was made for this hold.
+    pub(super) owns: bool,
+    /// Whether its work could write in the shared transaction.
+    pub(super) writes_in_transaction: bool,
 }
 
-impl HandOff {
-    /// What is left where the lock was waited for: other replicas want it, and a third may stand behind them.
-    ///
-    /// Two busy replicas that take half each let it in after one whole bound.
-    pub(crate) fn contended(self) -> Self {
-        Self {
-            max: self.max / 2,
-            max_time: self.max_time / 2,
-        }
+#[derive(Debug)]
+enum Verdict {
+    Commit(Confirmer),
+    RollBack,
+}
+
+/// Keeps the lease of a hold while it is polled.
+#[derive(Debug, Clone)]
+pub(super) enum Keeper {
+    /// There is no lease.
+    InProcess,
+    Transaction(Arc<Heart>),
+    /// The session's own task sends the heartbeats, for all of its locks.
+    Session(Arc<Lease>),
+}
+
+/// How the work of a hold has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It succeeded, and its caller waits for the confirmation.
+    Success,
+    /// It succeeded, and nobody waits for a confirmation.
+    Unconfirmed,
+    /// It announced a success, and broke off: whatever it wrote outside of a shared transaction may
+    /// stand.
+    BrokenOff,
+    Failure,
+}
+
+/// What became of a lock at the end of a hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// The next local waiter has it, or will have it.
+    HandedOn,
+    GivenBack,
+    RolledBack,
+    /// Other holds of the same task still need it.
+    Kept,
+}
+
+impl Outcome {
+    fn is_published(self) -> bool {
+        self != Self::Failure
     }
 }
 
 impl Grant {
-    pub(crate) fn transaction(
-        transaction: LockedTransaction,
-        hand_off: HandOff,
-        sender: Option<Arc<str>>,
-        background: Background,
-    ) -> Self {
-        Self::new(Lock::Transaction(transaction), hand_off, sender, background)
+    pub(super) fn in_process() -> Self {
+        Self::new(Backend::InProcess, 0, None)
     }
 
-    pub(crate) fn session(
-        lock: SessionLock,
-        hand_off: HandOff,
-        sender: Option<Arc<str>>,
-        background: Background,
+    /// `contended`: whether somebody else had the lock, or waited for it.
+    pub(super) fn transaction(
+        transaction: Box<TransactionLock>,
+        contended: bool,
+        terms: &Arc<GrantTerms>,
     ) -> Self {
-        Self::new(Lock::Session(lock), hand_off, sender, background)
+        let hand_off = if contended {
+            terms.hand_off.contended()
+        } else {
+            terms.hand_off
+        };
+        let backend = Backend::Transaction(transaction, Arc::clone(terms));
+        Self::bounded(backend, hand_off)
     }
 
-    fn new(
-        lock: Lock,
-        hand_off: HandOff,
-        sender: Option<Arc<str>>,
-        background: Background,
-    ) -> Self {
+    pub(super) fn session(lock: SessionLock, terms: &Arc<GrantTerms>) -> Self {
+        let backend = Backend::Session(Box::new(lock), Arc::clone(terms));
+        Self::bounded(backend, terms.hand_off)
+    }
+
+    fn bounded(backend: Backend, hand_off: HandOff) -> Self {
+        // A bound too far away to be a point in time is none.
+        let until = Instant::now().checked_add(hand_off.max_time);
+        Self::new(backend, hand_off.max, until)
+    }
+
+    fn new(backend: Backend, hand_offs_left: u32, hand_off_until: Option<Instant>) -> Self {
         Self {
-            lock,
-            hand_offs_left: hand_off.max,
-            // A bound too far away to be a point in time is none.
-            hand_off_until: Instant::now().checked_add(hand_off.max_time),
+            backend,
+            hand_offs_left,
+            hand_off_until,
             was_handed_on: false,
-            sender,
-            background,
+            holds: 1,
+            publications: Vec::new(),
+            verdict: None,
         }
     }
 
-    pub(crate) fn lease(&self) -> &Arc<Lease> {
-        match &self.lock {
-            Lock::Transaction(transaction) => transaction.lease(),
-            Lock::Session(lock) => lock.lease(),
+    pub(super) fn lease(&self) -> Option<&Arc<Lease>> {
+        match &self.backend {
+            Backend::InProcess => None,
+            Backend::Transaction(transaction, _) => Some(transaction.lease()),
+            Backend::Session(lock, _) => Some(lock.lease()),
         }
     }
 
-    pub(crate) fn token(&self) -> Option<FencingToken> {
-        match &self.lock {
-            Lock::Transaction(transaction) => transaction.token(),
-            Lock::Session(lock) => lock.token(),
+    pub(super) fn keeper(&self) -> Keeper {
+        match &self.backend {
+            Backend::InProcess => Keeper::InProcess,
+            Backend::Transaction(transaction, _) => Keeper::Transaction(transaction.heart()),
+            Backend::Session(lock, _) => Keeper::Session(Arc::clone(lock.lease())),
         }
     }
 
-    pub(crate) fn shared(&self) -> Option<&LockTransaction> {
-        match &self.lock {
-            Lock::Transaction(transaction) => transaction.shared(),
-            Lock::Session(_) => None,
+    pub(super) fn token(&self) -> Option<FencingToken> {
+        match &self.backend {
+            Backend::InProcess => None,
+            Backend::Transaction(transaction, _) => transaction.token(),
+            Backend::Session(lock, _) => lock.token(),
+        }
+    }
+
+    /// Makes later holds of this grant have greater tokens than this one.
+    pub(super) fn set_token(&mut self, token: Option<FencingToken>) {
+        match &mut self.backend {
+            Backend::InProcess => {}
+            Backend::Transaction(transaction, _) => transaction.set_token(token),
+            Backend::Session(lock, _) => lock.set_token(token),
+        }
+    }
+
+    pub(super) fn shared(&self) -> Option<&LockTransaction> {
+        match &self.backend {
+            Backend::Transaction(transaction, _) => transaction.shared(),
+            Backend::InProcess | Backend::Session(..) => None,
         }
     }
 
     /// Whether it still holds the lock, as far as this process can know without asking.
-    pub(crate) fn is_held(&self) -> bool {
-        self.lease().is_current()
+    pub(super) fn is_held(&self) -> bool {
+        self.lease().is_none_or(|lease| lease.is_current())
     }
 
-    /// Keeps the lease while it is polled; resolves when the lock is lost.
-    pub(crate) async fn keep(&self) {
-        match &self.lock {
-            Lock::Transaction(transaction) => transaction.keep().await,
-            // Its own task keeps it, for all of its locks.
-            Lock::Session(lock) => lock.lease().lost().await,
+    /// Lets one more hold of the same task share it.
+    pub(super) fn share(&mut self) {
+        self.holds += 1;
+    }
+
+    /// Ends one of the holds that share it. Returns its fate and proof, or `None` if it was the last
+    /// hold: [`end`](Self::end) it then.
+    pub(super) fn leave(
+        &mut self,
+        claim: &Claim,
+        outcome: Outcome,
+        role: Role,
+    ) -> Option<(Fate, Option<Confirmation>)> {
+        self.holds -= 1;
+        if outcome.is_published() {
+            self.publish(claim, role.writes_in_transaction);
+        }
+        let mut proof = None;
+        if self.shared().is_some() && role.owns {
+            let commits = matches!(outcome, Outcome::Success | Outcome::Unconfirmed);
+            self.verdict = Some(if commits {
+                let confirmer = Confirmer::new();
+                proof = Some(confirmer.confirmation());
+                Verdict::Commit(confirmer)
+            } else {
+                Verdict::RollBack
+            });
+        } else if self.holds > 0 && outcome == Outcome::Success {
+            proof = self.confirm(Urgency::Now);
+        }
+        (self.holds > 0).then_some((Fate::Kept, proof))
+    }
+
+    fn publish(&mut self, claim: &Claim, needs_commit: bool) {
+        let (Backend::Transaction(_, terms) | Backend::Session(_, terms)) = &self.backend else {
+            return;
+        };
+        if let Some(sender) = &terms.sender {
+            let statement = publication(claim, self.token(), sender);
+            let publication = statement.map(|statement| Publication {
+                statement,
+                needs_commit,
+            });
+            self.publications.extend(publication);
         }
     }
 
-    /// Commits what a handler wrote in a shared transaction, and so gives the lock back.
-    ///
-    /// # Errors and cancel safety
-    ///
-    /// As [`LockedTransaction::commit_shared`].
-    pub(crate) async fn commit_shared(&mut self, claim: &Claim) -> Result<(), LockError> {
-        let announcement = self.announcement(claim);
-        match &mut self.lock {
-            Lock::Transaction(transaction) => transaction.commit_shared(announcement).await,
-            Lock::Session(_) => Ok(()),
+    /// Ends the grant after its last hold: hands it on to the next local waiter, or releases it.
+    /// Returns its fate, and the proof that it was held until now, which comes while the next hold
+    /// has begun.
+    pub(super) fn end(mut self, turn: Turn, outcome: Outcome) -> (Fate, Option<Confirmation>) {
+        let commits = self.shared().is_none() || matches!(self.verdict, Some(Verdict::Commit(_)));
+        let publication = self.take_publication(commits);
+        if self.shared().is_some() {
+            return self.end_shared(turn, outcome, publication);
         }
-    }
-
-    /// Ends the hold of a success: hands the lock on to the next local waiter, or gives it back. Must be called within a runtime.
-    ///
-    /// The answer is the server's word that the lock was held until now. It comes while the next hold has begun.
-    pub(crate) fn end_hold(mut self: Box<Self>, turn: Turn, claim: &Claim) -> Confirmation {
-        let announcement = self.announcement(claim);
-        if announcement.is_some() || !self.may_be_handed_on() {
-            return self.give_back(announcement);
+        if publication.is_some() {
+            return self.end_published(turn, outcome, publication);
+        }
+        if outcome != Outcome::Success {
+            return self.end_unconfirmed(turn);
+        }
+        if !self.may_be_handed_on() {
+            return self.give_back(turn, None);
         }
         if turn.is_awaited() {
-            let answer = self.confirmation(Urgency::WithTheNext);
-            self.hand_on(turn);
-            return answer;
+            let proof = self.confirm(Urgency::WithTheNext);
+            return match self.hand_on(turn) {
+                None => (Fate::HandedOn, proof),
+                Some((turn, grant)) => grant.give_back(turn, None),
+            };
         }
         if !self.was_handed_on {
-            return self.give_back(None);
+            return self.give_back(turn, None);
         }
-        // A busy realm: its writers may all be waiting for this very answer, and come again with it.
-        let answer = self.confirmation(Urgency::Now);
-        let answered = answer.clone();
-        let background = self.background.clone();
-        background.spawn(async move {
-            if answered.await {
-                self.end_unconfirmed(turn);
+        self.end_busy(turn)
+    }
+
+    /// The statement that publishes all writes that stand.
+    fn take_publication(&mut self, commits: bool) -> Option<String> {
+        let all = std::mem::take(&mut self.publications);
+        let stand = all.into_iter().filter(|it| commits || !it.needs_commit);
+        let statements: Vec<String> = stand.map(|it| it.statement).collect();
+        (!statements.is_empty()).then(|| statements.join("; "))
+    }
+
+    /// Ends the grant of a busy realm: its writers may all be waiting for this very proof, and come
+    /// again with it.
+    fn end_busy(self, turn: Turn) -> (Fate, Option<Confirmation>) {
+        let proof = self.confirm(Urgency::Now);
+        let (Backend::Transaction(_, terms) | Backend::Session(_, terms)) = &self.backend else {
+            return self.give_back(turn, None);
+        };
+        let (answered, tasks) = (proof.clone(), terms.tasks.clone());
+        tasks.spawn(async move {
+            match answered {
+                Some(answered) if !answered.is_positive().await => {
+                    // The lock is lost, though that may not have been noticed yet.
+                    self.release();
+                    drop(turn);
+                }
+                _ => {
+                    self.end_unconfirmed(turn);
+                }
             }
-            // Else the lock is lost, though that may not have been noticed yet: the next one asks the server.
         });
-        answer
+        (Fate::HandedOn, proof)
     }
 
-    /// Ends the hold of what did not succeed, or need not be told or confirmed.
-    pub(crate) fn end_unconfirmed(self: Box<Self>, turn: Turn) {
-        if self.may_be_handed_on() && turn.is_awaited() {
-            self.hand_on(turn);
-        } else {
-            // Its keys are given back before anybody asks for them.
-            drop(self);
-            drop(turn);
-        }
-    }
-
-    /// As [`Grant::end_hold`], where nobody asks for a confirmation of the success.
-    pub(crate) fn end_success(self: Box<Self>, turn: Turn, claim: &Claim) {
-        match self.announcement(claim) {
-            Some(announcement) if self.shared().is_none() => {
-                let background = self.background.clone();
-                // Read to its end, so that a shutdown waits until it is told.
-                background.spawn(self.give_back(Some(announcement)));
-                drop(turn);
+    /// Ends a grant for which nobody waits for a proof.
+    fn end_unconfirmed(self, turn: Turn) -> (Fate, Option<Confirmation>) {
+        let (turn, grant) = if self.may_be_handed_on() && turn.is_awaited() {
+            match self.hand_on(turn) {
+                None => return (Fate::HandedOn, None),
+                Some(back) => back,
             }
-            _ => self.end_unconfirmed(turn),
+        } else {
+            (turn, self)
+        };
+        // In this order: nobody asks for its keys before they are released.
+        grant.release();
+        drop(turn);
+        (Fate::RolledBack, None)
+    }
+
+    /// Ends a grant whose release publishes writes, and so is not handed on.
+    fn end_published(
+        self,
+        turn: Turn,
+        outcome: Outcome,
+        publication: Option<String>,
+    ) -> (Fate, Option<Confirmation>) {
+        let tasks = self.tasks().cloned();
+        let (fate, proof) = self.give_back(turn, publication);
+        if outcome == Outcome::Success {
+            return (fate, proof);
+        }
+        if let (Some(tasks), Some(proof)) = (tasks, proof) {
+            // A shutdown waits until it is published.
+            tasks.spawn(async move {
+                if !proof.is_positive().await {
+                    tracing::warn!("a write could not be published: its lock was lost");
+                }
+            });
+        }
+        (fate, None)
+    }
+
+    /// Commits or rolls back a shared transaction. The next waiter asks when that is done.
+    fn end_shared(
+        mut self,
+        turn: Turn,
+        outcome: Outcome,
+        publication: Option<String>,
+    ) -> (Fate, Option<Confirmation>) {
+        let verdict = self.verdict.take();
+        let Backend::Transaction(transaction, terms) = self.backend else {
+            return (Fate::RolledBack, None);
+        };
+        let Some(Verdict::Commit(confirmer)) = verdict else {
+            // A nested hold that has outlived the one that fails may be a success.
+            let is_success = outcome == Outcome::Success;
+            let proof = is_success.then(|| transaction.ping(Urgency::Now));
+            transaction.roll_back(publication);
+            drop(turn);
+            return (Fate::RolledBack, proof);
+        };
+        let proof = confirmer.confirmation();
+        terms.tasks.spawn(async move {
+            let (answer, remains) = transaction.commit_shared(publication).await;
+            confirmer.publish(answer);
+            drop(turn);
+            remains.clean_up().await;
+        });
+        (Fate::GivenBack, Some(proof))
+    }
+
+    fn give_back(self, turn: Turn, publication: Option<String>) -> (Fate, Option<Confirmation>) {
+        let proof = match self.backend {
+            Backend::InProcess => None,
+            Backend::Transaction(transaction, _) => {
+                Some(transaction.commit(publication.as_deref()))
+            }
+            Backend::Session(lock, _) => Some(lock.unlock(publication)),
+        };
+        drop(turn);
+        (Fate::GivenBack, proof)
+    }
+
+    /// Releases the lock without a proof.
+    pub(super) fn release(self) {
+        match self.backend {
+            Backend::InProcess => {}
+            Backend::Transaction(transaction, _) => transaction.roll_back(None),
+            Backend::Session(lock, _) => lock.give_up(),
         }
     }
 
-    /// What others are told of a write under this claim. That is done by what gives the lock back, so it is not handed on then.
-    fn announcement(&self, claim: &Claim) -> Option<String> {
-        announcement(claim, self.token(), self.sender.as_ref()?)
-    }
-
-    /// Whether the lock is there and within its bounds. A handler may have left anything in a shared transaction.
+    /// Whether the lock is there and within its bounds. A handler may have left anything in a shared
+    /// transaction.
     fn may_be_handed_on(&self) -> bool {
         self.hand_offs_left > 0
             && self.shared().is_none()
@@ -206,30 +428,106 @@ impl Grant {
             && self.hand_off_until.is_none_or(|end| Instant::now() < end)
     }
 
-    fn hand_on(mut self: Box<Self>, turn: Turn) {
-        self.hand_offs_left -= 1;
-        crate::metrics::handed_on();
-        self.was_handed_on = true;
-        match &mut self.lock {
-            Lock::Transaction(transaction) => transaction.begin_next_hold(),
-            Lock::Session(lock) => lock.begin_next_hold(),
+    /// Hands the lock on to the next local waiter for the same claim, with a token of its own; gives
+    /// everything back if that has left.
+    fn hand_on(self, turn: Turn) -> Option<(Turn, Self)> {
+        let before = self.token();
+        let mut next = Self {
+            hand_offs_left: self.hand_offs_left - 1,
+            was_handed_on: true,
+            holds: 1,
+            ..self
+        };
+        next.set_token(before.map(FencingToken::next));
+        match turn.hand_on(Obtained::Granted(next)) {
+            Ok(()) => {
+                metrics::handed_on();
+                None
+            }
+            Err((turn, Obtained::Granted(grant))) => Some((turn, grant)),
+            Err((_, Obtained::Asked(..))) => unreachable!("a grant was handed in"),
         }
-        turn.hand_on(self);
     }
 
-    /// The server's word that the lock was held until now; others may use it meanwhile.
-    fn confirmation(&mut self, urgency: Urgency) -> Confirmation {
-        match &mut self.lock {
-            Lock::Transaction(transaction) => transaction.ping(urgency),
-            Lock::Session(lock) => Confirmation::to(lock.confirmation()),
+    /// Asks for the proof that the lock was held until now; others may use it meanwhile.
+    fn confirm(&self, urgency: Urgency) -> Option<Confirmation> {
+        match &self.backend {
+            Backend::InProcess => None,
+            Backend::Transaction(transaction, _) => Some(transaction.ping(urgency)),
+            Backend::Session(lock, _) => Some(lock.confirm()),
         }
     }
 
-    /// Gives the lock back, with the server's word that it was held until now.
-    fn give_back(self, announcement: Option<String>) -> Confirmation {
-        match self.lock {
-            Lock::Transaction(transaction) => transaction.commit(announcement),
-            Lock::Session(lock) => Confirmation::to(lock.unlock(announcement)),
+    fn tasks(&self) -> Option<&Tasks> {
+        match &self.backend {
+            Backend::InProcess => None,
+            Backend::Transaction(_, terms) | Backend::Session(_, terms) => Some(&terms.tasks),
         }
     }
+}
+
+impl Keeper {
+    /// Resolves when the lock is lost.
+    pub(super) async fn keep(&self) {
+        match self {
+            Self::InProcess => std::future::pending().await,
+            Self::Transaction(heart) => heart.keep().await,
+            Self::Session(lease) => lease.lost().await,
+        }
+    }
+}
+
+impl Baton for Obtained {
+    fn orphan(self, turn: Turn) {
+        match self {
+            Self::Granted(grant) => {
+                grant.end(turn, Outcome::Failure);
+            }
+            Self::Asked(attempt, terms) => leave(turn, attempt, terms),
+        }
+    }
+}
+
+/// Passes an attempt on to the next waiter for the same claim. With none it lingers.
+fn leave(turn: Turn, attempt: Attempt, terms: Arc<GrantTerms>) {
+    match turn.hand_on(Obtained::Asked(attempt, terms)) {
+        Ok(()) => {}
+        Err((turn, Obtained::Asked(attempt, terms))) => {
+            let tasks = terms.tasks.clone();
+            tasks.spawn(linger(turn, attempt, terms));
+        }
+        Err((turn, granted)) => granted.orphan(turn),
+    }
+}
+
+/// Keeps an attempt in PostgreSQL's queue for the next caller, for a short time.
+async fn linger(turn: Turn, mut attempt: Attempt, terms: Arc<GrantTerms>) {
+    let newcomer = turn.watch();
+    tokio::select! {
+        biased;
+        () = attempt.answered() => {
+            if let Settled::Granted(lock, contended) = attempt.settle(Instant::now()).await {
+                Grant::transaction(lock, contended, &terms).end_unconfirmed(turn);
+            }
+            return;
+        }
+        () = newcomer.notified() => {
+            match turn.hand_on(Obtained::Asked(attempt, terms)) {
+                Ok(()) => {}
+                // It wants another claim: the server must leave the queue first.
+                Err((turn, Obtained::Asked(attempt, _))) => end(turn, attempt).await,
+                Err((turn, granted)) => granted.orphan(turn),
+            }
+            return;
+        }
+        () = sleep(LINGER) => {}
+        () = terms.tasks.closing().cancelled() => {}
+    }
+    end(turn, attempt).await;
+}
+
+/// Cancels an attempt. The next waiter asks when the server is rid of it.
+async fn end(turn: Turn, attempt: Attempt) {
+    attempt.abandon().await;
+    drop(turn);
 }

@@ -1,80 +1,57 @@
 use std::fmt;
-use std::future::pending;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::lease::Lease;
-use super::nesting::Nesting;
-use super::{Claim, FencingToken, LockTransaction};
-use crate::realm::RealmUrl;
+use super::claim::Claim;
+use super::hold::{Core, Hold};
+use super::postgres::shared::LockTransaction;
+use super::token::FencingToken;
+use crate::realm::url::RealmUrl;
 
 /// The handle of a hold: what the work under the lock can ask of it.
 ///
-/// A handler finds it in the request extensions (`Extension<HeldLock>` in axum). It keeps nothing locked: the lock ends
-/// with the call, whoever still has a handle. Cheap to clone.
+/// A handler finds it in the request extensions (`Extension<HeldLock>` in axum). It keeps nothing
+/// locked: the lock ends with the call, whoever still has a handle. Cheap to clone.
 #[derive(Clone)]
-pub struct HeldLock(Arc<Held>);
-
-struct Held {
-    claim: Claim,
-    token: Option<FencingToken>,
-    /// None in process, where nothing can take the lock away.
-    lease: Option<Arc<Lease>>,
-    transaction: Option<LockTransaction>,
-    nesting: Nesting,
-    released: AtomicBool,
-}
+pub struct HeldLock(Arc<Core>);
 
 impl HeldLock {
-    pub(crate) fn new(
-        claim: Claim,
-        token: Option<FencingToken>,
-        lease: Option<Arc<Lease>>,
-        transaction: Option<LockTransaction>,
-        nesting: Nesting,
-    ) -> Self {
-        Self(Arc::new(Held {
-            claim,
-            token,
-            lease,
-            transaction,
-            nesting,
-            released: AtomicBool::new(false),
-        }))
+    pub(crate) fn of(hold: &Hold) -> Self {
+        Self(Arc::clone(hold.core()))
     }
 
     /// What is locked.
     #[must_use]
     pub fn claim(&self) -> &Claim {
-        &self.0.claim
+        self.0.claim()
     }
 
-    /// The realms that it is about, whole or in part.
+    /// The realms that the claim is about, whole or in part.
     #[must_use]
     pub fn realms(&self) -> &[RealmUrl] {
         self.claim().realms()
     }
 
     /// The fencing token of this hold; `None` unless the locks were built with `fencing(true)`.
+    ///
+    /// A nested hold has the token of the hold that it is nested in.
     #[must_use]
     pub fn fencing_token(&self) -> Option<FencingToken> {
-        self.0.token
+        self.0.token()
     }
 
-    /// The locked transaction; `None` unless `share_transaction(true)` was set.
+    /// The locked transaction; `None` unless `share_transaction(true)` was set for this hold.
     #[must_use]
     pub fn transaction(&self) -> Option<&LockTransaction> {
-        self.0.transaction.as_ref()
+        self.0.transaction()
     }
 
     /// Whether the lock is still held, as far as this process can know without asking PostgreSQL.
     ///
-    /// `false` once the hold is released, the connection is gone, or two thirds of the lease passed without an answer from
-    /// the server. Never blocks.
+    /// `false` once the hold has ended, the connection is gone, or two thirds of the lease passed
+    /// without an answer from the server. Never blocks.
     #[must_use]
     pub fn is_held(&self) -> bool {
-        let current = self.0.lease.as_ref().is_none_or(|lease| lease.is_current());
-        current && !self.0.released.load(Ordering::Acquire)
+        self.0.is_held()
     }
 
     /// Resolves when the lock is lost, so that work which cannot simply be dropped can stop early.
@@ -85,19 +62,12 @@ impl HeldLock {
     ///
     /// Cancel safe: it can be dropped and called again.
     pub async fn lost(&self) {
-        match &self.0.lease {
-            Some(lease) => lease.lost().await,
-            None => pending().await,
-        }
+        self.0.lost().await;
     }
 
-    /// Under which locks, and in which other hold, it was taken.
-    pub(super) fn nesting(&self) -> &Nesting {
-        &self.0.nesting
-    }
-
-    pub(crate) fn mark_released(&self) {
-        self.0.released.store(true, Ordering::Release);
+    /// Runs one step of work under the hold, for work that is not polled by its guard.
+    pub(crate) fn within<T>(&self, step: impl FnOnce() -> T) -> T {
+        self.0.within(step)
     }
 }
 

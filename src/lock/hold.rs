@@ -1,238 +1,683 @@
+//! The life of a hold: one owner of everything between the grant and the release.
+//!
+//! A [`Hold`] is made when its claim is granted, guards the work, and ends in one way:
+//! [`Hold::end`]. Its destructor calls the same function with [`Outcome::Failure`].
+//!
+//! 1. **Begin.** The turn and the [`Grant`] stay in the queue's [`Slot`]; the hold has a share of
+//!    it. An ordinary hold has the one share of a grant that was made for it. A *nested* hold has
+//!    shares of the grants that its own task holds already, of several where only together they
+//!    cover its claim. A grant lasts as long as its last share.
+//! 2. **Guard.** [`Hold::guard`] polls the work in whatever task polls the guard. Before each step it
+//!    checks that the lock is still held; after it, it polls what can end the hold early: the
+//!    [`Keeper`], which sends heartbeats and resolves when the lock is lost, and `max_hold`. The
+//!    hold is the *innermost* of the task while the work is polled: that is how nested use is found.
+//! 3. **End.** The hold's share goes back with the [`Outcome`] of the work. While other holds share
+//!    the grant it is [kept](Fate::Kept); the last one hands it on, gives it back or rolls it back.
+//!    [`Grant::end`] decides which, and nobody else.
+//! 4. **Confirm.** An [`Ending`] knows which answers of the server prove that the lock was held until
+//!    the work ended. [`Ending::confirmed`] waits for them, while the next hold has begun.
+//!
+//! # Invariants
+//!
+//! - A loss is found by [`Core::check`] or by a missing proof, and counted once per hold.
+//! - A hold whose call is neither polled nor dropped is revoked by the queue's watchdog, which takes
+//!   its grant out of the slot. A step of the work and a revocation exclude each other, and no step
+//!   follows a revocation: see [`Slot::begin_poll`].
+//! - A hold that has ended has no share, so whatever its work left behind holds nothing.
+//! - What a shared transaction wrote stands or falls with the hold that it was made for. Its COMMIT
+//!   waits until the nested holds have ended.
+
+use std::fmt;
 use std::future::{Future, pending, poll_fn};
+use std::iter::{once, successors};
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use futures_util::future::select_all;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::grant::{Grant, Turn};
-use super::nesting::within;
-use super::postgres::Confirmation;
-use super::{Claim, HeldLock, LockError};
+use super::claim::{Claim, Lock};
+use super::error::LockError;
+#[cfg(doc)]
+use super::grant::Grant;
+use super::grant::{Fate, Keeper, Obtained, Outcome, Role, Slot};
+use super::lease::Lease;
+use super::postgres::confirmation::{Confirmation, Unconfirmed};
+use super::postgres::shared::LockTransaction;
+use super::token::FencingToken;
 use crate::metrics;
 
-/// A granted lock and the duty to release it.
-///
-/// [`Hold::release`] releases and asks for a confirmation. Dropping a hold, as a panic or a cancelled call does, releases it
-/// too. Either way the next local waiter goes on at once.
-#[derive(Debug)]
+tokio::task_local! {
+    /// The hold that the current task works under, the innermost. A task that it spawns does not
+    /// work under it.
+    static INNERMOST: Arc<Core>;
+}
+
+/// A granted lock, and the duty to end it.
 pub(crate) struct Hold {
-    held: HeldLock,
-    /// None once it is released.
-    turn: Option<Turn>,
-    /// None in process, and once it is released.
-    grant: Option<Box<Grant>>,
+    core: Arc<Core>,
+    keeper: Keeper,
+    /// Those of the other shares of a nested hold.
+    other_keepers: Vec<Keeper>,
     granted: Instant,
-    longest: Option<Duration>,
     /// Makes a shutdown wait for it, on whatever task it is.
     _tracked: TaskTrackerToken,
     _counted: metrics::Held,
 }
 
+/// What the handles of a hold share with it.
+pub(crate) struct Core {
+    claim: Claim,
+    /// The locks that it belongs to, by address: two that were made separately know nothing of each
+    /// other.
+    locks: usize,
+    share: Share,
+    /// Of a nested hold whose claim several grants cover.
+    other_shares: Vec<Share>,
+    origin: Origin,
+    max_hold: Option<Duration>,
+    has_ended: AtomicBool,
+    is_counted_lost: AtomicBool,
+}
+
+/// Where a hold comes from, and what its grants give to its work.
+struct Origin {
+    /// The hold that the asking task worked under.
+    outer: Option<Arc<Core>>,
+    /// Whether it shares the grants of other holds.
+    is_nested: bool,
+    token: Option<FencingToken>,
+    transaction: Option<LockTransaction>,
+}
+
+/// A share, and what keeps its lease.
+struct Part {
+    share: Share,
+    keeper: Keeper,
+}
+
+/// A part in a grant.
+struct Share {
+    slot: Arc<Slot>,
+    /// `None` in process, where nothing can take the lock away.
+    lease: Option<Arc<Lease>>,
+}
+
+/// What a hold is made with, apart from its grant.
+pub(super) struct HoldTerms {
+    pub(super) claim: Claim,
+    pub(super) locks: usize,
+    pub(super) max_hold: Option<Duration>,
+    pub(super) tracked: TaskTrackerToken,
+    pub(super) counted: metrics::Held,
+}
+
+/// What a nested hold is asked to give.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NestedNeeds {
+    /// The transaction that holds the lock.
+    pub(super) transaction: bool,
+    /// A lock that outlives the outer hold's response.
+    pub(super) outlives_response: bool,
+}
+
 impl Hold {
-    /// `grant` is `None` for a lock that is held in process alone.
-    pub(crate) fn new(
-        held: HeldLock,
-        turn: Turn,
-        grant: Option<Box<Grant>>,
-        max_hold: Option<Duration>,
-        tracked: TaskTrackerToken,
-        counted: metrics::Held,
-    ) -> Self {
+    /// A hold of the grant in this slot, which was made for it; `None` if there is none any more.
+    pub(super) fn new(terms: HoldTerms, slot: Arc<Slot>) -> Option<Self> {
+        slot.mark_granted();
+        let (keeper, token, transaction, lease) = slot.with(|_, obtained| match obtained {
+            Some(Obtained::Granted(grant)) => Some((
+                grant.keeper(),
+                grant.token(),
+                grant.shared().cloned(),
+                grant.lease().cloned(),
+            )),
+            _ => None,
+        })??;
+        let part = Part {
+            share: Share { slot, lease },
+            keeper,
+        };
+        let origin = Origin {
+            outer: innermost(),
+            is_nested: false,
+            token,
+            transaction,
+        };
+        Some(Self::assemble(terms, origin, part, Vec::new()))
+    }
+
+    fn assemble(terms: HoldTerms, origin: Origin, part: Part, others: Vec<Part>) -> Self {
+        let (other_shares, other_keepers) =
+            others.into_iter().map(|it| (it.share, it.keeper)).unzip();
+        let core = Core {
+            claim: terms.claim,
+            locks: terms.locks,
+            share: part.share,
+            other_shares,
+            origin,
+            max_hold: terms.max_hold,
+            has_ended: AtomicBool::new(false),
+            is_counted_lost: AtomicBool::new(false),
+        };
         Self {
-            held,
-            turn: Some(turn),
-            grant,
+            core: Arc::new(core),
+            keeper: part.keeper,
+            other_keepers,
             granted: Instant::now(),
-            longest: max_hold,
-            _tracked: tracked,
-            _counted: counted,
+            _tracked: terms.tracked,
+            _counted: terms.counted,
         }
     }
 
-    pub(crate) fn held(&self) -> &HeldLock {
-        &self.held
+    /// A hold of what the current task holds already; `None`, with nothing done, if it holds nothing
+    /// of the claim.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::OwnLock`] if the task holds a part of the claim: waiting for the rest would be
+    /// waiting for itself. [`LockError::Lost`] if what it holds is lost, and
+    /// [`LockError::InvalidOption`] for a need that the outer hold cannot give.
+    pub(super) fn nested(
+        claim: &Claim,
+        locks: usize,
+        needs: NestedNeeds,
+        terms: impl FnOnce() -> HoldTerms,
+    ) -> Result<Option<Self>, LockError> {
+        let Some(inner) = innermost() else {
+            return Ok(None);
+        };
+        let Some(slots) = inner.slots_for(claim, locks)? else {
+            return Ok(None);
+        };
+        let lost = || LockError::Lost {
+            claim: claim.clone(),
+        };
+        let mut parts = Vec::with_capacity(slots.len());
+        let mut origin = Origin {
+            outer: Some(inner),
+            is_nested: true,
+            token: None,
+            transaction: None,
+        };
+        for slot in &slots {
+            let outer = slot.with(|_, obtained| match obtained {
+                Some(Obtained::Granted(grant)) => {
+                    needs.check(grant.shared().is_some(), slots.len())?;
+                    origin.transaction = grant.shared().filter(|_| needs.transaction).cloned();
+                    origin.token = origin.token.max(grant.token());
+                    Ok((grant.keeper(), grant.lease().cloned()))
+                }
+                _ => Err(lost()),
+            });
+            let (keeper, lease) = outer.unwrap_or_else(|| Err(lost()))?;
+            if lease.as_ref().is_some_and(|lease| !lease.is_current()) {
+                return Err(lost());
+            }
+            let slot = Arc::clone(slot);
+            let share = Share { slot, lease };
+            parts.push(Part { share, keeper });
+        }
+        for (begun, part) in parts.iter().enumerate() {
+            if !part.share.begin(origin.token) {
+                // It has ended since.
+                for part in parts.iter().take(begun) {
+                    part.share.end(claim, Outcome::Failure, origin.role());
+                }
+                return Err(lost());
+            }
+        }
+        // A claim has a key, so a slot covers it.
+        let others = parts.split_off(1);
+        let part = parts.remove(0);
+        Ok(Some(Self::assemble(terms(), origin, part, others)))
     }
 
-    /// Runs `work` until it ends, the lock is lost, or the longest hold has passed; then `work` is dropped.
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    pub(crate) fn claim(&self) -> &Claim {
+        &self.core.claim
+    }
+
+    /// Whether it shares the lock of a hold of the same task.
+    pub(crate) fn is_nested(&self) -> bool {
+        self.core.origin.is_nested
+    }
+
+    /// Runs `work` until it ends, the lock is lost, or `max_hold` has passed; then `work` is
+    /// dropped.
     ///
     /// # Errors
     ///
     /// [`LockError::Lost`] and [`LockError::Expired`].
+    ///
+    /// # Cancel safety
+    ///
+    /// If dropped, so is `work`; the hold goes on.
     pub(crate) async fn guard<T>(&self, work: impl Future<Output = T>) -> Result<T, LockError> {
-        let mut work = pin!(within(self.held.clone(), work));
-        let mut end = pin!(self.end());
+        let mut work = pin!(INNERMOST.scope(Arc::clone(&self.core), work));
+        let mut early_end = pin!(self.early_end());
         poll_fn(|cx| {
-            // A process that was frozen must see the time before its work goes on, and timers may fire late.
-            if let Err(lost) = self.still_held() {
-                return Poll::Ready(Err(lost));
-            }
-            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+            // A process that was frozen must see the time before its work goes on, and timers may
+            // fire late.
+            let step = match self.core.begin_step() {
+                Ok(step) => step,
+                Err(error) => return Poll::Ready(Err(error)),
+            };
+            let polled = work.as_mut().poll(cx);
+            step.end();
+            if let Poll::Ready(done) = polled {
                 return Poll::Ready(Ok(done));
             }
             // Last, so that work which never waits needs no timer.
-            end.as_mut().poll(cx).map(Err)
+            early_end.as_mut().poll(cx).map(Err)
         })
         .await
     }
 
     /// Keeps the hold alive; resolves when it must end before its work does.
-    async fn end(&self) -> LockError {
+    async fn early_end(&self) -> LockError {
         tokio::select! {
-            () = self.keep() => self.loss(),
+            () = self.keep() => self.core.loss(),
             error = self.expired() => error,
+            error = self.show_life() => error,
         }
     }
 
     async fn keep(&self) {
-        match &self.grant {
-            Some(grant) => grant.keep().await,
-            None => pending().await,
+        if self.other_keepers.is_empty() {
+            return self.keeper.keep().await;
         }
+        let keepers = once(&self.keeper).chain(&self.other_keepers);
+        select_all(keepers.map(|keeper| Box::pin(keeper.keep()))).await;
     }
 
     async fn expired(&self) -> LockError {
         // A bound too far away to be a point in time is no bound.
-        let end = self
-            .longest
-            .and_then(|max_hold| Some((max_hold, self.granted.checked_add(max_hold)?)));
+        let max_hold = self.core.max_hold;
+        let end = max_hold.and_then(|it| Some((it, self.granted.checked_add(it)?)));
         let Some((max_hold, end)) = end else {
             return pending().await;
         };
         sleep_until(end).await;
-        LockError::Expired {
-            claim: self.held.claim().clone(),
-            max_hold,
-        }
+        self.core.expired(max_hold)
     }
 
-    /// Releases the lock; commits what a handler wrote in a shared transaction. Must be called within a runtime.
-    ///
-    /// # Errors
-    ///
-    /// [`LockError::Lost`] if it is known to be lost, [`LockError::CommitFailed`].
-    ///
-    /// # Cancel safety
-    ///
-    /// If dropped, the lock is released all the same; a shared transaction may then be rolled back.
-    pub(crate) async fn release(mut self) -> Result<Released, LockError> {
-        self.still_held()?;
-        let claim = self.held.claim().clone();
-        if let Some(grant) = &mut self.grant
-            && grant.shared().is_some()
-        {
-            let committed = grant.commit_shared(&claim).await;
-            if matches!(committed, Err(LockError::Lost { .. })) {
-                metrics::lost();
-            }
-            committed?;
-            return Ok(Released {
-                claim,
-                confirmation: None,
-            });
-        }
-        self.held.mark_released();
-        let grant = self.grant.take().zip(self.turn.take());
-        let confirmation = grant.map(|(grant, turn)| grant.end_hold(turn, &claim));
-        Ok(Released {
-            claim,
-            confirmation,
-        })
-    }
-
-    /// Releases the lock of a success that nobody wants to have confirmed. What was written in a shared transaction is rolled
-    /// back. Must be called within a runtime.
-    ///
-    /// # Errors
-    ///
-    /// [`LockError::Lost`] if it is known to be lost.
-    pub(crate) fn release_unconfirmed(mut self) -> Result<(), LockError> {
-        self.still_held()?;
-        self.held.mark_released();
-        if let (Some(grant), Some(turn)) = (self.grant.take(), self.turn.take()) {
-            grant.end_success(turn, self.held.claim());
-        }
-        Ok(())
-    }
-
-    fn still_held(&self) -> Result<(), LockError> {
-        if self.held.is_held() {
-            Ok(())
-        } else {
-            Err(self.loss())
-        }
-    }
-
-    /// A loss that is found out.
-    fn loss(&self) -> LockError {
-        metrics::lost();
-        self.lost()
-    }
-
-    pub(crate) fn lost(&self) -> LockError {
-        LockError::Lost {
-            claim: self.held.claim().clone(),
-        }
-    }
-}
-
-/// A hold that has ended, as far as this process can know.
-#[derive(Debug)]
-#[must_use = "the lock may have been lost unnoticed"]
-pub(crate) struct Released {
-    claim: Claim,
-    /// None where nothing is left to be asked.
-    confirmation: Option<Confirmation>,
-}
-
-impl Released {
-    /// Waits for the server's word that the lock was held to the end. The next hold has begun meanwhile.
-    ///
-    /// # Errors
-    ///
-    /// [`LockError::Lost`] if that word does not come.
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing depends on it but the answer.
-    pub(crate) async fn confirmed(self) -> Result<(), LockError> {
-        let confirmed = match self.confirmation {
-            Some(confirmation) => confirmation.await,
-            None => true,
+    /// Makes its task poll it often enough for the watchdog, however long the work waits.
+    async fn show_life(&self) -> LockError {
+        let signs = self.core.shares().filter_map(|it| it.slot.sign_of_life());
+        let Some(every) = signs.min() else {
+            return pending().await;
         };
-        if confirmed {
-            Ok(())
-        } else {
-            metrics::lost();
-            Err(LockError::Lost { claim: self.claim })
+        loop {
+            sleep(every).await;
         }
+    }
+
+    /// Ends the hold: the only way in which one ends.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`] or [`LockError::Expired`] for a success whose lock is known not to have
+    /// lasted. The hold has ended all the same.
+    pub(crate) fn end(self, outcome: Outcome) -> Result<Ending, LockError> {
+        let held = self.core.check();
+        let outcome = if held.is_ok() {
+            outcome
+        } else {
+            Outcome::Failure
+        };
+        let ending = self.core.end(outcome);
+        held?;
+        ending.ok_or_else(|| self.core.loss())
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        tracing::debug!(claim = %self.held.claim(), held = ?self.granted.elapsed(), "released");
-        self.held.mark_released();
-        if let (Some(grant), Some(turn)) = (self.grant.take(), self.turn.take()) {
-            grant.end_unconfirmed(turn);
+        self.core.end(Outcome::Failure);
+    }
+}
+
+impl NestedNeeds {
+    /// Refuses what an outer hold cannot give, by whether it shares its transaction and how many
+    /// grants cover the claim.
+    fn check(self, shares: bool, grants: usize) -> Result<(), LockError> {
+        let refuse = |option, value: &str, remedy| {
+            Err(LockError::InvalidOption {
+                option,
+                value: value.into(),
+                remedy,
+            })
+        };
+        if self.transaction && (!shares || grants > 1) {
+            return refuse(
+                "share_transaction",
+                "true",
+                "this task holds the lock already, in a hold that does not share its transaction; \
+                 set share_transaction(true) for the outer hold",
+            );
         }
+        if self.outlives_response && shares {
+            return refuse(
+                "hold_until",
+                "BodyEnd",
+                "this task holds the lock already, in a hold whose shared transaction commits \
+                 before the body ends; leave share_transaction or HoldUntil::BodyEnd off",
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A step of work under a hold.
+struct Step<'a>(&'a Core);
+
+impl Step<'_> {
+    fn end(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Step<'_> {
+    fn drop(&mut self) {
+        self.0.shares().for_each(|share| share.slot.end_poll());
+    }
+}
+
+impl Core {
+    fn shares(&self) -> impl Iterator<Item = &Share> {
+        once(&self.share).chain(&self.other_shares)
+    }
+
+    pub(super) fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    pub(super) fn token(&self) -> Option<FencingToken> {
+        self.origin.token
+    }
+
+    pub(super) fn transaction(&self) -> Option<&LockTransaction> {
+        self.origin.transaction.as_ref()
+    }
+
+    /// Whether the lock is still held, as far as this process can know without asking.
+    pub(super) fn is_held(&self) -> bool {
+        !self.has_ended() && self.shares().all(Share::is_held)
+    }
+
+    fn has_ended(&self) -> bool {
+        self.has_ended.load(Ordering::Acquire)
+    }
+
+    /// Resolves when the lock is lost.
+    pub(super) async fn lost(&self) {
+        select_all(self.shares().map(|share| Box::pin(share.lost()))).await;
+    }
+
+    /// Runs one step of work under the hold.
+    pub(crate) fn within<T>(self: &Arc<Self>, step: impl FnOnce() -> T) -> T {
+        INNERMOST.sync_scope(Arc::clone(self), step)
+    }
+
+    /// Begins a step of the work: checks that the lock is held, and keeps the watchdog from revoking
+    /// it before the step has ended.
+    fn begin_step(&self) -> Result<Step<'_>, LockError> {
+        for (begun, share) in self.shares().enumerate() {
+            if !share.slot.begin_poll() {
+                self.shares()
+                    .take(begun)
+                    .for_each(|share| share.slot.end_poll());
+                return Err(self.end_of_revoked());
+            }
+        }
+        let step = Step(self);
+        self.check()?;
+        Ok(step)
+    }
+
+    /// Whether the lock is still held: the one place where a loss is found out before the end.
+    pub(crate) fn check(&self) -> Result<(), LockError> {
+        if self.is_held() {
+            Ok(())
+        } else if self.shares().any(|share| share.slot.is_revoked()) {
+            Err(self.end_of_revoked())
+        } else {
+            Err(self.loss())
+        }
+    }
+
+    /// What a hold reports that the watchdog has revoked.
+    fn end_of_revoked(&self) -> LockError {
+        match self.max_hold {
+            Some(max_hold) if self.share.lease.is_none() => self.expired(max_hold),
+            _ => self.loss(),
+        }
+    }
+
+    fn expired(&self, max_hold: Duration) -> LockError {
+        LockError::Expired {
+            claim: self.claim.clone(),
+            max_hold,
+        }
+    }
+
+    /// The error of a lost lock; counts it once.
+    pub(crate) fn loss(&self) -> LockError {
+        if !self.is_counted_lost.swap(true, Ordering::AcqRel) {
+            metrics::lost();
+        }
+        LockError::Lost {
+            claim: self.claim.clone(),
+        }
+    }
+
+    /// Gives all shares back; `None` if that was done before, or a share was revoked.
+    fn end(self: &Arc<Self>, outcome: Outcome) -> Option<Ending> {
+        if self.has_ended.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        let mut fate = Some(Fate::Kept);
+        let mut proofs = Vec::new();
+        for share in self.shares() {
+            let ended = share.end(&self.claim, outcome, self.origin.role());
+            fate = fate.and_then(|fate| {
+                let (of_share, proof) = ended?;
+                proofs.extend(proof);
+                // The grants of a nested hold are kept, except where it outlives an outer hold.
+                Some(if fate == Fate::Kept { of_share } else { fate })
+            });
+        }
+        let ending = fate.map(|fate| Ending {
+            fate,
+            proofs,
+            core: Arc::clone(self),
+        });
+        tracing::debug!(claim = %self.claim, ?outcome, ?ending, "a hold ended");
+        ending
+    }
+
+    /// The slots that cover a claim, of all holds of these locks that this hold is nested in, itself
+    /// included; `None` if they have no key of it.
+    fn slots_for(
+        self: &Arc<Self>,
+        claim: &Claim,
+        locks: usize,
+    ) -> Result<Option<Vec<Arc<Slot>>>, LockError> {
+        let holds = || {
+            let chain = successors(Some(&**self), |core| core.origin.outer.as_deref());
+            chain.filter(|core| core.locks == locks && !core.has_ended())
+        };
+        let slots = || holds().flat_map(|core| core.shares().map(move |share| (core, share)));
+        let covering = |lock: &Lock| slots().find(|(_, share)| share.slot.claim().has(lock));
+        let mut covered: Vec<Arc<Slot>> = Vec::new();
+        for lock in claim.locks() {
+            let Some((core, share)) = covering(lock) else {
+                let own = slots().find(|(_, share)| share.slot.claim().meets(claim));
+                return match own {
+                    None => Ok(None),
+                    Some((_, share)) => Err(LockError::OwnLock {
+                        claim: claim.clone(),
+                        held: share.slot.claim().clone(),
+                    }),
+                };
+            };
+            if !core.is_held() {
+                return Err(LockError::Lost {
+                    claim: claim.clone(),
+                });
+            }
+            if !covered.iter().any(|slot| Arc::ptr_eq(slot, &share.slot)) {
+                covered.push(Arc::clone(&share.slot));
+            }
+        }
+        Ok((!covered.is_empty()).then_some(covered))
+    }
+}
+
+/// The hold that the current task works under.
+fn innermost() -> Option<Arc<Core>> {
+    INNERMOST.try_with(Arc::clone).ok()
+}
+
+/// Names what the task holds in the error of a request for something else.
+pub(super) fn explain(error: LockError) -> LockError {
+    match innermost() {
+        None => error,
+        Some(core) => LockError::Nested {
+            held: core.claim.clone(),
+            source: Box::new(error),
+        },
+    }
+}
+
+impl Origin {
+    fn role(&self) -> Role {
+        Role {
+            owns: !self.is_nested,
+            writes_in_transaction: self.transaction.is_some(),
+        }
+    }
+}
+
+impl Share {
+    fn is_held(&self) -> bool {
+        let lease = self.lease.as_ref();
+        lease.is_none_or(|lease| lease.is_current()) && !self.slot.is_revoked()
+    }
+
+    async fn lost(&self) {
+        match &self.lease {
+            Some(lease) => lease.lost().await,
+            None => pending().await,
+        }
+    }
+
+    /// Begins a share of a grant that other holds have, with a token that no later hold may reach;
+    /// `false` if the grant has ended.
+    fn begin(&self, token: Option<FencingToken>) -> bool {
+        let shared = self.slot.with(|_, obtained| match obtained {
+            Some(Obtained::Granted(grant)) => {
+                grant.share();
+                grant.set_token(token.max(grant.token()));
+                true
+            }
+            _ => false,
+        });
+        shared.unwrap_or(false)
+    }
+
+    /// Ends this share; `None` if the grant was revoked.
+    fn end(
+        &self,
+        claim: &Claim,
+        outcome: Outcome,
+        role: Role,
+    ) -> Option<(Fate, Option<Confirmation>)> {
+        let left = self.slot.with(|_, obtained| match obtained {
+            Some(Obtained::Granted(grant)) => Some(grant.leave(claim, outcome, role)),
+            _ => None,
+        })??;
+        if left.is_some() {
+            return left;
+        }
+        match self.slot.take() {
+            Some((turn, Some(Obtained::Granted(grant)))) => Some(grant.end(turn, outcome)),
+            _ => None,
+        }
+    }
+}
+
+/// A hold that has ended, as far as this process can know.
+#[must_use = "the lock may have been lost unnoticed"]
+pub(crate) struct Ending {
+    fate: Fate,
+    proofs: Vec<Confirmation>,
+    core: Arc<Core>,
+}
+
+impl Ending {
+    /// Waits for the server's proof that the lock was held to the end, and that a shared transaction
+    /// committed. The next hold has begun meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`] if the proof does not come, [`LockError::CommitFailed`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: only the result depends on it.
+    pub(crate) async fn confirmed(self) -> Result<(), LockError> {
+        for proof in &self.proofs {
+            match proof.answered().await {
+                Ok(()) => {}
+                Err(Unconfirmed::Lost) => return Err(self.core.loss()),
+                Err(Unconfirmed::NotCommitted(problem)) => {
+                    return Err(LockError::CommitFailed {
+                        claim: self.core.claim.clone(),
+                        problem: problem.to_string(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ending")
+            .field("fate", &self.fate)
+            .field("proofs", &self.proofs)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hold")
+            .field("claim", &self.core.claim)
+            .finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use std::cell::Cell;
-    use std::sync::Arc;
 
     use futures_util::FutureExt;
     use tokio_util::sync::CancellationToken;
     use tokio_util::task::TaskTracker;
 
     use super::*;
-    use crate::lock::lease::Lease;
-    use crate::lock::nesting::Nesting;
-    use crate::lock::queue::{Entry, Queue};
+    use crate::lock::grant::{Grant, Queue};
 
     #[test]
     fn work_that_was_frozen_with_its_process_does_not_go_on() {
@@ -248,19 +693,104 @@ pub(crate) mod tests {
             .unwrap()
     }
 
-    /// A hold that only its lease ends. Nobody sends its heartbeats, as in a process that stands still.
+    fn terms(claim: &Claim) -> HoldTerms {
+        HoldTerms {
+            claim: claim.clone(),
+            locks: 0,
+            max_hold: None,
+            tracked: TaskTracker::new().token(),
+            counted: metrics::Waiting::begin().granted(Duration::ZERO),
+        }
+    }
+
+    /// A hold that only its lease ends. Nobody sends its heartbeats, as in a process that stands
+    /// still.
     pub(crate) fn leased(period: Duration) -> (Hold, Arc<Lease>) {
-        let claim = Claim::realm(&"http://h/a/".parse().unwrap());
-        let Ok(Entry::Turn(turn)) = Arc::new(Queue::default()).enter(&claim, 0) else {
-            panic!("nobody has the turn");
-        };
+        let mut hold = granted(&Arc::new(Queue::default()), &realm());
         let connection = CancellationToken::new();
         let lease = Arc::new(Lease::new(period, Instant::now(), &connection));
-        let nesting = Nesting::current(0);
-        let handle = HeldLock::new(claim, None, Some(Arc::clone(&lease)), None, nesting);
-        let tracked = TaskTracker::new().token();
-        let counted = metrics::Waiting::begin().granted(Duration::ZERO);
-        (Hold::new(handle, turn, None, None, tracked, counted), lease)
+        let core = Arc::get_mut(&mut hold.core).unwrap();
+        core.share.lease = Some(Arc::clone(&lease));
+        (hold, lease)
+    }
+
+    fn granted(queue: &Arc<Queue>, claim: &Claim) -> Hold {
+        let entry = queue.enter(claim, 9, None).ok().unwrap();
+        let slot = entry.keep().unwrap();
+        slot.with(|_, obtained| *obtained = Some(Obtained::Granted(Grant::in_process())));
+        Hold::new(terms(claim), slot).unwrap()
+    }
+
+    fn nested(claim: &Claim) -> Hold {
+        let needs = NestedNeeds {
+            transaction: false,
+            outlives_response: false,
+        };
+        let nested = Hold::nested(claim, 0, needs, || terms(claim));
+        nested.unwrap().expect("its task has the claim")
+    }
+
+    fn realm() -> Claim {
+        Claim::realm(&"http://h/a/".parse().unwrap())
+    }
+
+    #[test]
+    fn a_lock_is_given_back_by_the_last_hold_that_shares_it() {
+        // The queue's mutex is a model checker's in unit tests.
+        shuttle::check_random(
+            || {
+                let queue = Arc::new(Queue::default());
+                let outer = granted(&queue, &realm());
+                let inner = outer.core().within(|| nested(&realm()));
+                let innermost = inner.core().within(|| nested(&realm()));
+                let outer = outer.end(Outcome::Success).unwrap();
+                assert_eq!(outer.fate, Fate::Kept);
+                assert!(inner.core().is_held());
+                drop(inner);
+                assert_eq!(queue.status().len(), 1, "the innermost keeps it");
+                let innermost = innermost.end(Outcome::Success).unwrap();
+                assert_eq!(innermost.fate, Fate::GivenBack);
+                assert!(queue.status().is_empty());
+            },
+            1,
+        );
+    }
+
+    #[test]
+    fn a_nested_hold_of_two_locks_ends_with_neither() {
+        shuttle::check_random(
+            || {
+                let queue = Arc::new(Queue::default());
+                let other = Claim::realm(&"http://h/b/".parse().unwrap());
+                let one = granted(&queue, &realm());
+                let two = one.core().within(|| granted(&queue, &other));
+                let both = two.core().within(|| nested(&realm().and(&other)));
+                drop((one, two));
+                assert_eq!(queue.status().len(), 2);
+                drop(both);
+                assert!(queue.status().is_empty());
+            },
+            1,
+        );
+    }
+
+    #[test]
+    fn a_loss_is_counted_once_and_makes_no_success() {
+        shuttle::check_random(
+            || {
+                paused_runtime().block_on(async {
+                    let (hold, lease) = leased(Duration::from_secs(30));
+                    tokio::time::advance(Duration::from_secs(20)).await;
+                    assert!(!lease.is_current());
+                    let core = Arc::clone(hold.core());
+                    assert!(!core.is_counted_lost.load(Ordering::Relaxed));
+                    let end = hold.end(Outcome::Success);
+                    assert!(matches!(end, Err(LockError::Lost { .. })));
+                    assert!(core.is_counted_lost.load(Ordering::Relaxed));
+                });
+            },
+            1,
+        );
     }
 
     async fn freeze() {

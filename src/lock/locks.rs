@@ -1,40 +1,44 @@
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-use super::acquire::Limits;
-use super::grant::Grant;
+use super::claim::Claim;
+use super::database::Database;
+use super::error::LockError;
+use super::grant::{GrantTerms, Outcome, Queue};
+use super::held::HeldLock;
+use super::in_place::InPlace;
 use super::postgres::Postgres;
-use super::queue::Queue;
-use super::{Claim, ClaimStatus, HeldLock, LockError, PostgresBuilder};
+use super::postgres::options::PostgresBuilder;
+use super::request::Bounds;
+use super::status::ClaimStatus;
+use super::tasks::{TaskGroup, Tasks};
+use super::watchdog::Watchdog;
 
 /// The locks of all realms, as this process sees them.
 ///
 /// Make one for each process (and database), and clone it: clones share the queue and the pool, and each carries its own
-/// limits. Two that were made separately exclude each other through PostgreSQL alone, or, in process, not at all.
+/// bounds. Two that were made separately exclude each other through PostgreSQL alone, or, in process, not at all.
 #[derive(Debug, Clone)]
 pub struct RealmLocks {
     pub(super) shared: Arc<Shared>,
-    pub(super) limits: Limits,
+    pub(super) bounds: Bounds,
 }
 
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) queue: Arc<Queue<Box<Grant>>>,
-    /// None for locks in process alone.
-    pub(super) postgres: Option<Postgres>,
+    pub(super) queue: Arc<Queue>,
+    pub(super) watchdog: Arc<Watchdog>,
+    /// `None` for locks in process only.
+    pub(super) database: Option<Database>,
     sender: Arc<str>,
-    /// Holds, and the tasks that run, release and cancel them.
-    pub(super) tasks: TaskTracker,
-    pub(super) closing: CancellationToken,
+    /// Holds, and the tasks that run, end and cancel them.
+    pub(super) group: TaskGroup,
 }
 
 impl RealmLocks {
@@ -63,19 +67,19 @@ impl RealmLocks {
     /// Right for one replica and for tests. Two processes do not exclude each other.
     #[must_use]
     pub fn in_process() -> Self {
-        Self::new(None, Self::new_sender())
+        Self::new(None, Self::new_sender(), TaskGroup::default())
     }
 
-    pub(super) fn new(postgres: Option<Postgres>, sender: Arc<str>) -> Self {
+    fn new(database: Option<Database>, sender: Arc<str>, group: TaskGroup) -> Self {
         Self {
             shared: Arc::new(Shared {
                 queue: Arc::default(),
-                postgres,
+                watchdog: Watchdog::new(),
+                database,
                 sender,
-                tasks: TaskTracker::new(),
-                closing: CancellationToken::new(),
+                group,
             }),
-            limits: Limits {
+            bounds: Bounds {
                 acquire_timeout: Duration::from_secs(10),
                 max_hold: Some(Duration::from_secs(300)),
                 max_waiters: 1024,
@@ -85,7 +89,7 @@ impl RealmLocks {
     }
 
     /// A name that no other locks have, of this process or of another one.
-    pub(super) fn new_sender() -> Arc<str> {
+    fn new_sender() -> Arc<str> {
         // The keys of each state are random.
         let number = RandomState::new().hash_one(std::process::id());
         format!("{number:016x}").into()
@@ -100,7 +104,7 @@ impl RealmLocks {
     /// How long a caller waits for its lock, in the queue and in PostgreSQL together. Default 10 seconds.
     #[must_use]
     pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.acquire_timeout = timeout;
+        self.bounds.acquire_timeout = timeout;
         self
     }
 
@@ -109,14 +113,14 @@ impl RealmLocks {
     /// A bound keeps a handler that hangs, or a client that sends its body byte by byte, from blocking a realm for ever.
     #[must_use]
     pub fn max_hold(mut self, max_hold: impl Into<Option<Duration>>) -> Self {
-        self.limits.max_hold = max_hold.into();
+        self.bounds.max_hold = max_hold.into();
         self
     }
 
     /// How many callers of this process may wait for one realm; the next is refused at once. Default 1024.
     #[must_use]
     pub fn max_waiters_per_realm(mut self, waiters: usize) -> Self {
-        self.limits.max_waiters = waiters;
+        self.bounds.max_waiters = waiters;
         self
     }
 
@@ -126,27 +130,37 @@ impl RealmLocks {
     /// For locks in PostgreSQL only: locks in process then refuse every request.
     #[must_use]
     pub fn share_transaction(mut self, share: bool) -> Self {
-        self.limits.share_transaction = share;
+        self.bounds.share_transaction = share;
         self
     }
 
     pub(crate) fn shares_transaction(&self) -> bool {
-        self.limits.share_transaction
+        self.bounds.share_transaction
     }
 
-    /// Runs `work` while a realm, or any other [`Claim`], is locked, with the guarantees that the layer gives a request: for jobs
-    /// and workers.
+    /// Runs `work` while a realm, or any other [`Claim`], is locked, with the guarantees that the
+    /// layer gives a request: for jobs and workers.
     ///
-    /// Once granted, the work runs to its end on a task of its own, even if this future is dropped. If the lock is lost or
-    /// the work takes longer than [`max_hold`](Self::max_hold), it is dropped at its next `await`. An `Ok` is returned only
-    /// after PostgreSQL has confirmed that the lock was held to the end. With
-    /// [`share_transaction`](Self::share_transaction) an `Ok` commits what the work wrote, and everything else rolls it back.
+    /// Once granted, the work runs on a task of its own, from its first poll to its end, even if this
+    /// future is dropped. It sees the caller's tracing span, but not its task-locals. If the lock is
+    /// lost or the work takes longer than [`max_hold`](Self::max_hold), it is dropped at its next
+    /// `await`. An `Ok` is returned only after PostgreSQL has confirmed that the lock was held to the
+    /// end. With [`share_transaction`](Self::share_transaction) an `Ok` commits what the work wrote,
+    /// and everything else rolls it back.
     ///
-    /// Within work that already holds all of the claim, in the same task and by the same locks, it runs straight through: two such
-    /// uses side by side do not exclude each other, and what they wrote in a shared transaction stands or falls with the outer
-    /// work. More of what it holds in part is refused. Asking for another realm there can deadlock with a task that does it the
-    /// other way round, or that waits for both together; the acquire timeout ends that, and the error names both. So work that
-    /// needs several realms claims them together.
+    /// # Nested use
+    ///
+    /// Work that already holds all of the claim, in the same task, by the same locks and in one hold
+    /// or several, does not wait: it gets a *nested hold*, which shares the lock and keeps it for as
+    /// long as it needs it, though the outer hold ends before. It has limits, an outcome and a
+    /// confirmation of its own, and is published by its own success. Two nested holds side by side
+    /// do not exclude each other. What they write in a shared transaction stands or falls with the
+    /// outer hold, whose commit waits for them.
+    ///
+    /// More of what the work holds in part is refused. Asking for another realm there can deadlock
+    /// with a task that does it the other way round, or that waits for both together; the acquire
+    /// timeout ends that, and the error names both. So work that needs several realms claims them
+    /// together.
     ///
     /// # Errors
     ///
@@ -188,18 +202,22 @@ impl RealmLocks {
         T: Send + 'static,
         E: From<LockError> + Send + 'static,
     {
-        let claim = claim.into();
-        if let Some(held) = self.held_by_task(&claim)? {
-            return work(held).await;
-        }
-        let hold = self.acquire(&claim).await?;
-        let ended = self.run_to_completion(async move {
-            let work = work(hold.held().clone());
-            let done = hold.guard(work).await??;
-            Ok::<_, E>((done, hold.release().await?))
+        let hold = self.hold(&claim.into(), false).await?;
+        let ended = self.spawn(async move {
+            let handle = HeldLock::of(&hold);
+            // Within the guard, so that the closure itself works under the hold.
+            let done = hold.guard(async { work(handle).await }).await??;
+            Ok::<_, E>((done, hold.end(Outcome::Success)?))
         });
-        let (done, released) = ended.await??;
-        released.confirmed().await?;
+        let (done, ending) = match ended.await {
+            Ok(ended) => ended?,
+            Err(ended) => match ended.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // Only the end of the runtime cancels it.
+                Err(_) => return Err(LockError::ShuttingDown.into()),
+            },
+        };
+        ending.confirmed().await?;
         Ok(done)
     }
 
@@ -224,12 +242,12 @@ impl RealmLocks {
     ///
     /// If dropped, nothing is granted any more; call it again to wait.
     pub async fn shutdown(&self, grace: Duration) -> Result<(), LockError> {
-        let tasks = &self.shared.tasks;
-        self.shared.closing.cancel();
+        let tasks = self.shared.group.tracker();
+        self.shared.group.closing().cancel();
         tasks.close();
         let ended = timeout(grace, tasks.wait()).await;
-        if let Some(postgres) = &self.shared.postgres {
-            postgres.close();
+        if let Some(database) = &self.shared.database {
+            database.postgres().close();
         }
         ended.map_err(|_| LockError::ShutdownIncomplete {
             holds: tasks.len(),
@@ -237,35 +255,46 @@ impl RealmLocks {
         })
     }
 
-    /// Runs granted work on a task of its own, so that a caller who goes away does not cut it in half. Its first step is made
-    /// here: work that never waits needs no task.
-    ///
-    /// A panic goes on in the caller.
-    pub(crate) async fn run_to_completion<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = T> + Send + 'static,
-    ) -> Result<T, LockError> {
-        // Boxed here: unboxed, this future and the task would have room for it, and it would be moved into each.
-        let mut work = Box::pin(work);
-        let first = poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await;
-        if let Poll::Ready(done) = first {
-            return Ok(done);
-        }
-        match self.spawn(work).await {
-            Ok(done) => Ok(done),
-            Err(ended) => match ended.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                // Only the end of the runtime cancels it.
-                Err(_) => Err(LockError::ShuttingDown),
-            },
-        }
+    /// Runs granted work in the task of whoever polls this. If it is dropped, a task adopts the work
+    /// and runs it to its end.
+    pub(crate) fn run_in_place<W>(&self, work: W) -> InPlace<W>
+    where
+        W: Future<Output: Send> + Send + 'static,
+    {
+        InPlace::new(self.shared.group.tracker(), work)
     }
 
-    /// Starts a task that a shutdown waits for. It sees the caller's tracing span, but not its task-locals.
+    /// Starts a task that a shutdown waits for. It has the caller's tracing span, but not its
+    /// task-locals.
     pub(crate) fn spawn<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> JoinHandle<T> {
-        self.shared.tasks.spawn(work.in_current_span())
+        self.shared.group.tracker().spawn(work.in_current_span())
+    }
+}
+
+impl PostgresBuilder {
+    /// Connects, and checks that the server's locks exclude others.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::InvalidOption`], [`LockError::InvalidDatabaseUrl`] and [`LockError::TlsFile`] for
+    /// bad values; [`LockError::Connect`], [`LockError::Tls`], [`LockError::ConnectTimeout`],
+    /// [`LockError::Standby`] and [`LockError::NoAdvisoryLocks`] for a server that cannot be used;
+    /// [`LockError::Pooler`] and [`LockError::NoSessionTimeout`] for one that cannot be used with
+    /// [`sessions`](Self::sessions).
+    pub async fn build(self) -> Result<RealmLocks, LockError> {
+        self.check()?;
+        let group = TaskGroup::default();
+        let sender = RealmLocks::new_sender();
+        let postgres = Postgres::connect(&self, &group).await?;
+        let terms = GrantTerms {
+            hand_off: self.hand_off,
+            sender: self.broadcast.then(|| Arc::clone(&sender)),
+            tasks: Tasks::new(&group),
+        };
+        let database = Database::new(postgres, terms);
+        Ok(RealmLocks::new(Some(database), sender, group))
     }
 }

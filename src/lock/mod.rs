@@ -1,38 +1,43 @@
 //! *How* a realm's lock is held: queue, PostgreSQL transaction, lease.
 //!
-//! [`RealmLocks`] grants holds. A caller waits in an in-process queue, then takes the PostgreSQL lock on a connection of the
-//! locks' own pool, and keeps both until it releases. Nothing here knows of HTTP.
+//! [`RealmLocks`] grants holds. A caller waits in an in-process queue, takes the
+//! PostgreSQL lock on a connection of the locks' own pool, and keeps both until its hold ends.
+//! Nothing here knows of HTTP.
+//!
+//! Imports point one way: `locks`, `acquire`, `hold` and the other files of the face use `queue` and
+//! `postgres`, which know nothing of each other; all of them use the values `key`, `claim`, `token`,
+//! `lease`, `error`, `request`, `status` and `tasks`. The manual of `hold.rs` explains
+//! the life of a hold.
 
 mod acquire;
-mod background;
-mod claim;
+pub(crate) mod claim;
+mod database;
 pub(crate) mod error;
-mod grant;
-mod held;
-mod hold;
-mod key;
+pub(crate) mod grant;
+pub(crate) mod held;
+pub(crate) mod hold;
+mod in_place;
+pub(crate) mod key;
 mod lease;
-mod locks;
-mod nesting;
+pub(crate) mod locks;
 mod postgres;
 mod queue;
-mod status;
-mod token;
+mod request;
+pub(crate) mod status;
+mod tasks;
+pub(crate) mod token;
+mod watchdog;
 
-pub(crate) use self::acquire::Wanted;
 pub use self::claim::Claim;
 pub use self::error::LockError;
 pub use self::held::HeldLock;
-#[cfg(test)]
-pub(crate) use self::hold::tests as hold_tests;
-pub(crate) use self::hold::{Hold, Released};
 pub use self::key::LockKey;
 pub use self::locks::RealmLocks;
-pub(crate) use self::nesting::within_step;
+pub use self::postgres::options::PostgresBuilder;
+pub use self::postgres::publish::event::{RealmEvent, RealmWrite};
+pub use self::postgres::publish::listen::RealmWrites;
+pub use self::postgres::shared::{LockTransaction, TransactionClient};
 #[cfg(any(feature = "tls-native", feature = "tls-rustls"))]
-pub use self::postgres::Tls;
-pub use self::postgres::{
-    LockTransaction, PostgresBuilder, RealmEvent, RealmWrite, RealmWrites, TransactionClient,
-};
+pub use self::postgres::tls::Tls;
 pub use self::status::ClaimStatus;
 pub use self::token::FencingToken;

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::LockError;
+use super::error::LockError;
 
 /// A number that only grows from one hold of a realm to the next, on every replica.
 ///

@@ -4,18 +4,16 @@
 //! twice or are missing, and values that do not fit. An error arises where the wrong thing stands, so that a format that knows
 //! lines can tell which, and shows of the file only what can be shown.
 
-mod value;
-mod words;
+pub(crate) mod value;
+pub(crate) mod words;
 
 use std::cell::RefCell;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Unexpected, Visitor};
 
-pub(crate) use self::value::Value;
-use self::value::{Leaf, Scalar};
-pub(crate) use self::words::shown;
-use self::words::{listed, unlisted};
+use self::value::{Leaf, Scalar, Value};
+use self::words::{listed, shown, unlisted};
 
 /// What is made of the keys of a table.
 pub(crate) trait Table: Sized {

@@ -17,7 +17,9 @@ use tower_realm_lock::{Limits, LockRules, PostgresBuilder};
 use url::Url;
 
 use super::{LockKind, address, origin};
-use crate::table::{self, Table, Value, shown};
+use crate::table::value::Value;
+use crate::table::words::shown;
+use crate::table::{self, Table};
 
 /// What a file says; what it leaves out is none.
 #[derive(Default)]

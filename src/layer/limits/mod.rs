@@ -3,7 +3,8 @@ use std::time::Duration;
 use serde::de::{Deserialize, Deserializer, MapAccess};
 
 use super::settings::Settings;
-use crate::table::{self, Table, Value};
+use crate::table::value::Value;
+use crate::table::{self, Table};
 
 /// The limits of a layer as a configuration file has them, in any format that says what it holds.
 /// What it leaves out stays as it is.

@@ -6,7 +6,8 @@ use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
 use super::request_body::BodyError;
-use crate::lock::{Claim, LockError};
+use crate::lock::claim::Claim;
+use crate::lock::error::LockError;
 use crate::realm::error::RealmError;
 use crate::realm::url::RealmUrl;
 
@@ -26,7 +27,7 @@ pub enum Rejection {
 }
 
 /// The part of a rejection that does not depend on the request.
-struct Kind {
+struct Problem {
     status: StatusCode,
     code: &'static str,
     title: &'static str,
@@ -34,8 +35,8 @@ struct Kind {
 }
 
 impl Rejection {
-    fn kind(&self) -> Kind {
-        let kind = |status, code, title, retry| Kind {
+    fn kind(&self) -> Problem {
+        let kind = |status, code, title, retry| Problem {
             status,
             code,
             title,

@@ -2,7 +2,8 @@
 
 use tokio_postgres::{Error, SimpleQueryMessage};
 
-use crate::lock::{FencingToken, LockError, token};
+use crate::lock::error::LockError;
+use crate::lock::token::{self, FencingToken};
 
 /// The rows of all its statements.
 pub(super) type Answer = Result<Vec<SimpleQueryMessage>, Error>;

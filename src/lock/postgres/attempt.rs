@@ -1,104 +1,274 @@
-use std::future::Future;
+use std::fmt;
+use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use futures_util::{FutureExt, StreamExt};
 use tokio::time::{Instant, timeout};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{SimpleQueryMessage, SimpleQueryStream};
 
-use super::answer::Answer;
-use super::canceller::{Canceller, GIVEN};
+use super::answer::{Answer, fencing_token};
+use super::canceller::GIVEN;
 use super::confirmation::Confirmation;
+use super::connection::{Busy, is_disconnect};
 use super::pool::Pooled;
-use crate::lock::background::Background;
-use crate::lock::grant::Turn;
+use super::statement::{AttemptTerms, is_busy, was_contended};
+use super::transaction::TransactionLock;
+use crate::lock::claim::Claim;
+use crate::lock::error::LockError;
+use crate::lock::lease::Lease;
 
-/// One lock statement on its way.
+/// How much later than the server this side gives up a wait: the server's own timeout needs no
+/// CancelRequest.
+const SERVER_FIRST: Duration = Duration::from_millis(250);
+
+/// One lock statement on its way to PostgreSQL, or waiting there.
+///
+/// It belongs to the queue: a caller that leaves passes it on, and the next waiter for the same
+/// claim goes on with it.
 ///
 /// # Cancel safety
 ///
-/// Dropping the future of a statement cancels nothing on the server: its backend would stay in PostgreSQL's queue, and
-/// later take a lock that nobody knows of. So a dropped attempt hands everything to a task, which cancels the wait and
-/// discards the connection. The local turn goes along: the next waiter starts when the server is rid of this one.
-pub(super) struct Attempt {
-    /// None once it is answered.
-    statement: Option<Statement>,
-    canceller: Canceller,
-    /// The end of the transaction before on the same connection.
+/// Dropping the future of a statement cancels nothing on the server: its backend would stay in
+/// PostgreSQL's queue, and later take a lock that nobody knows of. So a dropped attempt
+/// [is abandoned](Self::abandon) by a task.
+pub(in crate::lock) struct Attempt(Option<Box<Sent>>);
+
+struct Sent {
+    claim: Claim,
+    comment: Arc<str>,
+    terms: AttemptTerms,
+    connection: Busy<Pooled>,
+    at: Instant,
+    progress: Progress,
+    /// The end of the last transaction on the same connection.
     before: Option<Confirmation>,
-    background: Background,
 }
 
-type Statement = Pin<Box<dyn Future<Output = (Answered, Answer)> + Send>>;
+enum Progress {
+    Reading(Pin<Box<SimpleQueryStream>>, Vec<SimpleQueryMessage>),
+    Answered(Answer),
+}
 
-/// All that went into an [`Attempt`], back again with its answer.
-pub(super) struct Answered {
-    pub(super) connection: Pooled,
-    pub(super) turn: Turn,
-    /// When the statement was sent.
-    pub(super) sent: Instant,
+/// What became of an attempt.
+pub(in crate::lock) enum Settled {
+    /// It has the lock. Whether somebody else had it, or waited for it.
+    Granted(Box<TransactionLock>, bool),
+    /// A key could not be shared without a wait, and nothing is locked.
+    Busy,
+    /// The server's own timeout ended the wait.
+    TimedOut,
+    /// The connection died; another one may do better.
+    Disconnected(LockError),
+    Failed(LockError),
 }
 
 impl Attempt {
     pub(super) fn start(
         mut connection: Pooled,
-        turn: Turn,
-        statement: String,
-        background: Background,
+        claim: Claim,
+        comment: Arc<str>,
+        statement: &str,
+        terms: AttemptTerms,
     ) -> Self {
-        connection.in_use = true;
-        Self {
-            canceller: connection.canceller().clone(),
-            before: connection.ending.take(),
-            statement: Some(Box::pin(async move {
-                let sent = Instant::now();
-                let answer = connection.client.simple_query(&statement).await;
-                let answered = Answered {
-                    connection,
-                    turn,
-                    sent,
-                };
-                (answered, answer)
-            })),
-            background,
+        let before = connection.ending.take();
+        let connection = Busy::new(connection);
+        let at = Instant::now();
+        // Queuing is one step that waits for nothing.
+        let progress = match connection.client.simple_query_raw(statement).now_or_never() {
+            Some(Ok(answer)) => Progress::Reading(Box::pin(answer), Vec::new()),
+            Some(Err(error)) => Progress::Answered(Err(error)),
+            None => Progress::Answered(Ok(Vec::new())),
+        };
+        Self(Some(Box::new(Sent {
+            claim,
+            comment,
+            terms,
+            connection,
+            at,
+            progress,
+            before,
+        })))
+    }
+
+    /// Whether it asks for a transaction that is shared with the work, or for one that is not.
+    pub(in crate::lock) fn is_shared(&self) -> bool {
+        self.0.as_ref().is_some_and(|sent| sent.terms.share)
+    }
+
+    /// When the server ends the wait by itself.
+    pub(in crate::lock) fn server_deadline(&self) -> Option<Instant> {
+        self.0.as_ref().map(|sent| sent.terms.deadline)
+    }
+
+    /// When a caller with this deadline gives up the wait.
+    pub(in crate::lock) fn patience(&self, deadline: Instant) -> Instant {
+        match self.server_deadline() {
+            Some(server) if server <= deadline => deadline + SERVER_FIRST,
+            _ => deadline,
         }
     }
-}
 
-impl Future for Attempt {
-    type Output = (Answered, Answer);
+    /// Resolves when the server has answered.
+    pub(in crate::lock) fn poll_answered(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.0 {
+            Some(sent) => sent.progress.poll(cx),
+            None => Poll::Ready(()),
+        }
+    }
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(statement) = &mut self.statement else {
-            // Polled after its end, which a future may answer as it likes.
-            return Poll::Pending;
+    /// Resolves when the server has answered.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(in crate::lock) async fn answered(&mut self) {
+        poll_fn(|cx| self.poll_answered(cx)).await;
+    }
+
+    /// What became of it, once it is answered. The connection goes back to the pool unless it
+    /// holds the lock.
+    ///
+    /// # Cancel safety
+    ///
+    /// If dropped, the connection is closed, and so no lock is kept.
+    pub(in crate::lock) async fn settle(mut self, patience: Instant) -> Settled {
+        let Some(sent) = self.0.take() else {
+            return Settled::Busy;
         };
-        let answered = ready!(statement.as_mut().poll(cx));
-        self.statement = None;
-        Poll::Ready(answered)
+        let sent = *sent;
+        let Progress::Answered(answer) = sent.progress else {
+            // Its connection is closed, which ends the statement.
+            return Settled::TimedOut;
+        };
+        let connection = sent.connection;
+        let rows = match answer {
+            Ok(rows) => rows,
+            Err(error) => {
+                let timed_out = error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE);
+                let is_over = is_disconnect(&error);
+                if !is_over && let Some(connection) = connection.roll_back().await {
+                    connection.give_back();
+                }
+                if timed_out {
+                    return Settled::TimedOut;
+                }
+                let error = LockError::Database {
+                    claim: sent.claim,
+                    source: error.into(),
+                };
+                return if is_over {
+                    Settled::Disconnected(error)
+                } else {
+                    Settled::Failed(error)
+                };
+            }
+        };
+        if is_busy(&rows) {
+            if let Some(connection) = connection.roll_back().await {
+                connection.give_back();
+            }
+            return Settled::Busy;
+        }
+        let AttemptTerms {
+            lease,
+            fencing,
+            share,
+            ..
+        } = sent.terms;
+        let token = match fencing.then(|| fencing_token(&rows)).transpose() {
+            Ok(token) => token,
+            Err(error) => return Settled::Failed(error),
+        };
+        let held = Lease::new(lease, sent.at, &connection.closed);
+        let granted =
+            TransactionLock::new(&sent.claim, sent.comment, connection, held, token, share);
+        let granted = Box::new(granted);
+        // The server's clock runs since the grant, and nobody knows when that was: after a long
+        // wait a heartbeat finds out.
+        if sent.at.elapsed() > lease / 3 && !granted.confirm(patience).await {
+            return Settled::TimedOut;
+        }
+        Settled::Granted(granted, was_contended(&rows))
+    }
+
+    /// Ends a lock statement that nobody waits for any more, and closes its connection. When this
+    /// returns, the server has left its queue, or is about to by itself.
+    ///
+    /// The connection is not used again. For one CancelRequest the server signals a backend twice,
+    /// and behind a pooler nobody can tell when the last signal has come: it could hit a statement
+    /// of the connection's next user.
+    ///
+    /// # Cancel safety
+    ///
+    /// If dropped, the statement is cancelled later, or not at all.
+    pub(in crate::lock) async fn abandon(mut self) {
+        if let Some(sent) = self.0.take() {
+            sent.abandon().await;
+        }
+    }
+
+    fn leave(&mut self) {
+        if let Some(sent) = self.0.take() {
+            let tasks = sent.connection.tasks.clone();
+            tasks.spawn(sent.abandon());
+        }
     }
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if let Some(statement) = self.statement.take() {
-            let canceller = self.canceller.clone();
-            let before = self.before.take();
-            self.background.spawn(abandon(statement, before, canceller));
+        self.leave();
+    }
+}
+
+impl Sent {
+    async fn abandon(mut self: Box<Self>) {
+        if matches!(self.progress, Progress::Answered(_)) {
+            return;
+        }
+        // A CancelRequest hits whatever the server is at: while that is the end of the last
+        // transaction, it would cost another holder its success.
+        if let Some(before) = &self.before {
+            let _ = timeout(GIVEN, before.answered()).await;
+        }
+        let Self {
+            progress,
+            connection,
+            ..
+        } = &mut *self;
+        let mut answered = poll_fn(|cx| progress.poll(cx));
+        if !connection
+            .canceller()
+            .cancel_until_ended(&mut answered)
+            .await
+        {
+            tracing::warn!("a lock statement did not answer to its cancellation");
         }
     }
 }
 
-/// Ends a lock statement that nobody waits for any more, and discards its connection.
-///
-/// The connection is not used again. For one CancelRequest the server signals a backend twice, and behind a pooler nobody can
-/// tell when the last signal has come: it could hit a statement of the connection's next user.
-///
-/// Nor is it cancelled before the transaction before has ended: a CancelRequest is for whatever the server is at, and would cost
-/// that one's holder its success.
-async fn abandon(mut statement: Statement, before: Option<Confirmation>, canceller: Canceller) {
-    if let Some(before) = before {
-        let _ = timeout(GIVEN, before).await;
+impl Progress {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while let Self::Reading(answer, rows) = self {
+            match ready!(answer.poll_next_unpin(cx)) {
+                Some(Ok(row)) => rows.push(row),
+                Some(Err(error)) => *self = Self::Answered(Err(error)),
+                None => *self = Self::Answered(Ok(std::mem::take(rows))),
+            }
+        }
+        Poll::Ready(())
     }
-    if !canceller.cancel_until_ended(&mut statement).await {
-        tracing::warn!("a lock statement did not answer to its cancellation");
+}
+
+impl fmt::Debug for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let claim = self.0.as_ref().map(|sent| &sent.claim);
+        f.debug_struct("Attempt")
+            .field("claim", &claim)
+            .finish_non_exhaustive()
     }
 }

@@ -7,7 +7,9 @@ use tokio::time::timeout;
 use tokio_postgres::CancelToken;
 
 use super::address::Address;
-use super::tls::{Encryption, Established, When, Wire};
+use super::tls::encryption::Encryption;
+use super::tls::settings::When;
+use super::tls::wire::{Established, Wire};
 
 /// How long a CancelRequest is given before it is sent again: it may have overtaken the statement it is meant for.
 const PATIENCE: Duration = Duration::from_millis(200);

@@ -1,6 +1,6 @@
 use std::fmt::Write;
 
-use crate::lock::Claim;
+use crate::lock::claim::Claim;
 
 /// As much of a name as fits into what `pg_stat_activity` keeps of a statement, 1,024 bytes unless set otherwise.
 const LONGEST: usize = 600;
@@ -35,8 +35,8 @@ pub(super) fn comment(claim: &Claim) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lock::LockKey;
-    use crate::realm::RealmUrl;
+    use crate::lock::key::LockKey;
+    use crate::realm::url::RealmUrl;
 
     fn realm(url: &str) -> RealmUrl {
         url.parse().unwrap()

@@ -1,288 +1,372 @@
-use std::borrow::Cow;
+//! Answers of the server that others wait for while their connection is already in use again.
+//!
+//! The task that drives a connection also reads these answers, in the order in which they were
+//! asked for, and publishes each to everybody who waits for it. So an answer is read whether or not
+//! anybody polls for it, and a waiter that leaves takes nothing along.
+
+use std::collections::VecDeque;
 use std::fmt;
-use std::future::{Future, poll_fn, ready};
-use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, Shared};
-use futures_util::task::AtomicWaker;
-use futures_util::{FutureExt, TryStreamExt};
-use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
-use tokio_postgres::{Client, Error, SimpleQueryStream};
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::{SetOnce, mpsc};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tokio_postgres::{Client, SimpleQueryStream};
 
-use super::connection::LockConnection;
 use crate::lock::lease::Lease;
 
-/// How far apart pings are sent: holds that end in between share one. A few times what a ping costs the server, and too short for
-/// a client to notice.
+/// How far apart pings are sent: holds that end in between share one. A few times what a ping costs
+/// the server, and too short for a client to notice.
 const SPACING: Duration = Duration::from_micros(60);
 
 /// When a ping is sent at the latest, where no other hold's end comes to send it.
 const LATEST: Duration = Duration::from_millis(1);
 
-/// The pings of one locked connection: each is the server's word, for all holds that ended before it was sent, that the lock
-/// was held until then.
-pub(super) struct Pings {
-    client: Arc<Client>,
-    lease: Arc<Lease>,
-    comment: Arc<str>,
-    latest: Option<Ping>,
-    latest_sent: Option<Instant>,
+/// Why a success could not be confirmed.
+#[derive(Debug, Clone)]
+pub(in crate::lock) enum Unconfirmed {
+    /// The server did not answer in time, or its answer does not prove the lock.
+    Lost,
+    /// A shared transaction did not commit, for this reason.
+    NotCommitted(Arc<str>),
 }
 
-/// One question, and all who wait for its answer.
+/// What the server answered; published once.
+type Proof = Result<(), Unconfirmed>;
+
+/// An answer of the server that proves the lock was held until it was asked for. Cheap to clone.
 #[derive(Clone)]
-struct Ping {
-    answer: Confirmation,
-    question: Arc<Question>,
+pub(in crate::lock) struct Confirmation(Arc<SetOnce<Proof>>);
+
+/// The duty to publish one answer. Dropping it publishes a loss.
+pub(in crate::lock) struct Confirmer(Arc<SetOnce<Proof>>);
+
+impl Confirmer {
+    pub(in crate::lock) fn new() -> Self {
+        Self(Arc::default())
+    }
+
+    pub(in crate::lock) fn confirmation(&self) -> Confirmation {
+        Confirmation(Arc::clone(&self.0))
+    }
+
+    pub(in crate::lock) fn publish(self, proof: Proof) {
+        self.settle(proof);
+    }
+
+    /// Publishes the answer, unless one has been published before.
+    fn settle(&self, proof: Proof) {
+        let _ = self.0.set(proof);
+    }
 }
 
-/// When a ping is sent.
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Urgency {
-    Now,
-    /// At once, or together with that of a hold that ends soon after.
-    WithTheNext,
-}
-
-/// True if the server has answered. What is asked is sent even if nobody waits for that.
-#[derive(Clone)]
-pub(crate) struct Confirmation {
-    shared: Shared<BoxFuture<'static, bool>>,
-    /// Wakes all who wait. [`Shared`] wakes them for an answer that comes while one of them polls it; the others then leave it to
-    /// that one, which may be dropped before it does anything.
-    others: Arc<AtomicWaker>,
+impl Drop for Confirmer {
+    fn drop(&mut self) {
+        if self.0.get().is_none() {
+            self.settle(Err(Unconfirmed::Lost));
+        }
+    }
 }
 
 impl Confirmation {
-    pub(crate) fn to(question: impl Future<Output = bool> + Send + 'static) -> Self {
-        let others = Arc::new(AtomicWaker::new());
-        let waiting = Arc::clone(&others);
-        let shared = async move {
-            let mut question = pin!(question);
-            poll_fn(|cx| {
-                waiting.register(cx.waker());
-                question.as_mut().poll(cx)
-            })
-            .await
-        };
-        Self {
-            shared: shared.boxed().shared(),
-            others,
-        }
+    /// Waits for the answer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: the answer is read all the same.
+    pub(in crate::lock) async fn answered(&self) -> Proof {
+        self.0.wait().await.clone()
+    }
+
+    pub(in crate::lock) async fn is_positive(&self) -> bool {
+        self.answered().await.is_ok()
     }
 }
 
-impl Future for Confirmation {
-    type Output = bool;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<bool> {
-        self.shared.poll_unpin(cx)
-    }
-}
-
-impl Drop for Confirmation {
-    fn drop(&mut self) {
-        if self.shared.peek().is_none() {
-            self.others.wake();
-        }
+impl fmt::Debug for Confirmer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Confirmer").finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for Confirmation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Confirmation").finish_non_exhaustive()
+        f.debug_tuple("Confirmation").field(&self.0.get()).finish()
     }
 }
 
-/// A query that is empty but for a comment, and is sent once. Apart from its answer, as whoever waits for that may just be polling it on another
-/// thread: what must come before the end of the transaction cannot wait for them.
+/// Messages that were sent, and those who wait for the answers to all of them.
 struct Question {
-    client: Arc<Client>,
+    answers: VecDeque<Pin<Box<SimpleQueryStream>>>,
+    positive: bool,
+    confirmer: Confirmer,
+    /// The lease that a positive answer renews, as of when the message was sent.
+    renews: Option<(Arc<Lease>, Instant)>,
+    /// Without an answer by then the connection is given up.
+    deadline: Instant,
+}
+
+/// What reaches the task of a connection.
+enum Note {
+    Asked(Question),
+    /// A ping that is not sent yet must be sent by then.
+    PingDue(Instant),
+}
+
+/// When a ping is sent.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(in crate::lock) enum Urgency {
+    Now,
+    /// Now, or together with that of a hold that ends soon after.
+    WithTheNext,
+}
+
+/// Asks questions on one connection.
+pub(super) struct Asker {
+    notes: mpsc::UnboundedSender<Note>,
+    pings: Arc<Pings>,
+}
+
+/// Reads the answers, on the task that drives the connection.
+pub(super) struct Reader {
+    client: Weak<Client>,
+    notes: mpsc::UnboundedReceiver<Note>,
+    pings: Arc<Pings>,
+    /// PostgreSQL answers in the order in which it was asked.
+    asked: VecDeque<Question>,
+    ping_due: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// The pings of one connection. Holds that end while one is waiting to be sent share its answer.
+#[derive(Default)]
+struct Pings(Mutex<PingState>);
+
+#[derive(Default)]
+struct PingState {
+    unsent: Option<Ping>,
+    sent: Option<Instant>,
+}
+
+/// A query that is empty except for a comment.
+struct Ping {
+    confirmer: Confirmer,
     comment: Arc<str>,
-    sent: Mutex<Option<Sent>>,
-    /// Told when it has been sent.
-    now: Notify,
+    lease: Arc<Lease>,
 }
 
-struct Sent {
-    at: Instant,
-    /// None once somebody reads it.
-    answer: Option<Result<SimpleQueryStream, Error>>,
+/// Makes the two ends for a connection with this client.
+pub(super) fn questions(client: &Arc<Client>) -> (Asker, Reader) {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let pings = Arc::new(Pings::default());
+    let reader = Reader {
+        client: Arc::downgrade(client),
+        notes: receiver,
+        pings: Arc::clone(&pings),
+        asked: VecDeque::new(),
+        ping_due: None,
+        timer: None,
+    };
+    let notes = sender;
+    (Asker { notes, pings }, reader)
 }
 
-impl Pings {
-    pub(super) fn new(client: Arc<Client>, lease: Arc<Lease>, comment: Arc<str>) -> Self {
-        Self {
-            client,
-            lease,
-            comment,
-            latest: None,
-            latest_sent: None,
-        }
-    }
-
-    /// The answer to a ping that is sent from now on.
-    pub(super) fn join(&mut self, urgency: Urgency) -> Confirmation {
-        let now = Instant::now();
-        let ping = match self.latest.take() {
-            // Not sent yet, so that its answer speaks for this moment too.
-            Some(ping) if !ping.question.is_sent() => ping,
-            _ => self.ping(),
-        };
-        let due = |sent| now.saturating_duration_since(sent) >= SPACING;
-        if urgency == Urgency::Now || self.latest_sent.is_none_or(due) {
-            ping.question.send();
-            self.latest_sent = Some(now);
-        }
-        self.latest.insert(ping).answer.clone()
-    }
-
-    /// Sends the ping that somebody still waits for.
-    pub(super) fn send(&self) {
-        if let Some(ping) = &self.latest {
-            ping.question.send();
-        }
-    }
-
-    fn ping(&self) -> Ping {
-        let lease = Arc::clone(&self.lease);
-        let question = Arc::new(Question {
-            client: Arc::clone(&self.client),
-            comment: Arc::clone(&self.comment),
-            sent: Mutex::default(),
-            now: Notify::new(),
-        });
-        let asked = Arc::clone(&question);
-        let answer = async move {
-            // Either way it is time.
-            let _ = timeout(LATEST, asked.now.notified()).await;
-            let Some((sent, answer)) = asked.ask() else {
-                return false;
+impl Asker {
+    /// Sends messages behind all that were sent before them. When this returns they are on their
+    /// way. If they are not answered within `patience`, the connection is given up, whoever uses it
+    /// by then: what comes after them is not answered either.
+    pub(super) fn ask<'a>(
+        &self,
+        client: &Client,
+        messages: impl IntoIterator<Item = &'a str>,
+        patience: Duration,
+    ) -> Confirmation {
+        let confirmer = Confirmer::new();
+        let confirmation = confirmer.confirmation();
+        let mut answers = VecDeque::new();
+        for message in messages {
+            let Some(answer) = send(client, message) else {
+                return confirmation;
             };
-            let answer = answer.try_for_each(|_| ready(Ok(())));
-            let answered = timeout(lease.patience(), answer).await;
-            let answered = matches!(answered, Ok(Ok(())));
-            if answered {
-                lease.confirm(sent);
-            }
-            answered
-        };
-        Ping {
-            answer: Confirmation::to(answer),
-            question,
+            answers.push_back(answer);
         }
+        // If the task has ended, the question is dropped, and with it a loss is published.
+        let _ = self.notes.send(Note::Asked(Question {
+            answers,
+            positive: true,
+            confirmer,
+            renews: None,
+            deadline: Instant::now() + patience,
+        }));
+        confirmation
+    }
+
+    /// The answer to a ping that is sent from now on: a proof for every hold of the connection's
+    /// lock that has ended before.
+    pub(super) fn ping(
+        &self,
+        client: &Client,
+        urgency: Urgency,
+        comment: &Arc<str>,
+        lease: &Arc<Lease>,
+    ) -> Confirmation {
+        let now = Instant::now();
+        let mut state = self.pings.state();
+        let is_new = state.unsent.is_none();
+        let ping = state.unsent.get_or_insert_with(|| Ping {
+            confirmer: Confirmer::new(),
+            comment: Arc::clone(comment),
+            lease: Arc::clone(lease),
+        });
+        let confirmation = ping.confirmer.confirmation();
+        let due = |sent| now.saturating_duration_since(sent) >= SPACING;
+        if urgency == Urgency::Now || state.sent.is_none_or(due) {
+            state.sent = Some(now);
+            if let Some(question) = state.send(client, now) {
+                let _ = self.notes.send(Note::Asked(question));
+            }
+        } else if is_new && self.notes.send(Note::PingDue(now + LATEST)).is_err() {
+            state.unsent = None;
+        }
+        confirmation
+    }
+
+    /// Sends the ping that is waiting for company.
+    pub(super) fn flush(&self, client: &Client) {
+        let mut state = self.pings.state();
+        if let Some(question) = state.send(client, Instant::now()) {
+            let _ = self.notes.send(Note::Asked(question));
+        }
+    }
+}
+
+impl Reader {
+    /// Reads what has been answered. Returns `Ready(true)` when it has sent something, so that the
+    /// connection must be polled again, and `Ready(false)` when the server has been silent for too
+    /// long.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        while let Poll::Ready(Some(note)) = self.notes.poll_recv(cx) {
+            match note {
+                Note::Asked(question) => self.asked.push_back(question),
+                Note::PingDue(at) => self.ping_due = Some(at),
+            }
+        }
+        while let Some(question) = self.asked.front_mut() {
+            if question.poll(cx).is_pending() {
+                break;
+            }
+            if let Some(question) = self.asked.pop_front() {
+                question.publish();
+            }
+        }
+        loop {
+            let deadline = self.asked.front().map(|question| question.deadline);
+            let Some(next) = deadline.into_iter().chain(self.ping_due).min() else {
+                return Poll::Pending;
+            };
+            let timer = self
+                .timer
+                .get_or_insert_with(|| Box::pin(sleep_until(next)));
+            // A timer that fires too early is set anew then: most questions never see it.
+            if timer.deadline() > next {
+                timer.as_mut().reset(next);
+            }
+            ready!(timer.as_mut().poll(cx));
+            let now = Instant::now();
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return Poll::Ready(false);
+            }
+            if self.ping_due.is_some_and(|due| due <= now) {
+                self.ping_due = None;
+                if self.flush(now) {
+                    return Poll::Ready(true);
+                }
+            }
+            if let Some(timer) = &mut self.timer {
+                let deadline = self.asked.front().map(|question| question.deadline);
+                match deadline.into_iter().chain(self.ping_due).min() {
+                    Some(next) => timer.as_mut().reset(next),
+                    None => self.timer = None,
+                }
+            }
+        }
+    }
+
+    fn flush(&mut self, now: Instant) -> bool {
+        let Some(client) = self.client.upgrade() else {
+            return false;
+        };
+        let question = self.pings.state().send(&client, now);
+        let sent = question.is_some();
+        self.asked.extend(question);
+        sent
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        // Nobody will send it any more.
+        self.pings.state().unsent = None;
     }
 }
 
 impl Question {
-    fn is_sent(&self) -> bool {
-        self.sent().is_some()
-    }
-
-    /// Sends it, if that has not been done. When this returns it is on its way, before all that is sent later.
-    fn send(&self) {
-        let mut sent = self.sent();
-        if sent.is_none() {
-            let at = Instant::now();
-            // One step queues the message, and waits for nothing.
-            let answer = self.client.simple_query_raw(&self.comment).now_or_never();
-            *sent = Some(Sent { at, answer });
-            // Kept by `Notify` for an answer that is not polled yet.
-            self.now.notify_one();
+    /// Resolves when all answers have been read.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while let Some(answer) = self.answers.front_mut() {
+            match ready!(answer.poll_next_unpin(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(_)) => {
+                    self.positive = false;
+                    self.answers.pop_front();
+                }
+                None => {
+                    self.answers.pop_front();
+                }
+            }
         }
+        Poll::Ready(())
     }
 
-    /// Sends it, if that has not been done: when it was sent, and the answer to read. None if it cannot be sent.
-    fn ask(&self) -> Option<(Instant, SimpleQueryStream)> {
-        self.send();
-        let mut sent = self.sent();
-        let Sent { at, answer } = sent.as_mut()?;
-        Some((*at, answer.take()?.ok()?))
-    }
-
-    fn sent(&self) -> MutexGuard<'_, Option<Sent>> {
-        // It is replaced as a whole, so a poisoned one is whole too.
-        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+    fn publish(self) {
+        if !self.positive {
+            return self.confirmer.publish(Err(Unconfirmed::Lost));
+        }
+        if let Some((lease, sent)) = self.renews {
+            lease.confirm(sent);
+        }
+        self.confirmer.publish(Ok(()));
     }
 }
 
-/// Sends a message behind all that were sent before it. A connection on which it is not answered is given up, whoever uses it
-/// by then: what comes after it is not answered either.
-pub(super) fn last(
-    connection: &LockConnection,
-    message: impl Into<Cow<'static, str>>,
-    patience: Duration,
-) -> Confirmation {
-    let client = Arc::clone(&connection.client);
-    let task = connection.task.clone();
-    let message = message.into();
-    let answer = async move {
-        let answer = timeout(patience, client.batch_execute(&message)).await;
-        if answer.is_err() {
-            task.abort();
-        }
-        matches!(answer, Ok(Ok(())))
-    };
-    let answer = Confirmation::to(answer);
-    // Nobody else has it yet, so that this one step sends it; its answer wakes those who wait for it.
-    let _ = answer.clone().now_or_never();
-    answer
+impl Pings {
+    fn state(&self) -> MutexGuard<'_, PingState> {
+        // No code that can panic runs under this mutex, so a poisoned one is whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::task::{Wake, Waker};
-
-    use super::*;
-
-    #[derive(Default)]
-    struct Woken(AtomicBool);
-
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.store(true, Ordering::SeqCst);
-        }
+impl PingState {
+    /// Sends the ping that is not sent yet, if there is one.
+    fn send(&mut self, client: &Client, now: Instant) -> Option<Question> {
+        let ping = self.unsent.take()?;
+        Some(Question {
+            answers: VecDeque::from([send(client, &ping.comment)?]),
+            positive: true,
+            confirmer: ping.confirmer,
+            deadline: now + ping.lease.patience(),
+            renews: Some((ping.lease, now)),
+        })
     }
+}
 
-    #[test]
-    fn an_answer_that_comes_while_one_who_leaves_reads_it_wakes_the_others() {
-        let staying: Arc<Mutex<Option<Confirmation>>> = Arc::default();
-        let woken = Arc::new(Woken::default());
-        let waker = Waker::from(Arc::clone(&woken));
-        let poll = {
-            let waker = waker.clone();
-            move |answer: &mut Confirmation| answer.poll_unpin(&mut Context::from_waker(&waker))
-        };
-
-        let mut came = false;
-        let other = Arc::clone(&staying);
-        let polled = poll.clone();
-        let mut leaving = Confirmation::to(poll_fn(move |cx| {
-            if came {
-                return Poll::Ready(true);
-            }
-            if let Some(staying) = other.lock().unwrap().as_mut() {
-                came = true;
-                cx.waker().wake_by_ref();
-                // It is woken, and finds somebody else reading.
-                assert!(polled(staying).is_pending());
-            }
-            Poll::Pending
-        }));
-        let mut stays = leaving.clone();
-        assert!(poll(&mut stays).is_pending());
-        *staying.lock().unwrap() = Some(stays);
-        assert!((&mut leaving).now_or_never().is_none());
-        woken.0.store(false, Ordering::SeqCst);
-
-        drop(leaving);
-        assert!(woken.0.load(Ordering::SeqCst), "nobody reads the answer");
-        let mut stays = staying.lock().unwrap().take().unwrap();
-        assert_eq!(poll(&mut stays), Poll::Ready(true));
-    }
+/// Queues a message on the connection; `None` if that is closed.
+pub(super) fn send(client: &Client, message: &str) -> Option<Pin<Box<SimpleQueryStream>>> {
+    // Queuing is one step that waits for nothing.
+    let sent = client.simple_query_raw(message).now_or_never()?;
+    sent.ok().map(Box::pin)
 }

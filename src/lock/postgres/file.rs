@@ -2,8 +2,9 @@
 
 use serde::de::{Deserialize, Deserializer, MapAccess};
 
-use super::PostgresBuilder;
-use crate::table::{self, Table, Value};
+use super::options::PostgresBuilder;
+use crate::table::value::Value;
+use crate::table::{self, Table};
 
 impl PostgresBuilder {
     /// Takes another database URL: one from the environment, so that a file with the other options holds no password.
@@ -94,7 +95,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::lock::grant::HandOff;
+    use crate::lock::postgres::options::HandOff;
 
     fn error(file: &str) -> String {
         let error = toml::from_str::<PostgresBuilder>(file).unwrap_err();

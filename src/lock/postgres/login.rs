@@ -5,9 +5,12 @@ use tokio_postgres::{Client, Connection};
 
 use super::address::Address;
 use super::canceller::Canceller;
-use super::tls::{Established, Unreached, When, Wire, refused};
+use super::tls::encryption::Unreached;
+use super::tls::fault::refused;
+use super::tls::settings::When;
+use super::tls::wire::{Established, Wire};
 use super::url::Database;
-use crate::lock::LockError;
+use crate::lock::error::LockError;
 
 /// What a login gives: the driver's two ends, and the means to cancel.
 type LoggedIn = (Client, Connection<Wire, Wire>, Canceller);

@@ -1,91 +1,100 @@
 //! PostgreSQL's advisory locks: each granted lock is a transaction, or one of many on a session.
 //!
-//! Source: PostgreSQL manual, 13.3.5 *Advisory Locks*, and 20.11 for the timeouts that a hold sets for itself.
+//! # A transaction
+//!
+//! [`Postgres::ask`] takes an idle connection out of the pool and sends one message: it begins, sets
+//! the time limits of this transaction alone, and locks every key of the claim in order. Each key is
+//! tried first, so that the answer tells whether others compete for it, and waited for only if the
+//! try fails. The [`Attempt`] reads the answer, and becomes a [`TransactionLock`]. A COMMIT or
+//! ROLLBACK releases the lock. It is sent and not waited for: the connection is idle again at once,
+//! since whatever is sent on it next is answered after it.
+//!
+//! # A session
+//!
+//! Sessions hold the locks of many realms on one connection. They only try; a key that somebody else
+//! holds is waited for in a transaction. See [`session`].
+//!
+//! # What proves that a lock was held
+//!
+//! PostgreSQL ends a silent transaction after its lease, so every answer on the locked connection
+//! renews the lease as of when the question was *sent*. A success waits for a [`Confirmation`]: an
+//! answer to a question that was sent after the work had ended. The task of the connection reads
+//! these answers in order and publishes them to all who wait.
+//!
+//! # Invariants
+//!
+//! - A connection that may hold a lock is [`Busy`](connection::Busy), and closes when it is dropped.
+//!   Only the end of its transaction makes it idle.
+//! - A connection is cancelled only while its own statement runs, and never used again after that:
+//!   a late CancelRequest would hit the next user's statement.
+//! - Nothing here waits for a turn of the queue, and no wait for a lock takes a pooled connection
+//!   from another pool.
+//!
+//! Source: PostgreSQL manual, 13.3.5 *Advisory Locks*, and 20.11 for the timeouts of a transaction.
 
 mod address;
 mod answer;
-mod attempt;
-mod broadcast;
-mod builder;
+pub(super) mod attempt;
 mod canceller;
 mod comment;
-mod confirmation;
+pub(super) mod confirmation;
+mod connect;
 mod connection;
-mod connector;
 #[cfg(feature = "serde")]
 mod file;
 mod login;
+pub(super) mod options;
 mod pool;
-mod session;
-mod shared;
+pub(super) mod publish;
+pub(super) mod session;
+pub(super) mod shared;
 mod statement;
 // In a build without TLS no value of its type can be made, and little of it is used.
 #[cfg_attr(
     not(any(feature = "tls-native", feature = "tls-rustls")),
     allow(dead_code, unreachable_code, unused_variables, clippy::unused_async)
 )]
-mod tls;
-mod transaction;
+pub(super) mod tls;
+pub(super) mod transaction;
 mod url;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout_at;
-use tokio_postgres::SimpleQueryMessage;
-use tokio_postgres::error::SqlState;
-use tokio_util::task::TaskTracker;
-
-use self::answer::fencing_token;
-use self::attempt::{Answered, Attempt};
-pub(crate) use self::broadcast::announcement;
-pub use self::broadcast::{RealmEvent, RealmWrite, RealmWrites};
-pub use self::builder::PostgresBuilder;
+use self::attempt::Attempt;
 use self::comment::comment;
-pub(crate) use self::confirmation::{Confirmation, Urgency};
-use self::connection::is_disconnect;
-use self::connector::Connector;
+use self::connect::Connector;
+use self::options::PostgresBuilder;
 use self::pool::LockPool;
-pub(crate) use self::session::SessionLock;
-use self::session::{Options, Sessions};
-pub use self::shared::{LockTransaction, TransactionClient};
-use self::statement::{is_busy, lock_statement, was_contended};
-#[cfg(any(feature = "tls-native", feature = "tls-rustls"))]
-pub use self::tls::Tls;
-pub(crate) use self::transaction::LockedTransaction;
-use self::url::Database;
-use super::background::Background;
-use super::grant::{Grant, HandOff, Turn};
-use super::lease::Lease;
-use super::queue::{self, Entry, Full, Queue};
-use super::{LockError, Wanted};
+use self::session::Options;
+use self::session::lock::SessionLock;
+use self::session::sessions::Sessions;
+use self::statement::{AttemptTerms, lock_statement};
+#[cfg(doc)]
+use self::{confirmation::Confirmation, transaction::TransactionLock};
+use super::claim::Claim;
+use super::error::LockError;
+use super::request::LockRequest;
+use super::tasks::TaskGroup;
 
-/// How much later than the server this side gives up a wait: the server's own time-out needs no CancelRequest.
-const SERVER_FIRST: Duration = Duration::from_millis(250);
-
-/// The lock connections to one PostgreSQL, and how holds on it are made.
+/// The lock connections to one PostgreSQL, and how locks are asked for there.
 #[derive(Debug)]
-pub(crate) struct Postgres {
+pub(super) struct Postgres {
     pool: LockPool,
-    /// None unless the user asked for them.
+    /// `None` unless the user asked for them.
     sessions: Option<Sessions>,
     lease: Duration,
     fencing: bool,
-    hand_off: HandOff,
-    /// Who waits in PostgreSQL to share a key: one for each key. The others wait here, without a connection.
-    scouts: Arc<Queue<()>>,
-    /// As whom it tells others of successful writes.
-    sender: Option<Arc<str>>,
 }
 
 impl Postgres {
     /// Opens a pool and its first connection, and the first session where sessions are wanted.
-    async fn connect(
-        database: Database,
+    /// `group` counts what is left to do when a caller has gone.
+    pub(super) async fn connect(
         options: &PostgresBuilder,
-        sender: Arc<str>,
+        group: &TaskGroup,
     ) -> Result<Self, LockError> {
-        let connector = Connector::new(database, options.connect_timeout);
+        let connector = Connector::new(options.database()?, options.connect_timeout, group.clone());
         let (lease, fencing) = (options.lease, options.fencing);
         let shared = Options {
             lease,
@@ -102,166 +111,56 @@ impl Postgres {
             sessions,
             lease,
             fencing,
-            hand_off: options.hand_off,
-            scouts: Arc::default(),
-            sender: options.broadcast.then_some(sender),
         })
     }
 
-    /// Takes all locks of the claim in PostgreSQL, in one round trip if nobody has them.
+    /// How long the server keeps the lock of a silent holder.
+    pub(super) fn lease(&self) -> Duration {
+        self.lease
+    }
+
+    /// Takes all locks of the claim on a session, if nobody holds one of them.
     ///
     /// # Cancel safety
     ///
-    /// If dropped, no backend stays queued, and the turn is passed on once that is sure.
-    pub(crate) async fn acquire(
-        &self,
-        wanted: &Wanted<'_>,
-        turn: Turn,
-        tasks: &TaskTracker,
-    ) -> Result<(Turn, Grant), LockError> {
-        let background = Background::new(tasks);
+    /// If dropped, a grant that is still to come is unlocked by the session.
+    pub(super) async fn try_session(&self, request: &LockRequest<'_>) -> Option<SessionLock> {
         // A session is no place for a handler's own transaction.
-        if let Some(sessions) = self.sessions.as_ref().filter(|_| !wanted.share)
-            && let Some(lock) = sessions.try_lock(wanted.claim, wanted.deadline).await
-        {
-            let grant = Grant::session(lock, self.hand_off, self.sender.clone(), background);
-            return Ok((turn, grant));
-        }
-        self.transaction(wanted, turn, background).await
+        let sessions = self.sessions.as_ref().filter(|_| !request.share)?;
+        sessions.try_lock(request.claim, request.deadline).await
     }
 
-    /// Takes the locks in a transaction of their own, and waits in PostgreSQL's queues where somebody has one.
-    async fn transaction(
+    /// Asks for all locks of the claim in a transaction, in one message. Keys that are shared are
+    /// only tried, unless this is the `scout` that waits for them.
+    ///
+    /// # Cancel safety
+    ///
+    /// If dropped, nothing has been sent.
+    pub(super) async fn ask(
         &self,
-        wanted: &Wanted<'_>,
-        mut turn: Turn,
-        background: Background,
-    ) -> Result<(Turn, Grant), LockError> {
-        let mut retried = false;
-        let mut scout = None;
-        let comment: Arc<str> = comment(wanted.claim).into();
-        loop {
-            let connection = self.pool.checkout(wanted).await?;
-            let waits = scout.is_some();
-            let statement = lock_statement(wanted, &comment, self.lease, self.fencing, waits);
-            let attempt = Attempt::start(connection, turn, statement, background.clone());
-            let (answered, answer) = timeout_at(wanted.deadline + SERVER_FIRST, attempt)
-                .await
-                .map_err(|_| wanted.timed_out())?;
-            let error = match answer {
-                Ok(rows) if is_busy(&rows) => {
-                    let Answered {
-                        turn: back,
-                        mut connection,
-                        ..
-                    } = answered;
-                    connection.roll_back().await;
-                    drop(connection);
-                    turn = back;
-                    scout = self.scout(wanted).await?;
-                    continue;
-                }
-                Ok(rows) => {
-                    return self
-                        .granted(wanted, comment, answered, &rows, background)
-                        .await;
-                }
-                Err(error) => error,
-            };
-            if is_disconnect(&error) && !retried {
-                // It died in the pool, or the server restarts: one more try, on another connection.
-                retried = true;
-                turn = answered.turn;
-                continue;
-            }
-            return Err(refused(wanted, answered, error).await);
-        }
-    }
-
-    /// Waits to be the one of this process that waits in PostgreSQL to share the claim's keys; `None` if it shares none. Many may
-    /// share a key as soon as one of them does, and until then each would take a connection.
-    async fn scout(&self, wanted: &Wanted<'_>) -> Result<Option<queue::Turn<()>>, LockError> {
-        let Some(shared) = wanted.claim.shared_keys() else {
-            return Ok(None);
+        request: &LockRequest<'_>,
+        scout: bool,
+    ) -> Result<Attempt, LockError> {
+        let connection = self.pool.checkout(request).await?;
+        let terms = AttemptTerms {
+            lease: self.lease,
+            fencing: self.fencing,
+            share: request.share,
+            deadline: request.deadline,
         };
-        match self.scouts.enter(&shared, usize::MAX) {
-            Ok(Entry::Turn(turn)) => Ok(Some(turn)),
-            Ok(Entry::Wait(place)) => {
-                let turn = timeout_at(wanted.deadline, place).await;
-                turn.map(Some).map_err(|_| wanted.timed_out())
-            }
-            // Of so many there is no memory for one more.
-            Err(Full) => Err(wanted.timed_out()),
-        }
-    }
-
-    async fn granted(
-        &self,
-        wanted: &Wanted<'_>,
-        comment: Arc<str>,
-        answered: Answered,
-        rows: &[SimpleQueryMessage],
-        background: Background,
-    ) -> Result<(Turn, Grant), LockError> {
-        let Answered {
-            connection,
-            turn,
-            sent,
-        } = answered;
-        let token = if self.fencing {
-            Some(fencing_token(rows)?)
-        } else {
-            None
-        };
-        let lease = Lease::new(self.lease, sent, &connection.closed);
-        let claim = wanted.claim.clone();
-        let transaction = LockedTransaction::new(
-            claim,
-            comment,
-            connection,
-            lease,
-            token,
-            wanted.share,
-            background.clone(),
-        );
-        // The server's clock runs since the grant, and nobody knows when that was: after a long wait a heartbeat tells.
-        let late = sent.elapsed() > self.lease / 3;
-        if late && !transaction.confirm(wanted.deadline + SERVER_FIRST).await {
-            return Err(wanted.timed_out());
-        }
-        let hand_off = if was_contended(rows) {
-            self.hand_off.contended()
-        } else {
-            self.hand_off
-        };
-        let grant = Grant::transaction(transaction, hand_off, self.sender.clone(), background);
-        Ok((turn, grant))
+        let claim: Claim = request.claim.clone();
+        let comment: Arc<str> = comment(&claim).into();
+        let statement = lock_statement(&claim, &comment, terms, scout);
+        Ok(Attempt::start(
+            connection, claim, comment, &statement, terms,
+        ))
     }
 
     /// Gives up the connections: idle ones close now, others when their hold ends.
-    pub(crate) fn close(&self) {
+    pub(super) fn close(&self) {
         self.pool.close();
         if let Some(sessions) = &self.sessions {
             sessions.close();
         }
-    }
-}
-
-/// What to say of a lock statement that failed; leaves its connection idle or discarded.
-async fn refused(
-    wanted: &Wanted<'_>,
-    mut answered: Answered,
-    error: tokio_postgres::Error,
-) -> LockError {
-    let timed_out = error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE);
-    if !is_disconnect(&error) {
-        answered.connection.roll_back().await;
-    }
-    if timed_out {
-        return wanted.timed_out();
-    }
-    LockError::Database {
-        claim: wanted.claim.clone(),
-        source: error.into(),
     }
 }

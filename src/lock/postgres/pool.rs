@@ -1,3 +1,4 @@
+use std::borrow::Borrow;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -6,24 +7,25 @@ use bb8::{ErrorSink, Pool, PooledConnection, QueueStrategy};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 
+use super::connect::Connector;
 use super::connection::LockConnection;
-use super::connector::Connector;
-use crate::lock::{LockError, Wanted};
+use crate::lock::error::LockError;
+use crate::lock::request::LockRequest;
 
 /// The lock connections to one PostgreSQL.
 #[derive(Debug)]
 pub(super) struct LockPool {
     /// None once it is closed.
     connections: Mutex<Option<Pool<Connector>>>,
-    /// As many as connections. Who waits for one stands here, in order of arrival: in bb8 a realm that gives a connection back and
-    /// takes it again at once would leave the others waiting.
+    /// One permit for each connection. Callers wait for one here, in order of arrival: in bb8 a
+    /// realm that gives a connection back and takes it again would starve the others.
     places: Arc<Semaphore>,
     size: u32,
-    /// The last failure to connect; bb8 itself would let a waiting caller wait.
+    /// The last failure to connect; bb8 itself would let a caller wait.
     failures: watch::Sender<Option<LockError>>,
 }
 
-/// A connection out of the pool. It goes back when it is dropped, or is closed if a transaction may be open on it.
+/// An idle connection out of the pool. It goes back when it is dropped, unless it is closed.
 pub(super) struct Pooled {
     // The connection is dropped first, so that it is there for the next owner of the place.
     connection: PooledConnection<'static, Connector>,
@@ -36,13 +38,13 @@ impl LockPool {
         let failures = watch::Sender::new(None);
         let pool = Pool::builder()
             .max_size(size)
-            // A round trip for each lock; `checkout` looks at the closed signal instead.
+            // It would cost a round trip per lock; `checkout` looks at the closed signal instead.
             .test_on_check_out(false)
-            // Callers see a failure at once, and have time-outs of their own.
+            // Callers see a failure without delay, and have timeouts of their own.
             .retry_connection(false)
             .connection_timeout(Duration::MAX)
             .error_sink(Box::new(Failures(failures.clone())))
-            // The busiest connections stay warm, and the others reach their idle time-out.
+            // The busiest connections stay warm, and the others reach their idle timeout.
             .queue_strategy(QueueStrategy::Lifo)
             .build(connector)
             .await?;
@@ -58,7 +60,7 @@ impl LockPool {
     }
 
     /// A live connection of the pool, or a new one.
-    pub(super) async fn checkout(&self, wanted: &Wanted<'_>) -> Result<Pooled, LockError> {
+    pub(super) async fn checkout(&self, request: &LockRequest<'_>) -> Result<Pooled, LockError> {
         let Some(pool) = self.connections().clone() else {
             return Err(LockError::ShuttingDown);
         };
@@ -66,8 +68,8 @@ impl LockPool {
         tokio::select! {
             biased;
             connection = self.live(&pool) => connection,
-            failure = given_up(&pool, &mut failures, wanted.deadline) => {
-                Err(failure.unwrap_or_else(|| self.exhausted(wanted)))
+            failure = given_up(&pool, &mut failures, request.deadline) => {
+                Err(failure.unwrap_or_else(|| self.exhausted(request)))
             }
         }
     }
@@ -76,7 +78,7 @@ impl LockPool {
         let place = Arc::clone(&self.places).acquire_owned().await;
         let place = place.map_err(|_| LockError::ShuttingDown)?;
         loop {
-            // Without a time-out of its own it does not fail.
+            // Without a timeout of its own it does not fail.
             let connection = pool.get_owned().await;
             let connection = connection.map_err(|_| LockError::ShuttingDown)?;
             // A closed one is discarded by the pool when it is dropped here.
@@ -89,10 +91,10 @@ impl LockPool {
         }
     }
 
-    fn exhausted(&self, wanted: &Wanted<'_>) -> LockError {
+    fn exhausted(&self, request: &LockRequest<'_>) -> LockError {
         LockError::PoolExhausted {
             pool_size: self.size,
-            after: wanted.timeout,
+            after: request.timeout,
         }
     }
 
@@ -110,6 +112,21 @@ impl LockPool {
     }
 }
 
+impl Pooled {
+    /// Gives the connection back, from any thread: a pool replaces a closed one on a task.
+    pub(super) fn give_back(self) {
+        let tasks = self.tasks.clone();
+        let _runtime = tasks.enter();
+        drop(self);
+    }
+}
+
+impl Borrow<LockConnection> for Pooled {
+    fn borrow(&self) -> &LockConnection {
+        &self.connection
+    }
+}
+
 impl Deref for Pooled {
     type Target = LockConnection;
 
@@ -124,8 +141,8 @@ impl DerefMut for Pooled {
     }
 }
 
-/// Resolves when a connection is not to be had: as soon as connecting fails and there is no other one to wait for, or at the
-/// deadline. With the last failure to connect, if there was one.
+/// Resolves when no connection can be had: as soon as connecting fails and there is no other one to
+/// wait for, or at the deadline. Returns the last failure to connect, if there was one.
 async fn given_up(
     pool: &Pool<Connector>,
     failures: &mut watch::Receiver<Option<LockError>>,

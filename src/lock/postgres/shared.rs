@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 use tokio_postgres::Client;
 
-use crate::lock::{Claim, LockError};
+use crate::lock::claim::Claim;
+use crate::lock::error::LockError;
 
 /// The locked transaction, for the handler's own SQL.
 ///

@@ -8,14 +8,24 @@ use tokio_postgres::SimpleQueryMessage;
 
 use super::answer::values;
 use super::transaction::SHARE;
-use crate::lock::claim::Lock;
-use crate::lock::{Wanted, token};
+use crate::lock::claim::{Claim, Lock};
+use crate::lock::token;
 
 /// The column that says `t` where nobody else had the lock, or waited for it.
 const FREE: &str = "lock_was_free";
 
 /// The setting, and the column, that says `t` where a key could not be shared at once, and the keys after it were left alone.
 const BUSY: &str = "tower_realm_lock.busy";
+
+/// How a lock is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AttemptTerms {
+    pub(super) lease: Duration,
+    pub(super) fencing: bool,
+    pub(super) share: bool,
+    /// When the server ends the wait by itself.
+    pub(super) deadline: Instant,
+}
 
 /// The one message that begins, sets the limits for this transaction alone, and locks.
 ///
@@ -26,24 +36,23 @@ const BUSY: &str = "tower_realm_lock.busy";
 /// Read committed, whatever the server's default: under a stricter level the snapshot of the transaction would be
 /// older than the lock. `set_config` with `true` ends with the transaction, so nothing leaks through a pooler.
 pub(super) fn lock_statement(
-    wanted: &Wanted<'_>,
+    claim: &Claim,
     comment: &str,
-    lease: Duration,
-    fencing: bool,
+    terms: AttemptTerms,
     scout: bool,
 ) -> String {
-    let remaining = wanted.deadline.saturating_duration_since(Instant::now());
+    let remaining = terms.deadline.saturating_duration_since(Instant::now());
     let lock_timeout = milliseconds(remaining);
-    let lease = milliseconds(lease);
+    let lease = milliseconds(terms.lease);
     // The comment is not the first, or pg_stat_statements would count every realm's BEGIN by itself.
     let mut statement = format!(
         "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
          {comment} SELECT set_config('idle_in_transaction_session_timeout', '{lease}', true)"
     );
     let was_busy = format!("current_setting('{BUSY}', true) = 't'");
-    let tries = !scout && wanted.claim.locks().iter().any(Lock::is_shared);
+    let tries = !scout && claim.locks().iter().any(Lock::is_shared);
     let mut separator = ",";
-    for lock in wanted.claim.locks() {
+    for lock in claim.locks() {
         let Lock { key, .. } = lock;
         let shared = if lock.is_shared() { "_shared" } else { "" };
         let unless_busy = if tries && separator != "," {
@@ -69,11 +78,11 @@ pub(super) fn lock_statement(
         };
         separator = "; SELECT";
     }
-    if fencing {
+    if terms.fencing {
         // After the lock, so that the holder before has its token already.
         statement += token::ASK;
     }
-    if wanted.share {
+    if terms.share {
         statement += SHARE;
     }
     statement

@@ -1,247 +1,275 @@
 use std::fmt;
-use std::future::ready;
 use std::sync::Arc;
 
 use tokio::time::{Instant, timeout_at};
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 
-use super::confirmation::{Confirmation, Pings, Urgency, last};
-use super::connection::is_disconnect;
+use super::confirmation::{Confirmation, Unconfirmed, Urgency};
+use super::connection::{Busy, is_disconnect};
 use super::pool::Pooled;
 use super::shared::LockTransaction;
-use crate::lock::background::Background;
+use crate::lock::claim::Claim;
+use crate::lock::error::chain;
 use crate::lock::lease::Lease;
-use crate::lock::{Claim, FencingToken, LockError};
+use crate::lock::token::FencingToken;
 
-/// Makes a transaction ready for the handler's statements: they wait for their own locks as they would without ours. The
-/// mark is gone once the transaction has ended, whoever ended it. A statement that fails gives back the locks of the innermost
-/// savepoint's transaction at once, and with this one ours is not among them.
+/// Makes a transaction ready for the handler's statements: they wait for their own locks as they
+/// would without ours. The mark is gone once the transaction has ended, whoever ended it. A
+/// statement that fails releases the locks of the innermost savepoint's transaction, and with this
+/// savepoint ours is not among them.
 pub(super) const SHARE: &str = "; SET LOCAL lock_timeout TO DEFAULT; \
      SELECT set_config('tower_realm_lock.shared', 'yes', true); SAVEPOINT tower_realm_lock";
 
-/// Goes before the COMMIT of a shared transaction. If that is no longer the one that took the lock, the division fails, and the rest
-/// of the message is skipped. In a transaction that an error has aborted the statement fails too; a plain `COMMIT` would roll back
-/// without a word.
+/// Goes before the COMMIT of a shared transaction. If that is no longer the one that took the lock,
+/// the division fails, and the rest of the message is skipped. In a transaction that an error has
+/// aborted the statement fails too; a plain `COMMIT` would roll back without an error.
 const PROVE_SHARED: &str = "SELECT 1 / (current_setting('tower_realm_lock.shared', true) \
      IS NOT DISTINCT FROM 'yes')::int";
 
-/// A transaction that holds an advisory lock, on its pooled connection. It can serve several holds, one after the other.
+/// A transaction that holds advisory locks, on its pooled connection. It can serve several holds,
+/// one after the other.
 ///
-/// Dropped before it has ended, it rolls back.
-pub(crate) struct LockedTransaction {
-    claim: Claim,
-    /// What heartbeats say of it to an operator: the server shows the last statement of each session.
-    comment: Arc<str>,
-    client: Arc<Client>,
-    /// None once it is back in the pool.
-    connection: Option<Pooled>,
-    lease: Arc<Lease>,
-    pings: Pings,
+/// It is ended by [`commit`](Self::commit), [`commit_shared`](Self::commit_shared) or
+/// [`roll_back`](Self::roll_back). Dropping it closes its connection, which ends it too.
+pub(in crate::lock) struct TransactionLock {
+    heart: Arc<Heart>,
+    connection: Busy<Pooled>,
     token: Option<FencingToken>,
     shared: Option<LockTransaction>,
-    background: Background,
 }
 
-impl LockedTransaction {
+/// What keeps the lease of a transaction.
+pub(in crate::lock) struct Heart {
+    client: Arc<Client>,
+    /// Tells an operator what heartbeats are for: the server shows the last statement of each
+    /// session.
+    comment: Arc<str>,
+    lease: Arc<Lease>,
+}
+
+impl TransactionLock {
     pub(super) fn new(
-        claim: Claim,
+        claim: &Claim,
         comment: Arc<str>,
-        connection: Pooled,
+        connection: Busy<Pooled>,
         lease: Lease,
         token: Option<FencingToken>,
         share: bool,
-        background: Background,
     ) -> Self {
         let client = Arc::clone(&connection.client);
-        let lease = Arc::new(lease);
-        Self {
-            shared: share.then(|| LockTransaction::new(claim.clone(), Arc::clone(&client))),
-            claim,
-            pings: Pings::new(
-                Arc::clone(&client),
-                Arc::clone(&lease),
-                Arc::clone(&comment),
-            ),
-            comment,
+        let shared = share.then(|| LockTransaction::new(claim.clone(), Arc::clone(&client)));
+        let heart = Heart {
             client,
-            connection: Some(connection),
-            lease,
+            comment,
+            lease: Arc::new(lease),
+        };
+        Self {
+            heart: Arc::new(heart),
+            connection,
             token,
-            background,
+            shared,
         }
     }
 
-    pub(crate) fn lease(&self) -> &Arc<Lease> {
-        &self.lease
+    pub(in crate::lock) fn lease(&self) -> &Arc<Lease> {
+        &self.heart.lease
     }
 
-    pub(crate) fn token(&self) -> Option<FencingToken> {
+    pub(in crate::lock) fn heart(&self) -> Arc<Heart> {
+        Arc::clone(&self.heart)
+    }
+
+    pub(in crate::lock) fn token(&self) -> Option<FencingToken> {
         self.token
     }
 
-    pub(crate) fn shared(&self) -> Option<&LockTransaction> {
+    pub(in crate::lock) fn set_token(&mut self, token: Option<FencingToken>) {
+        self.token = token;
+    }
+
+    pub(in crate::lock) fn shared(&self) -> Option<&LockTransaction> {
         self.shared.as_ref()
-    }
-
-    /// Keeps the lease while it is polled; resolves when the lock is lost.
-    pub(crate) async fn keep(&self) {
-        self.lease.keep(|| self.heartbeat()).await;
-    }
-
-    /// An empty query, but for a comment.
-    async fn heartbeat(&self) -> Result<(), Error> {
-        self.client.batch_execute(&self.comment).await
     }
 
     /// Sends one heartbeat; whether it was answered before the deadline.
     pub(super) async fn confirm(&self, deadline: Instant) -> bool {
         let sent = Instant::now();
-        let beat = timeout_at(deadline, self.heartbeat()).await;
+        let beat = timeout_at(deadline, self.heart.beat()).await;
         let confirmed = matches!(beat, Ok(Ok(())));
         if confirmed {
-            self.lease.confirm(sent);
+            self.heart.lease.confirm(sent);
         }
         confirmed
     }
 
-    /// Gives the next hold a token of its own.
-    pub(crate) fn begin_next_hold(&mut self) {
-        self.token = self.token.map(FencingToken::next);
+    /// Asks for the proof that the lock was held until now; others may use the lock meanwhile.
+    pub(in crate::lock) fn ping(&self, urgency: Urgency) -> Confirmation {
+        let Heart { comment, lease, .. } = &*self.heart;
+        self.connection.ping(urgency, comment, lease)
     }
 
-    /// Asks for the server's word that the lock was held until now; others may use the lock meanwhile.
-    pub(crate) fn ping(&mut self, urgency: Urgency) -> Confirmation {
-        self.pings.join(urgency)
+    /// Releases the lock, and publishes a write; the answer proves that the lock was held until now.
+    pub(in crate::lock) fn commit(self, publication: Option<&str>) -> Confirmation {
+        // A message of its own: if it fails, the COMMIT still releases the lock.
+        self.end(publication.into_iter().chain(["COMMIT"]))
     }
 
-    /// Gives the lock back, and tells others of the write; the answer is the server's word that it was held until now. Must be
-    /// called within a runtime.
-    pub(crate) fn commit(mut self, announcement: Option<String>) -> Confirmation {
-        match self.connection.take() {
-            Some(connection) => match announcement {
-                None => self.end(connection, "COMMIT"),
-                Some(announcement) => {
-                    // A message of its own: if it fails, the COMMIT still gives the lock back.
-                    let told = last(&connection, announcement, self.lease.patience());
-                    let ended = self.end(connection, "COMMIT");
-                    Confirmation::to(async { told.await & ended.await })
-                }
-            },
-            // It has ended already, and has no word left to give.
-            None => Confirmation::to(ready(false)),
-        }
-    }
-
-    /// Ends the transaction, and gives the connection back at once, though the server has not answered: what is sent on it next
-    /// comes after that.
-    fn end(&self, mut connection: Pooled, statement: &'static str) -> Confirmation {
-        // Before the end, and not behind what the connection's next owner waits for.
-        self.pings.send();
-        let answer = last(&connection, statement, self.lease.patience());
+    /// Ends the transaction, and gives the connection back before the server has answered: what is
+    /// sent on it next comes after that.
+    fn end<'a>(self, messages: impl IntoIterator<Item = &'a str>) -> Confirmation {
+        let patience = self.heart.lease.patience();
+        let answer = self.connection.ask(messages, patience);
+        let mut connection = self.connection.into_idle();
         connection.ending = Some(answer.clone());
-        connection.in_use = false;
+        connection.give_back();
         answer
     }
 
-    /// Commits what a handler wrote in a shared transaction, and so gives the lock back. An `Ok` is the server's word that the
-    /// lock was held until now. Never longer than the lease.
+    /// Rolls back whatever a handler wrote in a shared transaction, and releases the lock. If the
+    /// lock is lost, or the handler still uses its client, the connection is closed. Publishes
+    /// the writes of nested holds all the same.
+    pub(in crate::lock) fn roll_back(self, publication: Option<String>) {
+        let is_current = self.heart.lease.is_current();
+        if self.shared.is_none() && is_current {
+            match publication {
+                Some(publication) => drop(self.commit(Some(&publication))),
+                None => drop(self.end(["ROLLBACK"])),
+            }
+            return;
+        }
+        // Code of a handler that goes on with the client would go on in the connection's next
+        // transaction, or in none.
+        let is_closed = self.close_shared();
+        let deadline = self.heart.lease.ends();
+        let tasks = self.connection.tasks.clone();
+        if is_closed && is_current {
+            tasks.spawn(timeout_at(deadline, async move {
+                let idle = self.connection.roll_back().await;
+                clean_up(idle.map(Busy::new), publication).await;
+            }));
+        } else {
+            tasks.spawn(async move {
+                // A statement of the handler's may still run there, and hold the lock.
+                if !self.connection.is_closed() {
+                    self.connection.canceller().cancel().await;
+                }
+            });
+        }
+    }
+
+    /// Commits what a handler wrote in a shared transaction, which releases the lock. The answer
+    /// proves that the lock was held until then. It comes before the lease ends.
     ///
-    /// # Errors
-    ///
-    /// [`LockError::Lost`] if that word does not come, [`LockError::CommitFailed`] if it cannot commit.
+    /// Returns the work that is left to do on the connection, too: run it on a task.
     ///
     /// # Cancel safety
     ///
-    /// If dropped, drop the transaction: it then rolls back.
-    pub(crate) async fn commit_shared(
-        &mut self,
-        announcement: Option<String>,
-    ) -> Result<(), LockError> {
+    /// If dropped, the connection is closed, and the transaction commits or not.
+    pub(in crate::lock) async fn commit_shared(
+        self,
+        publication: Option<String>,
+    ) -> (Result<(), Unconfirmed>, Remains) {
         if !self.close_shared() {
-            return Err(self.commit_failed("the handler still uses it"));
+            self.roll_back(None);
+            return (
+                not_committed("the handler still uses it"),
+                Remains(Left::Nothing),
+            );
         }
-        let announcement = announcement.map_or_else(String::new, |statement| statement + "; ");
-        let commit = format!("{PROVE_SHARED}; {announcement}COMMIT");
+        let publication = publication.map_or_else(String::new, |statement| statement + "; ");
+        let commit = format!("{PROVE_SHARED}; {publication}COMMIT");
         let answer = tokio::select! {
             // First: an answer is the proof, even where the connection ends right after it.
             biased;
-            answer = self.client.batch_execute(&commit) => answer,
-            () = self.keep() => return Err(self.lost()),
+            answer = self.connection.client.batch_execute(&commit) => answer,
+            () = self.heart.keep() => return (Err(Unconfirmed::Lost), Remains(Left::Nothing)),
         };
         match answer {
-            Ok(()) => {
-                if let Some(mut connection) = self.connection.take() {
-                    self.background
-                        .spawn(async move { connection.reset().await });
-                }
-                Ok(())
-            }
-            Err(error) if !is_disconnect(&error) => Err(self.commit_failed(reason(&error))),
-            Err(_) => Err(self.lost()),
+            Ok(()) => (Ok(()), Remains(Left::Session(self.connection))),
+            Err(error) if !is_disconnect(&error) => (
+                not_committed(&reason(&error)),
+                Remains(Left::Transaction(self)),
+            ),
+            Err(_) => (Err(Unconfirmed::Lost), Remains(Left::Nothing)),
         }
     }
 
     fn close_shared(&self) -> bool {
         self.shared.as_ref().is_none_or(LockTransaction::close)
     }
+}
 
-    fn lost(&self) -> LockError {
-        LockError::Lost {
-            claim: self.claim.clone(),
-        }
-    }
+/// What a shared transaction leaves to be done when the result of its COMMIT is known.
+pub(in crate::lock) struct Remains(Left);
 
-    fn commit_failed(&self, problem: impl Into<String>) -> LockError {
-        LockError::CommitFailed {
-            claim: self.claim.clone(),
-            problem: problem.into(),
+enum Left {
+    /// The connection is closed.
+    Nothing,
+    /// It committed; the handler may have changed the session.
+    Session(Busy<Pooled>),
+    /// It did not commit, and must be rolled back.
+    Transaction(TransactionLock),
+}
+
+impl Remains {
+    pub(in crate::lock) async fn clean_up(self) {
+        match self.0 {
+            Left::Nothing => {}
+            Left::Session(connection) => clean_up(Some(connection), None).await,
+            Left::Transaction(transaction) => transaction.roll_back(None),
         }
     }
 }
 
-impl Drop for LockedTransaction {
-    fn drop(&mut self) {
-        let Some(connection) = self.connection.take() else {
-            return;
-        };
-        // A connection that the pool refuses is replaced there, by a task.
-        let background = self.background.clone();
-        let _runtime = background.enter();
-        if self.shared.is_none() && self.lease.is_current() {
-            drop(self.end(connection, "ROLLBACK"));
-        } else {
-            // A handler's code that goes on with the client would go on in the connection's next transaction, or in none.
-            let whole = self.close_shared() && self.lease.is_current();
-            background.spawn(roll_back(connection, whole, self.lease.ends()));
-        }
+/// Publishes writes, and makes a connection fit for the next hold, or closes it.
+async fn clean_up(connection: Option<Busy<Pooled>>, publication: Option<String>) {
+    let Some(connection) = connection else {
+        return;
+    };
+    if let Some(publication) = publication
+        && let Err(error) = connection.client.batch_execute(&publication).await
+    {
+        tracing::warn!(error = %chain(&error), "a nested write could not be published");
+    }
+    if let Some(connection) = connection.reset().await {
+        connection.give_back();
     }
 }
 
-/// Rolls a shared transaction back and makes its connection fit for the next hold, or discards it.
-async fn roll_back(mut connection: Pooled, whole: bool, deadline: Instant) {
-    if whole && timeout_at(deadline, connection.roll_back()).await.is_ok() {
-        if !connection.in_use {
-            connection.reset().await;
-        }
-    } else if !connection.is_closed() {
-        // A statement of the handler's may still run there, and hold the lock.
-        connection.canceller().cancel().await;
+impl Heart {
+    /// Keeps the lease while it is polled; resolves when the lock is lost.
+    pub(in crate::lock) async fn keep(&self) {
+        self.lease.keep(|| self.beat()).await;
     }
+
+    /// An empty query, except for a comment.
+    async fn beat(&self) -> Result<(), Error> {
+        self.client.batch_execute(&self.comment).await
+    }
+}
+
+fn not_committed(problem: &str) -> Result<(), Unconfirmed> {
+    Err(Unconfirmed::NotCommitted(problem.into()))
 }
 
 /// Why a shared transaction did not commit.
 fn reason(error: &Error) -> String {
-    use tokio_postgres::error::SqlState;
     if error.code() == Some(&SqlState::DIVISION_BY_ZERO) {
         return "the handler ended it with a COMMIT or ROLLBACK of its own, and so its lock".into();
     }
-    crate::lock::error::chain(error)
+    chain(error)
 }
 
-impl fmt::Debug for LockedTransaction {
+impl fmt::Debug for Heart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LockedTransaction")
-            .field("claim", &self.claim)
+        f.debug_struct("Heart").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for TransactionLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TransactionLock")
             .field("token", &self.token)
             .finish_non_exhaustive()
     }

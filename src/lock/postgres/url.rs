@@ -3,8 +3,10 @@ use std::ops::Range;
 use percent_encoding::percent_decode_str;
 use tokio_postgres::Config;
 
-use super::tls::{Encryption, Settings, Tls};
-use crate::lock::LockError;
+use super::tls::Tls;
+use super::tls::encryption::Encryption;
+use super::tls::settings::Settings;
+use crate::lock::error::LockError;
 
 /// Options of libpq that the driver has not. No other unknown name is shown: it may be a part of a password.
 const NOT_HERE: [&str; 24] = [

@@ -1,35 +1,47 @@
 use tokio::sync::oneshot;
 
-use super::lock::SessionLock;
-use crate::lock::claim::Lock;
+use crate::lock::claim::{Claim, Lock};
+use crate::lock::postgres::confirmation::Confirmer;
+use crate::lock::token::FencingToken;
 
 /// What callers ask of a session's task.
 pub(super) enum Command {
     Lock(Asked),
     Unlock(Release),
     /// Sent after the unlocks that were asked for before.
-    Tell(Telling),
-    /// Answered when anything that was sent later is.
-    Confirm(oneshot::Sender<bool>),
+    Publish(Publication),
+    /// Confirmed when anything that was sent later is answered.
+    Confirm(Confirmer),
 }
 
 /// A claim that is asked for.
 pub(super) struct Asked {
-    /// Not granted yet.
-    pub(super) lock: SessionLock,
-    /// A granted lock whose caller has left is dropped in the channel, and so unlocked.
-    pub(super) reply: oneshot::Sender<Option<SessionLock>>,
+    pub(super) claim: Claim,
+    pub(super) reply: Reply,
 }
+
+/// Tells the caller that its claim is granted; dropping it refuses the claim. A caller that has left
+/// does not take the grant, and the task unlocks it.
+pub(super) type Reply = oneshot::Sender<Option<FencingToken>>;
 
 /// Keys to unlock.
 pub(super) struct Release {
     pub(super) locks: Vec<Lock>,
-    /// None where nobody waits for the answer.
-    pub(super) reply: Option<oneshot::Sender<bool>>,
+    pub(super) confirm: Confirm,
 }
 
-/// A statement that tells others of a write.
-pub(super) struct Telling {
+/// Who is told whether an unlock proves that the lock was held.
+pub(super) enum Confirm {
+    Nobody,
+    Holder(Confirmer),
+    /// The publication that follows the unlock.
+    Publication(oneshot::Sender<bool>),
+}
+
+/// A statement that publishes a write.
+pub(super) struct Publication {
     pub(super) statement: String,
-    pub(super) reply: oneshot::Sender<bool>,
+    /// Whether the unlock that was sent before succeeded.
+    pub(super) unlocked: oneshot::Receiver<bool>,
+    pub(super) confirmer: Confirmer,
 }

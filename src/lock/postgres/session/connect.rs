@@ -4,10 +4,10 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::error::SqlState;
 
-use crate::lock::LockError;
+use crate::lock::error::LockError;
 use crate::lock::lease::Lease;
-use crate::lock::postgres::connection::LockConnection;
-use crate::lock::postgres::connector::Connector;
+use crate::lock::postgres::connect::Connector;
+use crate::lock::postgres::connection::{Busy, LockConnection};
 use crate::lock::postgres::statement::milliseconds;
 
 /// Opens a connection whose session can hold locks, and refuses a server that cannot keep them as promised.
@@ -15,16 +15,12 @@ pub(super) async fn connect(
     connector: &Connector,
     lease: Duration,
 ) -> Result<(LockConnection, Lease), LockError> {
-    let mut connection = connector.open().await?;
     // Until the server has answered.
-    connection.in_use = true;
+    let connection = Busy::new(connector.open().await?);
     let server = Arc::clone(&connection.server);
     let after = connector.timeout();
     match timeout(after, prepare(&connection, lease)).await {
-        Ok(Ok(lease)) => {
-            connection.in_use = false;
-            Ok((connection, lease))
-        }
+        Ok(Ok(lease)) => Ok((connection.into_idle(), lease)),
         Ok(Err(error)) => Err(error),
         Err(_) => Err(LockError::ConnectTimeout { server, after }),
     }

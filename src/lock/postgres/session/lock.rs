@@ -1,20 +1,25 @@
 use std::fmt;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use tokio::sync::{mpsc, oneshot};
 
 use super::Options;
-use super::commands::{Asked, Command, Release, Telling};
+use super::commands::{Asked, Command, Confirm, Publication, Release};
 use super::connect::connect;
 use super::task::SessionTask;
-use crate::lock::claim::Lock;
+use crate::lock::claim::Claim;
+use crate::lock::error::LockError;
 use crate::lock::lease::Lease;
+use crate::lock::postgres::confirmation::{Confirmation, Confirmer};
+use crate::lock::postgres::connect::Connector;
 use crate::lock::postgres::connection::LockConnection;
-use crate::lock::postgres::connector::Connector;
-use crate::lock::{Claim, FencingToken, LockError};
+use crate::lock::token::FencingToken;
 
-/// One session, as its callers see it. Its connection closes in order once nobody has a handle of it any more.
+/// One session, as its callers see it. Its connection closes in order once nobody has a handle of it
+/// any more.
 #[derive(Clone)]
 pub(super) struct Session {
     commands: mpsc::UnboundedSender<Command>,
@@ -25,14 +30,14 @@ pub(super) struct Session {
 ///
 /// # Cancel safety
 ///
-/// Dropping it unlocks, without waiting for that. Whoever asks the same session for its keys afterwards comes behind the
-/// unlock.
-pub(crate) struct SessionLock {
+/// Dropping it unlocks, without waiting for that. Whoever asks the same session for its keys
+/// afterwards comes behind the unlock.
+pub(in crate::lock) struct SessionLock {
     claim: Claim,
     session: Session,
     token: Option<FencingToken>,
     /// Whether there is something to unlock.
-    granted: bool,
+    is_locked: bool,
 }
 
 impl Session {
@@ -58,94 +63,132 @@ impl Session {
     ///
     /// # Cancel safety
     ///
-    /// If dropped, a grant that is still to come is unlocked at once.
-    pub(super) async fn try_lock(&self, claim: &Claim) -> Option<SessionLock> {
+    /// If dropped, a grant that has come or is still to come is unlocked.
+    pub(super) fn try_lock(&self, claim: &Claim) -> impl Future<Output = Option<SessionLock>> {
         let (reply, granted) = oneshot::channel();
-        let lock = SessionLock {
+        let claim = claim.clone();
+        self.send(Command::Lock(Asked {
             claim: claim.clone(),
+            reply,
+        }));
+        Try {
             session: self.clone(),
-            token: None,
-            granted: false,
-        };
-        self.send(Command::Lock(Asked { lock, reply }));
-        granted.await.ok()?
+            claim,
+            granted,
+        }
     }
 
-    /// Leaves word for the task. Where it has ended the command is dropped, and its reply with it.
+    /// Sends a command to the task. Once that has ended the command is dropped, and its reply with
+    /// it.
     fn send(&self, command: Command) {
         let _ = self.commands.send(command);
     }
 }
 
-impl SessionLock {
-    pub(super) fn locks(&self) -> &[Lock] {
-        self.claim.locks()
-    }
+/// A claim that is being tried.
+struct Try {
+    session: Session,
+    claim: Claim,
+    granted: oneshot::Receiver<Option<FencingToken>>,
+}
 
-    /// The server has granted it.
-    pub(super) fn grant(mut self, token: Option<FencingToken>) -> Self {
-        self.granted = true;
-        self.token = token;
-        self
-    }
-
-    /// The session's: all locks on it are lost together.
-    pub(crate) fn lease(&self) -> &Arc<Lease> {
-        &self.session.lease
-    }
-
-    pub(crate) fn token(&self) -> Option<FencingToken> {
-        self.token
-    }
-
-    /// Gives the next hold a token of its own.
-    pub(crate) fn begin_next_hold(&mut self) {
-        self.token = self.token.map(FencingToken::next);
-    }
-
-    /// Asks for the server's word that the session was alive after now, and with it every lock that it held. Many share one
-    /// answer. Asked when called, not when first polled, so the lock may meanwhile serve its next holder.
-    pub(crate) fn confirmation(&self) -> impl Future<Output = bool> + Send + 'static {
-        let (reply, confirmed) = oneshot::channel();
-        self.session.send(Command::Confirm(reply));
-        async { confirmed.await.unwrap_or(false) }
-    }
-
-    /// Unlocks, and tells others of the write; `true` is the server's word that the lock was held until now. Asked when called, not
-    /// when first polled.
-    pub(crate) fn unlock(
-        mut self,
-        announcement: Option<String>,
-    ) -> impl Future<Output = bool> + Send + 'static {
-        let (reply, unlocked) = oneshot::channel();
-        self.release(Some(reply));
-        let told = announcement.map(|statement| {
-            let (reply, told) = oneshot::channel();
-            self.session
-                .send(Command::Tell(Telling { statement, reply }));
-            told
-        });
-        async {
-            let told = match told {
-                Some(told) => told.await.unwrap_or(false),
-                None => true,
-            };
-            told && unlocked.await.unwrap_or(false)
+impl Try {
+    fn locked(&self, token: Option<FencingToken>) -> SessionLock {
+        SessionLock {
+            claim: self.claim.clone(),
+            session: self.session.clone(),
+            token,
+            is_locked: true,
         }
     }
 
-    fn release(&mut self, reply: Option<oneshot::Sender<bool>>) {
-        self.granted = false;
-        let locks = self.locks().to_vec();
-        self.session.send(Command::Unlock(Release { locks, reply }));
+    /// Unlocks a grant that nobody has taken. One that is still to come finds the channel closed.
+    fn leave(&mut self) {
+        self.granted.close();
+        if let Ok(token) = self.granted.try_recv() {
+            self.locked(token).give_up();
+        }
+    }
+}
+
+impl Future for Try {
+    type Output = Option<SessionLock>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let granted = Pin::new(&mut self.granted).poll(cx);
+        granted.map(|granted| granted.ok().map(|token| self.locked(token)))
+    }
+}
+
+impl Drop for Try {
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+impl SessionLock {
+    /// The session's: all locks on it are lost together.
+    pub(in crate::lock) fn lease(&self) -> &Arc<Lease> {
+        &self.session.lease
+    }
+
+    pub(in crate::lock) fn token(&self) -> Option<FencingToken> {
+        self.token
+    }
+
+    pub(in crate::lock) fn set_token(&mut self, token: Option<FencingToken>) {
+        self.token = token;
+    }
+
+    /// Asks for the proof that the session was alive after now, and with it every lock that it held.
+    /// Many share one answer. The lock may meanwhile serve its next holder.
+    pub(in crate::lock) fn confirm(&self) -> Confirmation {
+        let confirmer = Confirmer::new();
+        let confirmation = confirmer.confirmation();
+        self.session.send(Command::Confirm(confirmer));
+        confirmation
+    }
+
+    /// Unlocks, and publishes a write; the answer proves that the lock was held until now.
+    pub(in crate::lock) fn unlock(mut self, publication: Option<String>) -> Confirmation {
+        let confirmer = Confirmer::new();
+        let confirmation = confirmer.confirmation();
+        let Some(statement) = publication else {
+            self.release(Confirm::Holder(confirmer));
+            return confirmation;
+        };
+        let (reply, unlocked) = oneshot::channel();
+        self.release(Confirm::Publication(reply));
+        self.session.send(Command::Publish(Publication {
+            statement,
+            unlocked,
+            confirmer,
+        }));
+        confirmation
+    }
+
+    fn release(&mut self, confirm: Confirm) {
+        self.is_locked = false;
+        let locks = self.claim.locks().to_vec();
+        self.session
+            .send(Command::Unlock(Release { locks, confirm }));
+    }
+
+    /// Unlocks without asking for a proof.
+    pub(in crate::lock) fn give_up(mut self) {
+        self.release(Confirm::Nobody);
+    }
+
+    fn leave(&mut self) {
+        if self.is_locked {
+            self.release(Confirm::Nobody);
+        }
     }
 }
 
 impl Drop for SessionLock {
     fn drop(&mut self) {
-        if self.granted {
-            self.release(None);
-        }
+        self.leave();
     }
 }
 

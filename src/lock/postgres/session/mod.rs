@@ -1,31 +1,28 @@
 //! PostgreSQL's session-level advisory locks: many realms on one connection.
 //!
-//! A session's task sends what its callers ask in batches, without waiting for the answers to earlier ones. Nothing that it
-//! sends ever waits in PostgreSQL, so one busy realm cannot hold up the others; a key that somebody else holds is not waited
-//! for here.
+//! A session's task sends what its callers ask in batches, without waiting for the answers to
+//! earlier ones. Nothing that it sends ever waits in PostgreSQL, so one busy realm cannot hold up
+//! the others; a key that somebody else holds is not waited for here.
 
 mod commands;
 mod connect;
 mod keys;
-mod lock;
+pub(in crate::lock) mod lock;
 mod message;
-mod sessions;
+pub(super) mod sessions;
 mod statements;
 mod task;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::lock::SessionLock;
-pub(crate) use self::sessions::Sessions;
-
 use std::time::Duration;
 
 /// What all sessions have in common.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Options {
-    pub(crate) lease: Duration,
-    pub(crate) fencing: bool,
-    /// How long after its first holder others of this process may share a key on the same session. They overtake those who wait in
-    /// PostgreSQL for it.
-    pub(crate) share_time: Duration,
+pub(super) struct Options {
+    pub(super) lease: Duration,
+    pub(super) fencing: bool,
+    /// How long after its first holder others of this process may share a key on the same session.
+    /// They overtake those who wait in PostgreSQL for it.
+    pub(super) share_time: Duration,
 }

@@ -9,8 +9,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Options;
 use super::lock::{Session, SessionLock};
-use crate::lock::postgres::connector::Connector;
-use crate::lock::{Claim, LockError, LockKey};
+use crate::lock::claim::Claim;
+use crate::lock::error::LockError;
+use crate::lock::key::LockKey;
+use crate::lock::postgres::connect::Connector;
 
 /// How long callers wait for a session that is being opened, before they do without.
 const OPENING_PATIENCE: Duration = Duration::from_millis(500);
@@ -18,7 +20,7 @@ const OPENING_PATIENCE: Duration = Duration::from_millis(500);
 const REOPENING_PAUSE: Duration = Duration::from_secs(1);
 
 /// A few sessions that hold the locks of many realms, each realm's on the one that its key names.
-pub(crate) struct Sessions {
+pub(in crate::lock::postgres) struct Sessions {
     slots: Box<[Mutex<Slot>]>,
     connector: Arc<Connector>,
     options: Options,
@@ -41,7 +43,7 @@ impl Sessions {
     /// # Errors
     ///
     /// Those of connecting, [`LockError::Pooler`] and [`LockError::NoSessionTimeout`].
-    pub(crate) async fn connect(
+    pub(in crate::lock::postgres) async fn connect(
         connector: Connector,
         count: u32,
         options: Options,
@@ -65,13 +67,17 @@ impl Sessions {
     /// # Cancel safety
     ///
     /// If dropped, a grant that is still to come is unlocked at once.
-    pub(crate) async fn try_lock(&self, claim: &Claim, deadline: Instant) -> Option<SessionLock> {
+    pub(in crate::lock::postgres) async fn try_lock(
+        &self,
+        claim: &Claim,
+        deadline: Instant,
+    ) -> Option<SessionLock> {
         let tried = async { self.session(claim.anchor()?).await?.try_lock(claim).await };
         timeout_at(deadline, tried).await.ok()?
     }
 
     /// Grants nothing more. A session ends when its last lock has been unlocked.
-    pub(crate) fn close(&self) {
+    pub(in crate::lock::postgres) fn close(&self) {
         for slot in &self.slots {
             *locked(slot) = Slot::Closed;
         }

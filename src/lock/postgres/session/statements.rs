@@ -56,7 +56,7 @@ fn flags(list: &str) -> Option<Vec<bool>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lock::Claim;
+    use crate::lock::claim::Claim;
 
     #[test]
     fn one_statement_names_all_keys() {

@@ -3,21 +3,21 @@ use std::sync::Arc;
 
 use futures_util::stream::FuturesOrdered;
 use futures_util::{StreamExt, TryStreamExt};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Options;
-use super::commands::{Asked, Command, Release};
+use super::commands::{Asked, Command, Confirm, Release, Reply};
 use super::keys::Keys;
-use super::lock::SessionLock;
-use super::message::{Lost, Message, settle_tellings, settle_unlocks};
+use super::message::{Lost, Message, settle_publications, settle_unlocks};
 use super::statements::answers;
-use crate::lock::FencingToken;
-use crate::lock::claim::Lock;
+use crate::lock::claim::{Claim, Lock};
 use crate::lock::error::chain;
 use crate::lock::lease::Lease;
 use crate::lock::postgres::answer::{Answer, fencing_token};
-use crate::lock::postgres::connection::{LockConnection, is_disconnect};
+use crate::lock::postgres::confirmation::Confirmer;
+use crate::lock::postgres::connection::{Busy, LockConnection, is_disconnect};
+use crate::lock::token::FencingToken;
 
 /// How many commands one batch takes.
 const BATCH: usize = 500;
@@ -27,7 +27,8 @@ const IN_FLIGHT: usize = 4;
 
 /// Serves one session: turns commands into batches, and the server's answers into replies.
 pub(super) struct SessionTask {
-    connection: LockConnection,
+    /// Busy until the end in order: a session that may hold locks must not outlive its task.
+    connection: Busy<LockConnection>,
     lease: Arc<Lease>,
     options: Options,
     commands: mpsc::UnboundedReceiver<Command>,
@@ -39,7 +40,7 @@ pub(super) struct SessionTask {
 struct Sent {
     message: Message,
     at: Instant,
-    confirms: Vec<oneshot::Sender<bool>>,
+    confirms: Vec<Confirmer>,
 }
 
 type Answered = Pin<Box<dyn Future<Output = (Sent, Answer)> + Send>>;
@@ -52,7 +53,7 @@ impl SessionTask {
         commands: mpsc::UnboundedReceiver<Command>,
     ) -> Self {
         Self {
-            connection,
+            connection: Busy::new(connection),
             lease,
             options,
             commands,
@@ -63,8 +64,6 @@ impl SessionTask {
 
     /// Keeps the lease, and serves until the session is lost or nobody has a handle of it any more.
     pub(super) async fn run(mut self) {
-        // Until the end in order: a session that may hold locks must not outlive this task.
-        self.connection.in_use = true;
         let lease = Arc::clone(&self.lease);
         let client = Arc::clone(&self.connection.client);
         let served = tokio::select! {
@@ -76,7 +75,7 @@ impl SessionTask {
         // Tells the holders now; the connection itself ends when its task comes to it.
         self.connection.closed.cancel();
         if served.is_ok() {
-            self.connection.in_use = false;
+            drop(self.connection.into_idle());
         } else {
             tracing::warn!(keys = self.keys.len(), "a session and its locks are lost");
         }
@@ -111,7 +110,7 @@ impl SessionTask {
     async fn send_batch(&mut self, batch: impl Iterator<Item = Command>) -> Result<(), Lost> {
         let mut releases = Vec::new();
         let mut asked = Vec::new();
-        let mut tellings = Vec::new();
+        let mut publications = Vec::new();
         let mut confirms = Vec::new();
         for command in batch {
             match command {
@@ -121,10 +120,10 @@ impl SessionTask {
                     releases.push(release);
                     releases.extend(doubtful);
                 }
-                Command::Tell(telling) => tellings.push(telling),
+                Command::Publish(publication) => publications.push(publication),
                 Command::Confirm(reply) => confirms.push(reply),
                 Command::Lock(Asked { reply, .. }) if reply.is_closed() => {}
-                Command::Lock(ask) if self.keys.note(ask.lock.locks()) => asked.push(ask),
+                Command::Lock(ask) if self.keys.note(ask.claim.locks()) => asked.push(ask),
                 Command::Lock(Asked { reply, .. }) => refuse(reply),
             }
         }
@@ -136,9 +135,10 @@ impl SessionTask {
             let confirms = std::mem::take(&mut confirms);
             self.send(Message::Lock(asked), confirms).await?;
         }
-        if !tellings.is_empty() {
+        if !publications.is_empty() {
             // By itself: where it fails, nothing else does.
-            self.send(Message::Tell(tellings), Vec::new()).await?;
+            let message = Message::Publish(publications);
+            self.send(message, Vec::new()).await?;
         }
         if !confirms.is_empty() {
             self.send(Message::Empty, confirms).await?;
@@ -147,11 +147,7 @@ impl SessionTask {
     }
 
     /// Queues a message behind those already sent; waits for nothing.
-    async fn send(
-        &mut self,
-        message: Message,
-        confirms: Vec<oneshot::Sender<bool>>,
-    ) -> Result<(), Lost> {
+    async fn send(&mut self, message: Message, confirms: Vec<Confirmer>) -> Result<(), Lost> {
         let statement = message.statement(self.options.fencing);
         let at = Instant::now();
         let answer = self.connection.client.simple_query_raw(&statement).await;
@@ -178,13 +174,13 @@ impl SessionTask {
             return Err(Lost);
         }
         for confirm in sent.confirms {
-            let _ = confirm.send(true);
+            confirm.publish(Ok(()));
         }
         match sent.message {
             Message::Lock(asked) => self.settle_locks(asked, answer).await,
             Message::Unlock(releases) => settle_unlocks(releases, answer),
-            Message::Tell(tellings) => {
-                settle_tellings(tellings, &answer);
+            Message::Publish(publications) => {
+                settle_publications(publications, &answer);
                 Ok(())
             }
             Message::Empty => Ok(()),
@@ -192,22 +188,32 @@ impl SessionTask {
     }
 
     async fn settle_locks(&mut self, asked: Vec<Asked>, answer: Answer) -> Result<(), Lost> {
-        let count = asked.iter().map(|ask| ask.lock.locks().len()).sum();
+        let count = asked.iter().map(|ask| ask.claim.locks().len()).sum();
         match self.grants(answer, count) {
             Ok((grants, token)) => {
                 let mut grants = grants.into_iter();
                 let mut refused = Vec::new();
-                for Asked { lock, reply } in asked {
+                for Asked { claim, reply } in asked {
                     // As many answers as keys, in their order.
-                    let each = lock.locks().iter().zip(grants.by_ref());
+                    let each = claim.locks().iter().zip(grants.by_ref());
                     let granted: Vec<Lock> = each
                         .filter_map(|(lock, granted)| granted.then_some(*lock))
                         .collect();
-                    if granted.len() == lock.locks().len() {
-                        let _ = reply.send(Some(lock.grant(token)));
+                    let is_whole = granted.len() == claim.locks().len();
+                    let reply = if is_whole {
+                        // A caller that has left does not take it.
+                        match reply.send(token) {
+                            Ok(()) => continue,
+                            Err(_) => None,
+                        }
                     } else {
-                        refused.push((Asked { lock, reply }, granted));
-                    }
+                        Some(reply)
+                    };
+                    refused.push(Refused {
+                        claim,
+                        locks: granted,
+                        reply,
+                    });
                 }
                 self.take_back(refused).await
             }
@@ -215,9 +221,14 @@ impl SessionTask {
                 tracing::warn!(reason, keys = count, "a session's locks failed");
                 // Some may have been granted before, and an error does not undo that.
                 let mut refused = Vec::new();
-                for ask in asked {
-                    let locks = self.keys.in_doubt(ask.lock.locks());
-                    refused.push((ask, locks));
+                for Asked { claim, reply } in asked {
+                    let locks = self.keys.in_doubt(claim.locks());
+                    let reply = Some(reply);
+                    refused.push(Refused {
+                        claim,
+                        locks,
+                        reply,
+                    });
                 }
                 self.take_back(refused).await
             }
@@ -240,28 +251,37 @@ impl SessionTask {
     }
 
     /// Refuses claims, and unlocks what may have been granted of them: a claim is granted as a whole or not at all.
-    async fn take_back(&mut self, refused: Vec<(Asked, Vec<Lock>)>) -> Result<(), Lost> {
+    async fn take_back(&mut self, refused: Vec<Refused>) -> Result<(), Lost> {
         let mut releases = Vec::new();
         let mut replies = Vec::new();
-        for (Asked { lock, reply }, locks) in refused {
-            releases.extend(unlock(self.keys.forget(lock.locks())));
-            releases.extend(unlock(locks));
-            replies.push(reply);
+        for refused in refused {
+            releases.extend(unlock(self.keys.forget(refused.claim.locks())));
+            releases.extend(unlock(refused.locks));
+            replies.extend(refused.reply);
         }
         if !releases.is_empty() {
             self.send(Message::Unlock(releases), Vec::new()).await?;
         }
-        // Only now, so that whoever asks this session next comes behind the unlock.
+        // Only now, so that the next to ask this session comes behind the unlock.
         replies.into_iter().for_each(refuse);
         Ok(())
     }
 }
 
-fn refuse(reply: oneshot::Sender<Option<SessionLock>>) {
-    let _ = reply.send(None);
+/// A claim that is not granted, and what of it may be locked.
+struct Refused {
+    claim: Claim,
+    locks: Vec<Lock>,
+    reply: Option<Reply>,
+}
+
+/// Dropping a reply refuses.
+fn refuse(reply: Reply) {
+    drop(reply);
 }
 
 /// What nobody waits for.
 fn unlock(locks: Vec<Lock>) -> Option<Release> {
-    (!locks.is_empty()).then_some(Release { locks, reply: None })
+    let confirm = Confirm::Nobody;
+    (!locks.is_empty()).then_some(Release { locks, confirm })
 }

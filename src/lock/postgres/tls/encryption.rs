@@ -2,23 +2,15 @@ use std::io;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::settings::{Settings, refuse};
-use super::{CLIENTS, Fault, Tls, Wire};
-use crate::lock::LockError;
+use super::fault::Fault;
+use super::settings::{Settings, When, refuse};
+use super::wire::Wire;
+use super::{CLIENTS, Tls};
+use crate::lock::error::LockError;
 use crate::lock::postgres::address::{Address, Stream};
 
 /// Asks a server whether it has TLS: the length, and a number that no version of the protocol has.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
-
-/// When connections are encrypted.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(in crate::lock::postgres) enum When {
-    #[default]
-    Never,
-    /// Where the server has TLS, and else not.
-    Offered,
-    Always,
-}
 
 /// How the connections to the servers of one URL are encrypted.
 #[derive(Debug, Default, Clone)]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio_postgres::error::{DbError, SqlState};
 
-use crate::lock::LockError;
+use crate::lock::error::LockError;
 use crate::lock::error::chain;
 
 /// What keeps a connection from being encrypted, and what to do.

@@ -2,27 +2,24 @@
 //!
 //! Source: PostgreSQL manual, 34.19 *SSL Support* of libpq, and 55.2.10 *SSL Session Encryption* of the protocol.
 
-mod encryption;
+pub(super) mod encryption;
 #[cfg(feature = "tls-rustls")]
 mod end_point;
-mod fault;
+pub(super) mod fault;
 #[cfg(feature = "tls-native")]
 mod native;
 #[cfg(feature = "tls-rustls")]
 mod rustls;
-mod settings;
-mod wire;
+pub(super) mod settings;
+pub(super) mod wire;
 
 use std::fmt;
 
-pub(super) use self::encryption::{Encryption, Unreached, When};
 use self::fault::Fault;
-pub(super) use self::fault::refused;
-pub(super) use self::settings::Settings;
 use self::settings::Trust;
-pub(super) use self::wire::{Established, Wire};
+use self::wire::Wire;
 use super::address::Stream;
-use crate::lock::LockError;
+use crate::lock::error::LockError;
 
 /// The protocol's name in a handshake that nothing precedes.
 const ALPN: &str = "postgresql";

@@ -3,9 +3,11 @@ use std::path::Path;
 
 use native_tls::{Certificate, Identity, TlsConnector};
 
+use super::fault::Fault;
 use super::settings::{Check, Trust, unusable};
-use super::{ALPN, Fault, Tls, Wire};
-use crate::lock::LockError;
+use super::wire::Wire;
+use super::{ALPN, Tls};
+use crate::lock::error::LockError;
 use crate::lock::postgres::address::Stream;
 
 /// A client that trusts as a URL says.

@@ -17,9 +17,11 @@ use rustls::{
 use tokio_rustls::TlsConnector;
 
 use super::end_point::end_point;
+use super::fault::Fault;
 use super::settings::{Check, Trust, unusable};
-use super::{ALPN, Fault, Tls, Wire};
-use crate::lock::LockError;
+use super::wire::Wire;
+use super::{ALPN, Tls};
+use crate::lock::error::LockError;
 use crate::lock::postgres::address::Stream;
 
 /// A client that trusts as a URL says. No provider has to be installed for the process.

@@ -1,7 +1,16 @@
 use std::path::{Path, PathBuf};
 
-use super::When;
-use crate::lock::LockError;
+use crate::lock::error::LockError;
+
+/// When connections are encrypted.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(in crate::lock::postgres) enum When {
+    #[default]
+    Never,
+    /// Where the server has TLS, and else not.
+    Offered,
+    Always,
+}
 
 /// The values of `sslmode`.
 const MODES: &str = "write `disable`, `prefer`, `require`, `verify-ca` or `verify-full`";

@@ -22,7 +22,32 @@ struct Baton(Arc<AtomicUsize>);
 type Queue = super::Queue<Baton>;
 type Turn = super::Turn<Baton>;
 type Entry = super::Entry<Baton>;
-type Waiting = super::Waiting<Baton>;
+
+impl super::Baton for Baton {
+    fn orphan(self, turn: Turn) {
+        if let Err((turn, baton)) = turn.hand_on(self) {
+            drop(baton);
+            drop(turn);
+        }
+    }
+}
+
+impl Entry {
+    fn take_baton(&self) -> Option<Baton> {
+        self.slot().unwrap().with(|_, baton| baton.take()).unwrap()
+    }
+
+    fn is_awaited(&self) -> bool {
+        let slot = self.slot().unwrap();
+        slot.with(|turn, _| turn.is_awaited()).unwrap()
+    }
+
+    /// Ends a turn, with a baton for the next waiter that wants the same.
+    fn hand_on(self, baton: Baton) {
+        let (turn, _) = self.slot().unwrap().take().unwrap();
+        super::Baton::orphan(baton, turn);
+    }
+}
 
 impl Baton {
     /// Takes the lock once the last one has given it back.
@@ -45,22 +70,29 @@ fn is_empty(queue: &Queue) -> bool {
     places.lanes.is_empty() && places.claims.is_empty()
 }
 
-fn turn(entry: Result<Entry, Full>) -> Turn {
-    match entry.unwrap() {
-        Entry::Turn(turn) => turn,
-        Entry::Wait(_) => panic!("the lane was taken"),
-    }
+fn arrived(place: &Entry) -> bool {
+    place.turn().now_or_never().unwrap_or(false)
 }
 
-fn waiting(entry: Result<Entry, Full>) -> Waiting {
-    match entry.unwrap() {
-        Entry::Wait(waiting) => waiting,
-        Entry::Turn(_) => panic!("the lane was free"),
-    }
+fn arrive(place: Entry) -> Entry {
+    assert!(arrived(&place), "the turn was passed on");
+    place
+}
+
+fn turn(entry: Result<Entry, Full>) -> Entry {
+    let entry = entry.ok().unwrap();
+    assert!(arrived(&entry), "the lane was taken");
+    entry
+}
+
+fn waiting(entry: Result<Entry, Full>) -> Entry {
+    let entry = entry.ok().unwrap();
+    assert!(!arrived(&entry), "the lane was free");
+    entry
 }
 
 /// What becomes of a turn at the end of a hold: its lock is handed on or given back.
-fn end(turn: Turn, baton: Baton) {
+fn end(turn: Entry, baton: Baton) {
     if thread_rng().gen_bool(0.5) {
         turn.hand_on(baton);
     } else {
@@ -78,17 +110,17 @@ fn alone(test: impl Fn() + Send + Sync + 'static) {
 fn turns_pass_in_order_of_arrival() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let first = turn(queue.enter(&realm("a"), 9));
-        let mut second = waiting(queue.enter(&realm("a"), 9));
-        let mut third = waiting(queue.enter(&realm("a"), 9));
-        assert!((&mut second).now_or_never().is_none());
+        let first = turn(queue.enter(&realm("a"), 9, None));
+        let second = waiting(queue.enter(&realm("a"), 9, None));
+        let third = waiting(queue.enter(&realm("a"), 9, None));
+        assert!(!arrived(&second));
 
         drop(first);
-        assert!((&mut third).now_or_never().is_none());
-        let second = second.now_or_never().expect("the turn was passed on");
-        assert!((&mut third).now_or_never().is_none());
+        assert!(!arrived(&third));
+        let second = arrive(second);
+        assert!(!arrived(&third));
         drop(second);
-        drop(third.now_or_never().expect("the turn was passed on"));
+        drop(arrive(third));
         assert!(is_empty(&queue));
     });
 }
@@ -97,8 +129,8 @@ fn turns_pass_in_order_of_arrival() {
 fn keys_do_not_wait_for_each_other() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let _a = turn(queue.enter(&realm("a"), 9));
-        turn(queue.enter(&realm("b"), 9));
+        let _a = turn(queue.enter(&realm("a"), 9, None));
+        turn(queue.enter(&realm("b"), 9, None));
     });
 }
 
@@ -106,13 +138,13 @@ fn keys_do_not_wait_for_each_other() {
 fn a_waiter_that_leaves_gives_up_its_place_at_once() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let first = turn(queue.enter(&realm("a"), 1));
-        let second = waiting(queue.enter(&realm("a"), 1));
-        assert!(queue.enter(&realm("a"), 1).is_err());
+        let first = turn(queue.enter(&realm("a"), 1, None));
+        let second = waiting(queue.enter(&realm("a"), 1, None));
+        assert!(queue.enter(&realm("a"), 1, None).is_err());
         drop(second);
-        let third = waiting(queue.enter(&realm("a"), 1));
+        let third = waiting(queue.enter(&realm("a"), 1, None));
         drop(first);
-        assert!(third.now_or_never().is_some());
+        assert!(arrived(&third));
     });
 }
 
@@ -120,12 +152,12 @@ fn a_waiter_that_leaves_gives_up_its_place_at_once() {
 fn a_turn_on_its_way_to_a_waiter_that_left_reaches_the_next() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let first = turn(queue.enter(&realm("a"), 9));
-        let second = waiting(queue.enter(&realm("a"), 9));
-        let third = waiting(queue.enter(&realm("a"), 9));
+        let first = turn(queue.enter(&realm("a"), 9, None));
+        let second = waiting(queue.enter(&realm("a"), 9, None));
+        let third = waiting(queue.enter(&realm("a"), 9, None));
         drop(first);
         drop(second);
-        assert!(third.now_or_never().is_some());
+        drop(arrive(third));
         assert!(is_empty(&queue));
     });
 }
@@ -134,29 +166,58 @@ fn a_turn_on_its_way_to_a_waiter_that_left_reaches_the_next() {
 fn a_late_leaver_takes_nobodys_place() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let first = turn(queue.enter(&realm("a"), 9));
-        let mut late = waiting(queue.enter(&realm("a"), 9));
+        let first = turn(queue.enter(&realm("a"), 9, None));
+        let late = waiting(queue.enter(&realm("a"), 9, None));
         drop(first);
-        drop((&mut late).now_or_never());
+        drop(late.slot().unwrap().take());
         // The lane was closed and opened again in the meantime.
-        let again = turn(queue.enter(&realm("a"), 9));
-        let next = waiting(queue.enter(&realm("a"), 9));
+        let again = turn(queue.enter(&realm("a"), 9, None));
+        let next = waiting(queue.enter(&realm("a"), 9, None));
         drop(late);
         drop(again);
-        assert!(next.now_or_never().is_some());
+        assert!(arrived(&next));
+    });
+}
+
+#[test]
+fn an_owner_that_is_not_polled_between_two_visits_loses_its_turn() {
+    alone(|| {
+        let bound = Duration::from_secs(8);
+        let queue = Arc::new(Queue::default());
+        let owner = turn(queue.enter(&realm("a"), 9, Some(bound)));
+        let next = waiting(queue.enter(&realm("a"), 9, Some(bound)));
+        let mut now = Instant::now();
+        assert_eq!(queue.visit(now).map(|next| next > now), Some(true));
+        let mut visit = |after: u64| {
+            now += Duration::from_secs(after);
+            queue.visit(now)
+        };
+        visit(4);
+        owner.slot().unwrap().note_life();
+        visit(4);
+        // The process stood still.
+        visit(7);
+        assert!(!owner.slot().unwrap().is_revoked() && !arrived(&next));
+        visit(4);
+        assert!(owner.slot().unwrap().is_revoked());
+        drop(arrive(next));
+        drop(owner);
+        assert!(is_empty(&queue));
+        assert_eq!(visit(4), None);
     });
 }
 
 /// Waits for a place's turn, or leaves it after it was looked at a few times: at each of the points where a caller can be
 /// dropped.
-fn wait_or_leave(mut place: Waiting) -> Option<Turn> {
+fn wait_or_leave(place: Entry) -> Option<Entry> {
     let patience = thread_rng().gen_range(0..6);
     if patience == 5 {
-        return Some(block_on(place));
+        assert!(block_on(place.turn()));
+        return Some(place);
     }
     for _ in 0..patience {
-        if let Some(turn) = (&mut place).now_or_never() {
-            return Some(turn);
+        if arrived(&place) {
+            return Some(place);
         }
         thread::yield_now();
     }
@@ -176,12 +237,11 @@ fn enter_and_leave() {
             thread::spawn(move || {
                 for _ in 0..2 {
                     let lane = thread_rng().gen_range(0..2);
-                    let turn = match queue.enter(&realm(["a", "b"][lane]), 2) {
-                        Ok(Entry::Turn(turn)) => Some(turn),
-                        Ok(Entry::Wait(place)) => wait_or_leave(place),
+                    let turn = match queue.enter(&realm(["a", "b"][lane]), 2, None) {
+                        Ok(place) => wait_or_leave(place),
                         Err(Full) => None,
                     };
-                    if let Some(mut turn) = turn {
+                    if let Some(turn) = turn {
                         let baton = turn.take_baton();
                         let baton = baton.unwrap_or_else(|| Baton::take(&servers[lane]));
                         assert_eq!(inside[lane].fetch_add(1, Ordering::SeqCst), 0);
@@ -203,11 +263,11 @@ fn enter_and_leave() {
 /// Waiters that stand in one lane in a known order get their turns in that order, whoever leaves.
 fn keep_the_order() {
     let queue = Arc::new(Queue::default());
-    let first = turn(queue.enter(&realm("a"), 9));
+    let first = turn(queue.enter(&realm("a"), 9, None));
     let served = Arc::new(AtomicUsize::new(0));
     let threads: Vec<_> = (1..5)
         .map(|number| {
-            let place = waiting(queue.enter(&realm("a"), 9));
+            let place = waiting(queue.enter(&realm("a"), 9, None));
             let served = Arc::clone(&served);
             thread::spawn(move || {
                 if let Some(turn) = wait_or_leave(place) {
@@ -224,18 +284,21 @@ fn keep_the_order() {
     assert!(is_empty(&queue));
 }
 
-/// The smallest case in which a turn, its lock and its waiter can miss each other, in every schedule there is.
+/// A turn, its baton and a waiter that leaves can miss each other; another one takes what is left.
 fn pass_on_while_leaving() {
     let queue = Arc::new(Queue::default());
     let server = Arc::default();
     let baton = Baton::take(&server);
-    let first = turn(queue.enter(&realm("a"), 9));
-    let leaving = waiting(queue.enter(&realm("a"), 9));
-    let staying = waiting(queue.enter(&realm("a"), 9));
+    let first = turn(queue.enter(&realm("a"), 9, None));
+    let leaving = waiting(queue.enter(&realm("a"), 9, None));
+    let staying = waiting(queue.enter(&realm("a"), 9, None));
     let threads = [
         thread::spawn(move || first.hand_on(baton)),
         thread::spawn(move || drop(leaving)),
-        thread::spawn(move || assert!(block_on(staying).take_baton().is_some())),
+        thread::spawn(move || {
+            assert!(block_on(staying.turn()));
+            assert!(staying.take_baton().is_some());
+        }),
     ];
     for thread in threads {
         thread.join().unwrap();
@@ -244,11 +307,29 @@ fn pass_on_while_leaving() {
     assert_eq!(server.load(Ordering::SeqCst), 0);
 }
 
+/// The same with the fewest steps, in every schedule there is.
+fn pass_on_to_one_that_leaves() {
+    let queue = Arc::new(Queue::default());
+    let server = Arc::default();
+    let baton = Baton::take(&server);
+    let first = turn(queue.enter(&realm("a"), 9, None));
+    let leaving = waiting(queue.enter(&realm("a"), 9, None));
+    let staying = waiting(queue.enter(&realm("a"), 9, None));
+    let leaves = thread::spawn(move || drop(leaving));
+    first.hand_on(baton);
+    leaves.join().unwrap();
+    assert!(arrive(staying).take_baton().is_some());
+    assert!(is_empty(&queue));
+    assert_eq!(server.load(Ordering::SeqCst), 0);
+}
+
 #[test]
 fn no_schedule_grants_twice_or_forgets_a_waiter() {
     check_random(enter_and_leave, 2_000);
     check_pct(enter_and_leave, 2_000, 3);
-    check_dfs(pass_on_while_leaving, None);
+    check_random(pass_on_while_leaving, 2_000);
+    check_pct(pass_on_while_leaving, 2_000, 3);
+    check_dfs(pass_on_to_one_that_leaves, None);
 }
 
 #[test]

@@ -15,16 +15,16 @@ fn card(path: &str) -> Claim {
 fn who_shares_goes_in_together_and_who_does_not_waits_for_all() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let x = turn(queue.enter(&card("x"), 9));
-        let y = turn(queue.enter(&card("y"), 9));
-        let mut whole = waiting(queue.enter(&realm("a"), 9));
+        let x = turn(queue.enter(&card("x"), 9, None));
+        let y = turn(queue.enter(&card("y"), 9, None));
+        let whole = waiting(queue.enter(&realm("a"), 9, None));
         drop(x);
-        assert!((&mut whole).now_or_never().is_none());
+        assert!(!arrived(&whole));
         drop(y);
-        let whole = whole.now_or_never().expect("nobody shares it any more");
-        let [x, y] = ["x", "y"].map(|path| waiting(queue.enter(&card(path), 9)));
+        let whole = arrive(whole);
+        let [x, y] = ["x", "y"].map(|path| waiting(queue.enter(&card(path), 9, None)));
         drop(whole);
-        let _both = [x, y].map(|card| card.now_or_never().expect("both go in"));
+        let _both = [x, y].map(arrive);
     });
 }
 
@@ -32,15 +32,15 @@ fn who_shares_goes_in_together_and_who_does_not_waits_for_all() {
 fn a_stream_of_sharers_does_not_starve_who_wants_it_alone() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let mut sharer = turn(queue.enter(&card("0"), 9));
-        let mut whole = waiting(queue.enter(&realm("a"), 9));
-        let mut later = waiting(queue.enter(&card("1"), 9));
-        assert!((&mut later).now_or_never().is_none());
+        let sharer = turn(queue.enter(&card("0"), 9, None));
+        let whole = waiting(queue.enter(&realm("a"), 9, None));
+        let later = waiting(queue.enter(&card("1"), 9, None));
+        assert!(!arrived(&later));
         assert!(sharer.take_baton().is_none());
         drop(sharer);
-        assert!((&mut later).now_or_never().is_none());
-        drop((&mut whole).now_or_never().expect("it was first"));
-        assert!(later.now_or_never().is_some());
+        assert!(!arrived(&later));
+        drop(arrive(whole));
+        assert!(arrived(&later));
     });
 }
 
@@ -48,11 +48,11 @@ fn a_stream_of_sharers_does_not_starve_who_wants_it_alone() {
 fn who_wants_it_alone_and_leaves_lets_the_sharers_behind_it_in() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let _x = turn(queue.enter(&card("x"), 9));
-        let whole = waiting(queue.enter(&realm("a"), 9));
-        let y = waiting(queue.enter(&card("y"), 9));
+        let _x = turn(queue.enter(&card("x"), 9, None));
+        let whole = waiting(queue.enter(&realm("a"), 9, None));
+        let y = waiting(queue.enter(&card("y"), 9, None));
         drop(whole);
-        assert!(y.now_or_never().is_some());
+        assert!(arrived(&y));
     });
 }
 
@@ -60,16 +60,16 @@ fn who_wants_it_alone_and_leaves_lets_the_sharers_behind_it_in() {
 fn a_claim_of_two_realms_waits_for_both_and_keeps_its_place_in_each() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let a = turn(queue.enter(&realm("a"), 9));
-        let b = turn(queue.enter(&realm("b"), 9));
-        let mut two = waiting(queue.enter(&both(), 9));
-        let mut late = waiting(queue.enter(&realm("b"), 9));
+        let a = turn(queue.enter(&realm("a"), 9, None));
+        let b = turn(queue.enter(&realm("b"), 9, None));
+        let two = waiting(queue.enter(&both(), 9, None));
+        let late = waiting(queue.enter(&realm("b"), 9, None));
         drop(b);
-        assert!((&mut two).now_or_never().is_none());
-        assert!((&mut late).now_or_never().is_none(), "it would overtake");
+        assert!(!arrived(&two));
+        assert!(!arrived(&late), "it would overtake");
         drop(a);
-        drop(two.now_or_never().expect("both are free"));
-        drop(late.now_or_never().expect("and now again"));
+        drop(arrive(two));
+        drop(arrive(late));
         assert!(is_empty(&queue));
     });
 }
@@ -78,11 +78,11 @@ fn a_claim_of_two_realms_waits_for_both_and_keeps_its_place_in_each() {
 fn a_claim_that_leaves_is_out_of_all_its_lanes() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let a = turn(queue.enter(&realm("a"), 9));
-        let two = waiting(queue.enter(&both(), 9));
-        let b = waiting(queue.enter(&realm("b"), 9));
+        let a = turn(queue.enter(&realm("a"), 9, None));
+        let two = waiting(queue.enter(&both(), 9, None));
+        let b = waiting(queue.enter(&realm("b"), 9, None));
         drop(two);
-        drop(b.now_or_never().expect("nobody else wants it"));
+        drop(arrive(b));
         drop(a);
         assert!(is_empty(&queue));
     });
@@ -92,10 +92,10 @@ fn a_claim_that_leaves_is_out_of_all_its_lanes() {
 fn a_full_lane_refuses_a_claim_and_leaves_no_trace_of_it() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let _b = turn(queue.enter(&realm("b"), 1));
-        let _waits = waiting(queue.enter(&realm("b"), 1));
-        assert!(queue.enter(&both(), 1).is_err());
-        turn(queue.enter(&realm("a"), 0));
+        let _b = turn(queue.enter(&realm("b"), 1, None));
+        let _waits = waiting(queue.enter(&realm("b"), 1, None));
+        assert!(queue.enter(&both(), 1, None).is_err());
+        turn(queue.enter(&realm("a"), 0, None));
     });
 }
 
@@ -104,18 +104,32 @@ fn a_baton_goes_to_the_same_claim_only_and_ends_before_others_go_on() {
     alone(|| {
         let queue = Arc::new(Queue::default());
         let server = Arc::default();
-        let first = turn(queue.enter(&both(), 9));
-        let same = waiting(queue.enter(&both(), 9));
-        let other = waiting(queue.enter(&realm("a"), 9));
+        let first = turn(queue.enter(&both(), 9, None));
+        let same = waiting(queue.enter(&both(), 9, None));
+        let other = waiting(queue.enter(&realm("a"), 9, None));
         assert!(first.is_awaited());
         first.hand_on(Baton::take(&server));
-        let mut same = same.now_or_never().expect("it is next");
+        let same = arrive(same);
         let baton = same.take_baton().expect("handed on");
         assert!(!same.is_awaited(), "the next one wants less");
         same.hand_on(baton);
         assert_eq!(server.load(Ordering::SeqCst), 0, "given back");
-        let mut other = other.now_or_never().expect("it is next");
+        let other = arrive(other);
         assert!(other.take_baton().is_none());
+    });
+}
+
+#[test]
+fn a_baton_does_not_go_to_a_claim_of_more() {
+    alone(|| {
+        let queue = Arc::new(Queue::default());
+        let server = Arc::default();
+        let first = turn(queue.enter(&realm("a"), 9, None));
+        let more = waiting(queue.enter(&both(), 9, None));
+        assert!(!first.is_awaited());
+        first.hand_on(Baton::take(&server));
+        assert!(arrive(more).take_baton().is_none());
+        assert_eq!(server.load(Ordering::SeqCst), 0, "given back");
     });
 }
 
@@ -124,12 +138,12 @@ fn a_card_is_handed_on_to_its_next_writer() {
     alone(|| {
         let queue = Arc::new(Queue::default());
         let server = Arc::default();
-        let first = turn(queue.enter(&card("x"), 9));
-        let _other = turn(queue.enter(&card("y"), 9));
-        let next = waiting(queue.enter(&card("x"), 9));
+        let first = turn(queue.enter(&card("x"), 9, None));
+        let _other = turn(queue.enter(&card("y"), 9, None));
+        let next = waiting(queue.enter(&card("x"), 9, None));
         assert!(first.is_awaited());
         first.hand_on(Baton::take(&server));
-        let mut next = next.now_or_never().expect("it is next");
+        let next = arrive(next);
         assert!(next.take_baton().is_some());
     });
 }
@@ -154,9 +168,8 @@ fn overlap_and_leave() {
             thread::spawn(move || {
                 for _ in 0..2 {
                     let claim = &claims[thread_rng().gen_range(0..claims.len())];
-                    let turn = match queue.enter(claim, 2) {
-                        Ok(Entry::Turn(turn)) => Some(turn),
-                        Ok(Entry::Wait(place)) => wait_or_leave(place),
+                    let turn = match queue.enter(claim, 2, None) {
+                        Ok(place) => wait_or_leave(place),
                         Err(Full) => None,
                     };
                     let Some(turn) = turn else { continue };

@@ -8,7 +8,9 @@ use super::lock_rules::{LockRules, Route, ScopeRoute};
 use super::scope::Scope;
 use crate::realm::body::ReadsBodies;
 use crate::realm::template::PathTemplate;
-use crate::table::{self, Table, Value, shown};
+use crate::table::value::Value;
+use crate::table::words::shown;
+use crate::table::{self, Table};
 
 const METHOD: &str = "a method, such as \"POST\",";
 const HEADER: &str = "a header's name, such as \"X-HTTP-Method-Override\",";

@@ -13,7 +13,7 @@ use tokio::time::{advance, timeout};
 use self::server::{End, LEASE, SHARE_TIME, Server};
 use super::lock::{Session, SessionLock};
 use super::statements::{try_lock, unlock};
-use crate::lock::Claim;
+use crate::lock::claim::Claim;
 
 fn claim(realm: &str) -> Claim {
     Claim::realm(&format!("http://h/{realm}/").parse().unwrap())
@@ -127,7 +127,7 @@ async fn a_message_that_fails_is_taken_back_and_costs_no_other_lock() {
     let unlocked = held.unlock(None);
     assert_eq!(server.query().await, unlocking(["a"]));
     server.answer(&[("done", "{t}")]).await;
-    assert!(unlocked.await);
+    assert!(unlocked.is_positive().await);
 }
 
 #[tokio::test(start_paused = true)]
@@ -171,7 +171,10 @@ async fn a_lock_that_was_not_held_any_more_is_lost_alone() {
     assert_eq!(server.query().await, unlocking(["a", "b"]));
     server.answer(&[("done", "{f,t}")]).await;
     let [one, other] = unlocked;
-    assert_eq!((one.await, other.await), (false, true));
+    assert_eq!(
+        (one.is_positive().await, other.is_positive().await),
+        (false, true)
+    );
     assert!(session.is_open());
 }
 
@@ -183,7 +186,7 @@ async fn an_unlock_that_fails_ends_the_session() {
     let unlocked = one.unlock(None);
     server.query().await;
     server.fail().await;
-    assert!(!unlocked.await);
+    assert!(!unlocked.is_positive().await);
     timeout(LEASE / 10, other.lease().lost())
         .await
         .expect("told at once");
@@ -197,17 +200,17 @@ async fn many_confirmations_share_one_answer_to_a_later_message() {
     let earlier = ask(&session, "b").await;
     assert_eq!(server.query().await, locking(["b"]));
 
-    let mut confirmations = [lock.confirmation(), lock.confirmation()].map(Box::pin);
+    let confirmations = [lock.confirm(), lock.confirm()];
     drop(lock);
     assert_eq!(server.query().await, unlocking(["a"]));
     server.answer(&[("done", "{f}")]).await;
     assert!(earlier.await.unwrap().is_none());
-    for confirmation in &mut confirmations {
-        assert!(confirmation.now_or_never().is_none());
+    for confirmation in &confirmations {
+        assert!(confirmation.answered().now_or_never().is_none());
     }
     server.answer(&[("done", "{t}")]).await;
     for confirmation in confirmations {
-        assert!(confirmation.await);
+        assert!(confirmation.is_positive().await);
     }
 }
 
@@ -216,15 +219,15 @@ async fn a_confirmation_asks_at_once_where_nothing_else_is_to_say() {
     let (session, mut server) = Server::start(false).await;
     let lock = granted(&session, &mut server, "a").await;
     let asked = tokio::time::Instant::now();
-    let confirmation = lock.confirmation();
+    let confirmation = lock.confirm();
     assert_eq!(server.query().await, "");
     assert_eq!(asked.elapsed().as_secs(), 0, "it is a heartbeat");
     server.answer(&[]).await;
-    assert!(confirmation.await);
+    assert!(confirmation.is_positive().await);
 
-    let confirmation = lock.confirmation();
+    let confirmation = lock.confirm();
     drop(server);
-    assert!(!confirmation.await);
+    assert!(!confirmation.is_positive().await);
 }
 
 #[tokio::test(start_paused = true)]
@@ -238,7 +241,7 @@ async fn silence_ends_the_session_at_two_thirds_of_the_lease() {
     assert!((&mut lost).now_or_never().is_none());
     lost.await;
     assert!(!session.is_open());
-    assert!(!lock.unlock(None).await);
+    assert!(!lock.unlock(None).is_positive().await);
     // Although an answer is due, and the handle is still there.
     assert_eq!(server.end().await, End::BrokenOff);
 }
@@ -253,7 +256,7 @@ async fn a_session_that_nobody_uses_any_more_ends_in_order_after_its_last_lock()
     let unlocked = lock.unlock(None);
     assert_eq!(server.query().await, unlocking(["a"]));
     server.answer(&[("done", "{t}")]).await;
-    assert!(unlocked.await);
+    assert!(unlocked.is_positive().await);
     assert_eq!(server.end().await, End::InOrder);
 }
 
@@ -313,7 +316,7 @@ async fn a_realm_is_shared_on_a_session_only_for_a_while() {
         let unlocked = lock.unlock(None);
         assert_eq!(server.query().await, unlock(card(path).locks()));
         server.answer(&[("done", "{t,t}")]).await;
-        assert!(unlocked.await);
+        assert!(unlocked.is_positive().await);
     }
     let asked = ask_for(&session, card("z")).await;
     assert_eq!(server.query().await, try_lock(card("z").locks()));
@@ -386,5 +389,5 @@ async fn a_message_that_fails_unlocks_no_key_that_somebody_else_shares() {
         unlock(card.locks().iter().chain(realm))
     );
     server.answer(&[("done", "{t,t,f}")]).await;
-    assert!(unlocked.await);
+    assert!(unlocked.is_positive().await);
 }

@@ -11,7 +11,9 @@ use crate::lock::postgres::canceller::Canceller;
 use crate::lock::postgres::connection::LockConnection;
 use crate::lock::postgres::session::Options;
 use crate::lock::postgres::session::lock::Session;
-use crate::lock::postgres::tls::{Encryption, Established, Wire};
+use crate::lock::postgres::tls::encryption::Encryption;
+use crate::lock::postgres::tls::wire::{Established, Wire};
+use crate::lock::tasks::{TaskGroup, Tasks};
 
 pub(super) const LEASE: Duration = Duration::from_secs(30);
 
@@ -42,10 +44,11 @@ impl Server {
         let (client, connection) = connected.unwrap();
         let peer = Address::tcp("test".into(), 0);
         let canceller = Canceller::new(client.cancel_token(), peer, Encryption::default(), false);
-        let mut connection =
-            LockConnection::start(client, connection, canceller, Arc::from("test"));
+        let tasks = Tasks::new(&TaskGroup::default());
+        let server_name = Arc::from("test");
+        let connection = LockConnection::start(client, connection, canceller, server_name, tasks);
         // As the connector leaves it.
-        connection.in_use = false;
+        let connection = connection.into_idle();
         let lease = Lease::new(LEASE, Instant::now(), &connection.closed);
         let options = Options {
             lease: LEASE,

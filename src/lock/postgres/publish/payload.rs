@@ -2,9 +2,9 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::RealmWrite;
-use crate::lock::FencingToken;
-use crate::realm::RealmUrl;
+use super::event::RealmWrite;
+use crate::lock::token::FencingToken;
+use crate::realm::url::RealmUrl;
 
 /// PostgreSQL takes payloads of less than 8,000 bytes.
 pub(super) const LONGEST: usize = 7_900;

@@ -1,16 +1,15 @@
-//! What replicas tell each other of successful writes: a NOTIFY in the transaction that gives the lock back.
+//! Publishes successful writes to all replicas: a NOTIFY in the transaction that releases the lock.
 //!
 //! Source: PostgreSQL manual, *NOTIFY* and *LISTEN*.
 
-mod event;
-mod listen;
+pub(in crate::lock) mod event;
+pub(in crate::lock) mod listen;
 mod payload;
 
-pub use self::event::{RealmEvent, RealmWrite};
-pub use self::listen::RealmWrites;
 use self::payload::{LONGEST, payload};
-use crate::lock::{Claim, FencingToken};
-use crate::realm::RealmUrl;
+use crate::lock::claim::Claim;
+use crate::lock::token::FencingToken;
+use crate::realm::url::RealmUrl;
 
 /// One for each database, as locks are.
 const CHANNEL: &str = "tower_realm_lock";
@@ -21,8 +20,8 @@ const MOST_PATHS: usize = 16;
 /// As many notices are sent of one claim; PostgreSQL takes no more than 1,664 columns.
 const MOST_NOTICES: usize = 500;
 
-/// The statement that tells others of a write under this claim; none for a claim that is about no realm.
-pub(crate) fn announcement(
+/// The statement that publishes a write under this claim; `None` for a claim about no realm.
+pub(in crate::lock) fn publication(
     claim: &Claim,
     token: Option<FencingToken>,
     sender: &str,
@@ -82,7 +81,7 @@ mod tests {
     }
 
     fn announced(claim: &Claim) -> String {
-        announcement(claim, None, "me").unwrap()
+        publication(claim, None, "me").unwrap()
     }
 
     #[test]
@@ -103,8 +102,8 @@ mod tests {
         let many = Claim::resources(&realm("b"), (0..17).map(|number| number.to_string()));
         assert_eq!(announced(&many).matches("pg_notify(").count(), 1);
         assert!(announced(&Claim::resources::<&str>(&realm("b"), [])).contains(r#""path":"*""#));
-        let key = crate::lock::LockKey::in_space("user-cost", 1);
-        assert_eq!(announcement(&key.into(), None, "me"), None);
+        let key = crate::lock::key::LockKey::in_space("user-cost", 1);
+        assert_eq!(publication(&key.into(), None, "me"), None);
     }
 
     #[test]

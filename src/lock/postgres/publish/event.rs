@@ -1,7 +1,7 @@
-use crate::lock::FencingToken;
-use crate::realm::RealmUrl;
+use crate::lock::token::FencingToken;
+use crate::realm::url::RealmUrl;
 
-/// What [`RealmWrites`](super::RealmWrites) tells.
+/// What [`RealmWrites`](crate::RealmWrites) yields.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RealmEvent {

@@ -1,11 +1,8 @@
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::tls::Tls;
 use super::url::Database;
-use super::{Postgres, RealmWrites};
-use crate::lock::grant::HandOff;
-use crate::lock::{LockError, RealmLocks};
+use crate::lock::error::LockError;
 
 /// PostgreSQL keeps a time-out as 31 bits of milliseconds.
 const MAX_LEASE: Duration = Duration::from_secs(24 * 24 * 3600);
@@ -13,7 +10,8 @@ const MAX_LEASE: Duration = Duration::from_secs(24 * 24 * 3600);
 /// Far more than are of use, and few enough to have a place for each.
 const MAX_SESSIONS: u32 = 1000;
 
-/// Options for locks in PostgreSQL. Made by [`RealmLocks::postgres_builder`].
+/// Options for locks in PostgreSQL. Made by
+/// [`RealmLocks::postgres_builder`](crate::RealmLocks::postgres_builder).
 ///
 /// # Database URLs
 ///
@@ -62,14 +60,14 @@ pub struct PostgresBuilder {
     pub(super) lease: Duration,
     pub(super) connect_timeout: Duration,
     pub(super) fencing: bool,
-    pub(super) hand_off: HandOff,
+    pub(in crate::lock) hand_off: HandOff,
     pub(super) sessions: u32,
-    pub(super) broadcast: bool,
+    pub(in crate::lock) broadcast: bool,
     pub(super) tls: Option<Tls>,
 }
 
 impl PostgresBuilder {
-    pub(crate) fn new(url: &str) -> Self {
+    pub(in crate::lock) fn new(url: &str) -> Self {
         Self {
             url: url.into(),
             pool_size: 10,
@@ -157,7 +155,7 @@ impl PostgresBuilder {
     ///
     /// Default `false`. The NOTIFY is a part of the transaction that gives the lock back; with [`sessions`](Self::sessions) it comes
     /// right after the unlock. It names the realm, the [resource](crate::Claim::resources) if the claim has any, the fencing token
-    /// and the [sender](RealmLocks::sender), in 7,900 bytes at most: a path that has no room is left out, so that any may have been
+    /// and the [sender](crate::RealmLocks::sender), in 7,900 bytes at most: a path that has no room is left out, so that any may have been
     /// written, and a realm URL that has none interrupts the listeners.
     ///
     /// A write that could not be told is answered as one whose lock was lost: others may go on with what it has changed.
@@ -200,41 +198,11 @@ impl PostgresBuilder {
         self
     }
 
-    /// Connects, and checks that the server's locks exclude others.
-    ///
-    /// # Errors
-    ///
-    /// [`LockError::InvalidOption`], [`LockError::InvalidDatabaseUrl`] and [`LockError::TlsFile`] for bad values; [`LockError::Connect`],
-    /// [`LockError::Tls`], [`LockError::ConnectTimeout`], [`LockError::Standby`] and [`LockError::NoAdvisoryLocks`] for a server that cannot
-    /// be used; [`LockError::Pooler`] and [`LockError::NoSessionTimeout`] for one that cannot be used with
-    /// [`sessions`](Self::sessions).
-    pub async fn build(self) -> Result<RealmLocks, LockError> {
-        self.check()?;
-        let sender = RealmLocks::new_sender();
-        let postgres = Postgres::connect(self.database()?, &self, Arc::clone(&sender)).await?;
-        Ok(RealmLocks::new(Some(postgres), sender))
-    }
-
-    /// Listens to the writes of all replicas on this database: [`RealmWrites::listen`] with this builder's TLS and
-    /// [`connect_timeout`](Self::connect_timeout).
-    ///
-    /// # Errors
-    ///
-    /// Those of [`RealmWrites::listen`].
-    ///
-    /// # Cancel safety
-    ///
-    /// If dropped, the connection is closed.
-    pub async fn listen(&self) -> Result<RealmWrites, LockError> {
-        self.check()?;
-        RealmWrites::on(self.database()?, self.connect_timeout).await
-    }
-
     pub(super) fn database(&self) -> Result<Database, LockError> {
         Database::read(&self.url, self.tls.as_ref())
     }
 
-    pub(super) fn check(&self) -> Result<(), LockError> {
+    pub(in crate::lock) fn check(&self) -> Result<(), LockError> {
         let refuse = |option, value: String, remedy| {
             Err(LockError::InvalidOption {
                 option,
@@ -285,5 +253,25 @@ impl std::fmt::Debug for PostgresBuilder {
             .field("broadcast", &self.broadcast)
             .field("tls", &self.tls)
             .finish_non_exhaustive()
+    }
+}
+
+/// How often and how long a granted lock may be handed on.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::lock) struct HandOff {
+    pub(in crate::lock) max: u32,
+    pub(in crate::lock) max_time: Duration,
+}
+
+impl HandOff {
+    /// What is left where the lock was waited for: other replicas want it, and a third may wait
+    /// behind them.
+    ///
+    /// Two busy replicas that take half each let it in after one whole bound.
+    pub(in crate::lock) fn contended(self) -> Self {
+        Self {
+            max: self.max / 2,
+            max_time: self.max_time / 2,
+        }
     }
 }

@@ -9,9 +9,10 @@ use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Notification, SimpleQueryMessage};
 
 use super::address::Address;
-use super::connection::LockConnection;
+use super::connection::{Busy, LockConnection};
 use super::url::Database;
-use crate::lock::LockError;
+use crate::lock::error::LockError;
+use crate::lock::tasks::{TaskGroup, Tasks};
 
 /// Whether the server is a primary, and whether an advisory lock that it grants shows up among its locks. The lock is shared,
 /// so that replicas which connect together do not meet, and ends with the message, which is one transaction. Its key is the
@@ -23,10 +24,12 @@ const PROBE: &str = "SELECT pg_is_in_recovery(); \
 
 /// Makes the lock connections of a pool and says which may go back into it.
 #[derive(Clone)]
-pub(crate) struct Connector {
+pub(super) struct Connector {
     database: Database,
     addresses: Vec<Address>,
     timeout: Duration,
+    /// Counts what connections leave to be done when their user has gone.
+    group: TaskGroup,
     on_notification: Arc<OnNotification>,
 }
 
@@ -34,7 +37,7 @@ type OnNotification = dyn Fn(Notification) + Send + Sync;
 
 impl Connector {
     /// `timeout` bounds the attempt at each address, the server's first answers included.
-    pub(crate) fn new(mut database: Database, timeout: Duration) -> Self {
+    pub(super) fn new(mut database: Database, timeout: Duration, group: TaskGroup) -> Self {
         let config = &mut database.config;
         if config.get_application_name().is_none() {
             config.application_name("tower-realm-lock");
@@ -43,6 +46,7 @@ impl Connector {
             addresses: Address::all(config),
             database,
             timeout,
+            group,
             on_notification: Arc::new(|_| {}),
         }
     }
@@ -93,12 +97,12 @@ impl Connector {
                 }
             }
         });
-        let mut connection = LockConnection::start(client, driven, canceller, server);
+        let tasks = Tasks::new(&self.group);
+        let connection = LockConnection::start(client, driven, canceller, server, tasks);
         let answers = connection.client.simple_query(PROBE).await;
         let answers = answers.map_err(|error| connection.failed(error))?;
         self.judge(address, &answers)?;
-        connection.in_use = false;
-        Ok(connection)
+        Ok(Busy::into_idle(connection))
     }
 
     /// Refuses a server by its answers to [`PROBE`].
@@ -144,7 +148,7 @@ impl ManageConnection for Connector {
     }
 
     fn has_broken(&self, connection: &mut LockConnection) -> bool {
-        connection.in_use || connection.is_closed()
+        connection.is_closed()
     }
 }
 

@@ -11,13 +11,15 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::Notification;
 
+use super::CHANNEL;
+use super::event::RealmEvent;
 use super::payload::read;
-use super::{CHANNEL, RealmEvent};
-use crate::lock::LockError;
-use crate::lock::postgres::PostgresBuilder;
-use crate::lock::postgres::connection::LockConnection;
-use crate::lock::postgres::connector::Connector;
+use crate::lock::error::LockError;
+use crate::lock::postgres::connect::Connector;
+use crate::lock::postgres::connection::{Busy, LockConnection};
+use crate::lock::postgres::options::PostgresBuilder;
 use crate::lock::postgres::url::Database;
+use crate::lock::tasks::TaskGroup;
 
 /// How many events wait to be taken. Beyond that they are dropped, and an interruption is told.
 const MOST_EVENTS: usize = 4096;
@@ -81,13 +83,10 @@ impl RealmWrites {
         PostgresBuilder::new(url).listen().await
     }
 
-    pub(in crate::lock::postgres) async fn on(
-        database: Database,
-        connect_timeout: Duration,
-    ) -> Result<Self, LockError> {
+    async fn on(database: Database, connect_timeout: Duration) -> Result<Self, LockError> {
         let events = Arc::new(Events::default());
         let notified = Arc::clone(&events);
-        let connector = Connector::new(database, connect_timeout)
+        let connector = Connector::new(database, connect_timeout, TaskGroup::default())
             .on_notification(move |notification| notified.note(&notification));
         let connection = listen(&connector).await?;
         let told = Arc::clone(&events);
@@ -111,11 +110,27 @@ impl RealmWrites {
     }
 }
 
+impl PostgresBuilder {
+    /// Listens to the writes of all replicas on this database: [`RealmWrites::listen`] with this
+    /// builder's TLS and [`connect_timeout`](Self::connect_timeout).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`RealmWrites::listen`].
+    ///
+    /// # Cancel safety
+    ///
+    /// If dropped, the connection is closed.
+    pub async fn listen(&self) -> Result<RealmWrites, LockError> {
+        self.check()?;
+        RealmWrites::on(self.database()?, self.connect_timeout).await
+    }
+}
+
 /// Connects once, and listens.
-async fn listen(connector: &Connector) -> Result<LockConnection, LockError> {
-    let mut connection = connector.open().await?;
-    // To its end, so that it is broken off when it is dropped.
-    connection.in_use = true;
+async fn listen(connector: &Connector) -> Result<Busy<LockConnection>, LockError> {
+    // Busy to its end, so that it is closed when it is dropped.
+    let connection = Busy::new(connector.open().await?);
     let after = connector.timeout();
     let listening = async {
         connection.refuse_pooler().await?;
@@ -130,7 +145,7 @@ async fn listen(connector: &Connector) -> Result<LockConnection, LockError> {
     Ok(connection)
 }
 
-async fn reconnect(connector: &Connector) -> LockConnection {
+async fn reconnect(connector: &Connector) -> Busy<LockConnection> {
     loop {
         match listen(connector).await {
             Ok(connection) => return connection,
@@ -232,7 +247,7 @@ fn interrupt(queue: &mut VecDeque<RealmEvent>, is_over: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lock::postgres::broadcast::payload::payload;
+    use crate::lock::postgres::publish::payload::payload;
 
     fn write(path: &str) -> RealmEvent {
         let realm = "http://h/a/".parse().unwrap();

@@ -1,0 +1,200 @@
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+
+use tokio::time::timeout_at;
+
+use super::error::LockError;
+use super::grant::{Grant, GrantTerms, Obtained, Slot};
+use super::postgres::Postgres;
+use super::postgres::attempt::{Attempt, Settled};
+use super::queue::{self, Baton, Full};
+use super::request::LockRequest;
+
+/// Where the owners of turns obtain their locks, if not in process.
+#[derive(Debug)]
+pub(super) struct Database {
+    postgres: Postgres,
+    terms: Arc<GrantTerms>,
+    /// The callers of this process that wait in PostgreSQL to share a key, one for each key. The
+    /// others wait here, without a connection: many can share a key as soon as one of them does.
+    scouts: Arc<queue::Queue<Infallible>>,
+}
+
+type Scout = queue::Entry<Infallible>;
+
+/// Scouts hand nothing on.
+impl Baton for Infallible {
+    fn orphan(self, _: queue::Turn<Self>) {
+        match self {}
+    }
+}
+
+impl Database {
+    pub(super) fn new(postgres: Postgres, terms: GrantTerms) -> Self {
+        Self {
+            postgres,
+            terms: Arc::new(terms),
+            scouts: Arc::default(),
+        }
+    }
+
+    pub(super) fn postgres(&self) -> &Postgres {
+        &self.postgres
+    }
+
+    /// Puts a grant of the claim into the slot of the owner of its turn, for which no grant came with
+    /// the turn: a lock on a session, or else one of a transaction of its own.
+    ///
+    /// # Cancel safety
+    ///
+    /// Whatever was obtained stays in the slot.
+    pub(super) async fn acquire(
+        &self,
+        request: &LockRequest<'_>,
+        slot: &Slot,
+    ) -> Result<(), LockError> {
+        match inherited(request, slot) {
+            Inherited::Attempt => {}
+            Inherited::Nothing => self.ask_session(request, slot).await?,
+            Inherited::Unfit(attempt) => {
+                let abandoned = timeout_at(request.deadline, attempt.abandon()).await;
+                abandoned.map_err(|_| request.timed_out())?;
+                self.ask_session(request, slot).await?;
+            }
+        }
+        let mut retried = false;
+        let mut scout = None;
+        loop {
+            let obtained = slot.with(|_, obtained| match obtained {
+                None => Missing::Attempt,
+                Some(Obtained::Asked(..)) => Missing::Answer,
+                Some(Obtained::Granted(_)) => Missing::Nothing,
+            });
+            match obtained.ok_or_else(|| request.timed_out())? {
+                Missing::Nothing => return Ok(()),
+                Missing::Answer => {}
+                Missing::Attempt => {
+                    let attempt = self.postgres.ask(request, scout.is_some()).await?;
+                    let asked = Obtained::Asked(attempt, Arc::clone(&self.terms));
+                    put(slot, asked).map_err(|()| request.timed_out())?;
+                }
+            }
+            let attempt = answered(request, slot).await?;
+            let server_deadline = attempt.server_deadline();
+            let patience = attempt.patience(request.deadline);
+            match attempt.settle(patience).await {
+                Settled::Granted(lock, contended) => {
+                    let grant = Grant::transaction(lock, contended, &self.terms);
+                    put(slot, Obtained::Granted(grant)).map_err(|()| request.timed_out())?;
+                    return Ok(());
+                }
+                Settled::Busy => scout = self.scout(request).await?,
+                // It was inherited from a caller with less time.
+                Settled::TimedOut if server_deadline.is_some_and(|it| it < request.deadline) => {}
+                Settled::TimedOut => return Err(request.timed_out()),
+                // It died in the pool, or the server restarts: one more try, on another connection.
+                Settled::Disconnected(_) if !retried => retried = true,
+                Settled::Disconnected(error) | Settled::Failed(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn ask_session(&self, request: &LockRequest<'_>, slot: &Slot) -> Result<(), LockError> {
+        match self.postgres.try_session(request).await {
+            None => Ok(()),
+            Some(lock) => {
+                let grant = Grant::session(lock, &self.terms);
+                put(slot, Obtained::Granted(grant)).map_err(|()| request.timed_out())
+            }
+        }
+    }
+
+    /// Waits to be the one of this process that waits in PostgreSQL to share the claim's keys; `None`
+    /// if it shares none.
+    async fn scout(&self, request: &LockRequest<'_>) -> Result<Option<Scout>, LockError> {
+        let Some(shared) = request.claim.shared_keys() else {
+            return Ok(None);
+        };
+        let entered = self.scouts.enter(&shared, usize::MAX, None);
+        // Of so many there is no memory for one more.
+        let scout = entered.map_err(|Full| request.timed_out())?;
+        match timeout_at(request.deadline, scout.turn()).await {
+            Ok(true) => Ok(Some(scout)),
+            _ => Err(request.timed_out()),
+        }
+    }
+}
+
+/// Whether a grant that this caller can use is in the slot.
+pub(super) fn is_granted(request: &LockRequest<'_>, slot: &Slot) -> bool {
+    let is_granted = slot.with(|_, obtained| match obtained {
+        Some(Obtained::Granted(grant)) => grant.is_held() && !request.share,
+        _ => false,
+    });
+    is_granted.unwrap_or(false)
+}
+
+/// What came with the turn.
+enum Inherited {
+    Nothing,
+    Attempt,
+    /// An attempt of another kind.
+    Unfit(Attempt),
+}
+
+/// What a caller still lacks.
+enum Missing {
+    Attempt,
+    Answer,
+    Nothing,
+}
+
+/// Looks at what came with the turn. What is of no use to this caller is released.
+fn inherited(request: &LockRequest<'_>, slot: &Slot) -> Inherited {
+    let inherited = slot.with(|_, obtained| match obtained.take() {
+        None => Inherited::Nothing,
+        Some(Obtained::Granted(grant)) => {
+            grant.release();
+            Inherited::Nothing
+        }
+        Some(Obtained::Asked(attempt, terms)) if attempt.is_shared() == request.share => {
+            *obtained = Some(Obtained::Asked(attempt, terms));
+            Inherited::Attempt
+        }
+        Some(Obtained::Asked(attempt, _)) => Inherited::Unfit(attempt),
+    });
+    inherited.unwrap_or(Inherited::Nothing)
+}
+
+/// Puts what was obtained into the slot; an error if the watchdog has revoked the turn, after which
+/// it is dropped, and so released.
+fn put(slot: &Slot, what: Obtained) -> Result<(), ()> {
+    slot.with(|_, obtained| *obtained = Some(what)).ok_or(())
+}
+
+/// Waits for the answer to the attempt in the slot, and takes the attempt out.
+async fn answered(request: &LockRequest<'_>, slot: &Slot) -> Result<Attempt, LockError> {
+    let patience = slot.with(|_, obtained| match obtained {
+        Some(Obtained::Asked(attempt, _)) => attempt.patience(request.deadline),
+        _ => request.deadline,
+    });
+    let answer = poll_fn(|cx| {
+        let polled = slot.with(|_, obtained| match obtained {
+            Some(Obtained::Asked(attempt, _)) => attempt.poll_answered(cx),
+            _ => Poll::Ready(()),
+        });
+        polled.unwrap_or(Poll::Ready(()))
+    });
+    let answered = timeout_at(patience.unwrap_or(request.deadline), answer).await;
+    answered.map_err(|_| request.timed_out())?;
+    let attempt = slot.with(|_, obtained| match obtained.take() {
+        Some(Obtained::Asked(attempt, _)) => Some(attempt),
+        other => {
+            *obtained = other;
+            None
+        }
+    });
+    attempt.flatten().ok_or_else(|| request.timed_out())
+}
