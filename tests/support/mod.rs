@@ -11,6 +11,7 @@ pub mod broadcast;
 pub mod claims;
 pub mod client;
 pub mod cluster;
+pub mod contest;
 pub mod database;
 pub mod example;
 pub mod gate;
