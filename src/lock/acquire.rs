@@ -3,7 +3,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::claim::Claim;
@@ -12,6 +12,7 @@ use super::error::LockError;
 use super::grant::{Entry, Grant, Obtained, Slot};
 use super::hold::{Hold, HoldTerms, NestedNeeds, explain};
 use super::locks::RealmLocks;
+use super::postgres::attempt::SERVER_FIRST;
 use super::queue::Full;
 use super::request::LockRequest;
 use crate::metrics::{Held, Waiting};
@@ -106,7 +107,9 @@ impl RealmLocks {
             // It came with the turn.
             Some(_) if is_granted(request, slot) => {}
             // Boxed so that waiters in the queue do not carry space for it.
-            Some(database) => alive(slot, Box::pin(database.acquire(request, slot))).await?,
+            Some(database) => {
+                alive(request, slot, Box::pin(database.acquire(request, slot))).await?;
+            }
         }
         Ok(entry)
     }
@@ -141,17 +144,26 @@ impl RealmLocks {
 }
 
 /// Runs work of the owner of a turn, which may wait for longer than the watchdog does: it sees a sign
-/// of life all the same.
-async fn alive<T>(slot: &Slot, mut work: Pin<Box<impl Future<Output = T>>>) -> T {
+/// of life all the same. The work is polled whenever its request may run out of time, too, so that it
+/// needs no timer of its own for that: one is enough for both.
+async fn alive<T>(
+    request: &LockRequest<'_>,
+    slot: &Slot,
+    mut work: Pin<Box<impl Future<Output = T>>>,
+) -> T {
     loop {
         let polled = poll_fn(|cx| {
             slot.note_life();
             work.as_mut().poll(cx)
         });
-        let Some(every) = slot.sign_of_life() else {
+        let now = Instant::now();
+        let ends = [request.deadline, request.deadline + SERVER_FIRST];
+        let ends = ends.into_iter().filter(|end| *end > now);
+        let sign_of_life = slot.sign_of_life().map(|every| now + every);
+        let Some(next) = ends.chain(sign_of_life).min() else {
             return polled.await;
         };
-        if let Ok(done) = timeout(every, polled).await {
+        if let Ok(done) = timeout_at(next, polled).await {
             return done;
         }
     }

@@ -3,7 +3,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
 
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 
 use super::error::LockError;
 use super::grant::{Grant, GrantTerms, Obtained, Slot};
@@ -174,21 +174,26 @@ fn put(slot: &Slot, what: Obtained) -> Result<(), ()> {
     slot.with(|_, obtained| *obtained = Some(what)).ok_or(())
 }
 
-/// Waits for the answer to the attempt in the slot, and takes the attempt out.
+/// Waits for the answer to the attempt in the slot, and takes the attempt out. Its caller polls it
+/// when the request may run out of time.
 async fn answered(request: &LockRequest<'_>, slot: &Slot) -> Result<Attempt, LockError> {
     let patience = slot.with(|_, obtained| match obtained {
         Some(Obtained::Asked(attempt, _)) => attempt.patience(request.deadline),
         _ => request.deadline,
     });
-    let answer = poll_fn(|cx| {
+    let patience = patience.unwrap_or(request.deadline);
+    let answered = poll_fn(|cx| {
         let polled = slot.with(|_, obtained| match obtained {
             Some(Obtained::Asked(attempt, _)) => attempt.poll_answered(cx),
             _ => Poll::Ready(()),
         });
-        polled.unwrap_or(Poll::Ready(()))
+        match polled {
+            Some(Poll::Pending) if Instant::now() < patience => Poll::Pending,
+            Some(Poll::Pending) => Poll::Ready(Err(request.timed_out())),
+            Some(Poll::Ready(())) | None => Poll::Ready(Ok(())),
+        }
     });
-    let answered = timeout_at(patience.unwrap_or(request.deadline), answer).await;
-    answered.map_err(|_| request.timed_out())?;
+    answered.await?;
     let attempt = slot.with(|_, obtained| match obtained.take() {
         Some(Obtained::Asked(attempt, _)) => Some(attempt),
         other => {

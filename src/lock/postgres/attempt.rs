@@ -23,7 +23,7 @@ use crate::lock::lease::Lease;
 
 /// How much later than the server this side gives up a wait: the server's own timeout needs no
 /// CancelRequest.
-const SERVER_FIRST: Duration = Duration::from_millis(250);
+pub(in crate::lock) const SERVER_FIRST: Duration = Duration::from_millis(250);
 
 /// One lock statement on its way to PostgreSQL, or waiting there.
 ///
