@@ -17,6 +17,9 @@ use tower_realm_lock::{RealmLocks, RealmWriteLockLayer};
 const QUEUED: &str = "/luke/queued/card";
 const IN_DATABASE: &str = "/luke/foreign/card";
 
+/// The most connections of the pool.
+const POOL: u32 = 2;
+
 /// How many waiters there are at a time, and how many times.
 const BATCH: usize = 1000;
 const BATCHES: usize = 100;
@@ -31,7 +34,7 @@ const GROWTH: u64 = 4 * 1024 * 1024;
 async fn cancelled_waiters_leave_no_memory_and_no_connection() {
     let database = database().await;
     let locks = RealmLocks::postgres_builder(database.url())
-        .pool_size(2)
+        .pool_size(POOL)
         .build()
         .await
         .unwrap();
@@ -45,16 +48,21 @@ async fn cancelled_waiters_leave_no_memory_and_no_connection() {
 
     cancel_in_queue(&layer, &handler, BATCHES / 10);
     cancel_in_database(&layer, &handler, &database, WAITS_IN_DATABASE / 10).await;
-    let (memory, backends) = (resident(), database.backends().await);
+    let memory = resident();
 
     cancel_in_queue(&layer, &handler, BATCHES);
     cancel_in_database(&layer, &handler, &database, WAITS_IN_DATABASE).await;
-    let (memory_after, backends_after) = (resident(), database.backends().await);
+    let (memory_after, backends) = (resident(), database.backends().await);
     println!("resident: {memory} bytes before, {memory_after} after");
-    println!("connections: {backends} before, {backends_after} after");
+    println!("connections: {backends}");
     let growth = memory_after.saturating_sub(memory);
     assert!(growth < GROWTH, "grew by {growth} bytes");
-    assert_eq!(backends, backends_after);
+    // Those of the pool, and the foreign one. A waiter may need the pool's second connection while
+    // the first is still on its way back, and the pool keeps both.
+    assert!(
+        backends <= i64::from(POOL) + 1,
+        "{backends} connections are left"
+    );
 
     // Nobody stands in anybody's way.
     let next = patch(&layer, &handler, QUEUED);
