@@ -192,7 +192,7 @@ pub use self::layer::{
 #[cfg(any(feature = "tls-native", feature = "tls-rustls"))]
 pub use self::lock::Tls;
 pub use self::lock::{
-    Claim, ClaimStatus, FencingToken, HeldLock, LockError, LockKey, LockTransaction,
+    Claim, ClaimStatus, FencingToken, HeldLock, HeldTask, LockError, LockKey, LockTransaction,
     PostgresBuilder, RealmEvent, RealmLocks, RealmWrite, RealmWrites, TransactionClient,
 };
 pub use self::realm::{

@@ -74,7 +74,7 @@ where
         }
         while let Some(stream) = body.as_mut().as_pin_mut() {
             // First the clock and the hold's own task: a body must make no step without its lock.
-            if !hold.held.is_held() {
+            if hold.held.check_step().is_err() {
                 hold.fail();
                 body.set(None);
                 break;

@@ -301,7 +301,7 @@ where
         let _ = hold.end(Outcome::Failure);
         return Ok((response.map(LockBody::passed), None));
     }
-    if settings.hold_until == HoldUntil::BodyEnd && !is_head {
+    if settings.hold_until == HoldUntil::BodyEnd && !is_head && !hold.is_released() {
         let length = length(&response);
         if is_streamed(&response, length) {
             let locks = &settings.locks;

@@ -40,7 +40,7 @@ impl RealmLocks {
             outlives_response,
         };
         let terms = || {
-            let counted = Waiting::begin().granted(Duration::ZERO);
+            let counted = Some(Waiting::begin().granted(Duration::ZERO));
             self.terms(claim, self.shared.group.token(), counted)
         };
         if let Some(nested) = Hold::nested(claim, self.address(), needs, terms)? {
@@ -55,7 +55,7 @@ impl RealmLocks {
         Arc::as_ptr(&self.shared.queue).addr()
     }
 
-    fn terms(&self, claim: &Claim, tracked: TaskTrackerToken, counted: Held) -> HoldTerms {
+    fn terms(&self, claim: &Claim, tracked: TaskTrackerToken, counted: Option<Held>) -> HoldTerms {
         HoldTerms {
             claim: claim.clone(),
             locks: self.address(),
@@ -81,7 +81,7 @@ impl RealmLocks {
             return Err(LockError::ShuttingDown);
         }
         let waited = request.started.elapsed();
-        let terms = self.terms(claim, tracked, waiting.granted(waited));
+        let terms = self.terms(claim, tracked, Some(waiting.granted(waited)));
         tracing::debug!(%claim, ?waited, "locked");
         let hold = entry.keep().and_then(|slot| Hold::new(terms, slot));
         hold.ok_or_else(|| request.timed_out())
@@ -95,9 +95,9 @@ impl RealmLocks {
             let queue = &self.shared.queue;
             self.shared.watchdog.watch(queue, request.started, bound);
         }
-        let has_turn = timeout_at(request.deadline, entry.turn()).await;
+        let has_turn = timeout_at(request.queue_deadline(), entry.turn()).await;
         if !has_turn.unwrap_or(false) {
-            return Err(request.timed_out());
+            return Err(request.busy());
         }
         let slot = entry.slot().ok_or_else(|| request.timed_out())?;
         match &self.shared.database {
@@ -128,9 +128,14 @@ impl RealmLocks {
             });
         }
         let entered = self.shared.queue.enter(request.claim, max_waiters, bound);
-        entered.map_err(|Full| LockError::QueueFull {
-            claim: request.claim.clone(),
-            waiters: max_waiters,
+        entered.map_err(|Full| {
+            if request.tries {
+                return request.busy();
+            }
+            LockError::QueueFull {
+                claim: request.claim.clone(),
+                waiters: max_waiters,
+            }
         })
     }
 

@@ -90,6 +90,7 @@ impl Database {
                     put(slot, Obtained::Granted(grant)).map_err(|()| request.timed_out())?;
                     return Ok(());
                 }
+                Settled::Busy if request.tries => return Err(request.busy()),
                 Settled::Busy => scout = self.scout(request).await?,
                 // It was inherited from a caller with less time.
                 Settled::TimedOut if server_deadline.is_some_and(|it| it < request.deadline) => {}

@@ -131,6 +131,12 @@ pub enum LockError {
         /// The acquire timeout.
         after: Duration,
     },
+    /// Another write holds the claim, or waits for it, and the lock was only tried.
+    #[error("{claim} is locked by another write, and was only tried; try again later")]
+    Taken {
+        /// What was to be locked.
+        claim: Claim,
+    },
     /// As many requests as allowed already wait for a key of this claim in this process.
     #[error("{waiters} requests already wait for {claim}; try again later")]
     QueueFull {
@@ -142,6 +148,12 @@ pub enum LockError {
     /// The lock was lost while the work ran, or its release was not confirmed: another writer may have been inside.
     #[error("the lock on {claim} was lost during the call; read the realm before you write again")]
     Lost {
+        /// What was locked.
+        claim: Claim,
+    },
+    /// The handle of a hold was used after the hold.
+    #[error("the hold of {claim} has ended; do under the lock what needs it")]
+    Ended {
         /// What was locked.
         claim: Claim,
     },
@@ -212,8 +224,10 @@ impl LockError {
         match self.innermost() {
             Self::Database { claim, .. }
             | Self::Timeout { claim, .. }
+            | Self::Taken { claim }
             | Self::QueueFull { claim, .. }
             | Self::Lost { claim }
+            | Self::Ended { claim }
             | Self::Expired { claim, .. }
             | Self::CommitFailed { claim, .. }
             | Self::TransactionEnded { claim }

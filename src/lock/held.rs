@@ -1,16 +1,21 @@
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 
 use super::claim::Claim;
+use super::error::LockError;
 use super::hold::{Core, Hold};
 use super::postgres::shared::LockTransaction;
 use super::token::FencingToken;
+use super::work::{self, HeldTask};
 use crate::realm::url::RealmUrl;
 
 /// The handle of a hold: what the work under the lock can ask of it.
 ///
-/// A handler finds it in the request extensions (`Extension<HeldLock>` in axum). It keeps nothing
-/// locked: the lock ends with the call, whoever still has a handle. Cheap to clone.
+/// A handler finds it in the request extensions (`Extension<HeldLock>` in axum). A handle keeps
+/// nothing locked: the lock ends with the call and with the work that was started with
+/// [`spawn_blocking`](Self::spawn_blocking) or [`spawn`](Self::spawn), whoever still has a handle.
+/// Cheap to clone.
 #[derive(Clone)]
 pub struct HeldLock(Arc<Core>);
 
@@ -47,11 +52,120 @@ impl HeldLock {
 
     /// Whether the lock is still held, as far as this process can know without asking PostgreSQL.
     ///
-    /// `false` once the hold has ended, the connection is gone, or two thirds of the lease passed
-    /// without an answer from the server. Never blocks.
+    /// `false` once the hold and all work that it outlives have ended, `max_hold` has passed, the
+    /// connection is gone, or two thirds of the lease passed without an answer from the server.
+    /// Never blocks.
     #[must_use]
     pub fn is_held(&self) -> bool {
         self.0.is_held()
+    }
+
+    /// The check to make immediately before a write becomes visible: a holder that has lost its
+    /// lock, or has run out of time, must change nothing any more.
+    ///
+    /// Right before the rename of a file, or the request that publishes an object. It looks at what
+    /// this process knows and never blocks, so a loss in the very instant after it goes unnoticed;
+    /// a [fencing token](Self::fencing_token) that the store checks closes that gap too.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`]; [`LockError::Expired`] after `max_hold`; and [`LockError::Ended`] once
+    /// the hold and all work that it outlives have ended.
+    pub fn ensure_held(&self) -> Result<(), LockError> {
+        self.0.ensure_held()
+    }
+
+    /// Runs blocking work as a part of the hold: the lock is not given back before the work has
+    /// ended.
+    ///
+    /// A closure on a blocking thread cannot be stopped. Started with tokio's own `spawn_blocking`,
+    /// as all of `tokio::fs` is, it runs on without the lock after the handler was dropped by
+    /// `max_hold`, by a panic or by [`OnDisconnect::Cancel`](crate::OnDisconnect), and writes over
+    /// what the next writer has written. Started here, it keeps the lock: the response still leaves
+    /// on time, and the next writer waits until the closure has returned. Let the closure call
+    /// [`ensure_held`](Self::ensure_held) before its write becomes visible.
+    ///
+    /// The closure runs within the caller's tracing span and under the hold, so that a lock that it
+    /// asks for is nested. If it never returns, the realm stays locked; a shared transaction commits
+    /// after it.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// The work is started at once and runs to its end, whether or not the returned future is polled
+    /// or dropped.
+    ///
+    /// ```
+    /// use std::{fs, io};
+    /// use tower_realm_lock::{HeldLock, LockError};
+    ///
+    /// async fn save(held: HeldLock, card: Vec<u8>) -> Result<io::Result<()>, LockError> {
+    ///     let lock = held.clone();
+    ///     held.spawn_blocking(move || {
+    ///         fs::write("card.json.new", card)?;
+    ///         lock.ensure_held().map_err(io::Error::other)?;
+    ///         fs::rename("card.json.new", "card.json")
+    ///     })
+    ///     .await
+    /// }
+    /// ```
+    pub fn spawn_blocking<T, F>(&self, work: F) -> HeldTask<T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        work::spawn_blocking(&self.0, work)
+    }
+
+    /// Runs a future on a task of its own as a part of the hold: the lock is not given back before
+    /// the future has ended.
+    ///
+    /// For work that must not be cut in half, such as a call of an object store followed by one of
+    /// the index. Unlike the handler, it is not dropped by `max_hold` nor by a disconnect; it is
+    /// dropped if the lock is lost. The future runs within the caller's tracing span, and without
+    /// its task-locals. Blocking work within it, such as `tokio::fs`, needs
+    /// [`spawn_blocking`](Self::spawn_blocking) if it is to survive that.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// The work is started at once and runs to its end, whether or not the returned future is polled
+    /// or dropped.
+    pub fn spawn<W>(&self, work: W) -> HeldTask<W::Output>
+    where
+        W: Future<Output: Send> + Send + 'static,
+    {
+        work::spawn(&self.0, work)
+    }
+
+    /// Ends the hold before its work ends, once the durable part is done: the rest of the handler
+    /// runs without the lock, and the next writer does not wait for it.
+    ///
+    /// The confirmation happens now: `Ok` means that the lock was held until this call, and that a
+    /// shared transaction has committed. The hold counts as a success, whatever the response is: it
+    /// is published, and `max_hold` does not stop the handler any more. A release that is not
+    /// confirmed makes a success of the handler a 503 all the same. A nested hold gives back only its
+    /// own share; work that was started with [`spawn_blocking`](Self::spawn_blocking) or
+    /// [`spawn`](Self::spawn) keeps the lock until it ends.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Lost`], [`LockError::Expired`], [`LockError::CommitFailed`], and
+    /// [`LockError::Ended`] if the hold ended before in another way. A second release gives the
+    /// result of the first.
+    ///
+    /// # Cancel safety
+    ///
+    /// The hold ends at the first poll. If this future is dropped after it, only the result is not
+    /// seen here; call it again to wait for that.
+    pub async fn release(&self) -> Result<(), LockError> {
+        self.0.release()?.confirmed().await
     }
 
     /// Resolves when the lock is lost, so that work which cannot simply be dropped can stop early.
@@ -63,6 +177,11 @@ impl HeldLock {
     /// Cancel safe: it can be dropped and called again.
     pub async fn lost(&self) {
         self.0.lost().await;
+    }
+
+    /// Whether the next step of the work may be made: under the lock, or after its release.
+    pub(crate) fn check_step(&self) -> Result<(), LockError> {
+        self.0.check_step()
     }
 
     /// Runs one step of work under the hold, for work that is not polled by its guard.

@@ -13,9 +13,13 @@
 //!    hold is the *innermost* of the task while the work is polled: that is how nested use is found.
 //! 3. **End.** The hold's share goes back with the [`Outcome`] of the work. While other holds share
 //!    the grant it is [kept](Fate::Kept); the last one hands it on, gives it back or rolls it back.
-//!    [`Grant::end`] decides which, and nobody else.
+//!    [`Grant::end`] decides which, and nobody else. A handler can end its hold itself, with
+//!    [`Core::release`]: the rest of the guarded work then runs without the lock.
 //! 4. **Confirm.** An [`Ending`] knows which answers of the server prove that the lock was held until
 //!    the work ended. [`Ending::confirmed`] waits for them, while the next hold has begun.
+//!
+//! Work that the hold outlives has a [`Part`] of its own, as a nested hold has: see
+//! [`work`](super::work).
 //!
 //! # Invariants
 //!
@@ -23,7 +27,8 @@
 //! - A hold whose call is neither polled nor dropped is revoked by the queue's watchdog, which takes
 //!   its grant out of the slot. A step of the work and a revocation exclude each other, and no step
 //!   follows a revocation: see [`Slot::begin_poll`].
-//! - A hold that has ended has no share, so whatever its work left behind holds nothing.
+//! - A hold that has ended has no share. What its work left behind holds nothing, unless it was
+//!   started as a part of the hold.
 //! - What a shared transaction wrote stands or falls with the hold that it was made for. Its COMMIT
 //!   waits until the nested holds have ended.
 
@@ -31,13 +36,14 @@ use std::fmt;
 use std::future::{Future, pending, poll_fn};
 use std::iter::{once, successors};
 use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::future::select_all;
 use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::claim::{Claim, Lock};
@@ -63,10 +69,8 @@ pub(crate) struct Hold {
     keeper: Keeper,
     /// Those of the other shares of a nested hold.
     other_keepers: Vec<Keeper>,
-    granted: Instant,
     /// Makes a shutdown wait for it, on whatever task it is.
     _tracked: TaskTrackerToken,
-    _counted: metrics::Held,
 }
 
 /// What the handles of a hold share with it.
@@ -80,8 +84,23 @@ pub(crate) struct Core {
     other_shares: Vec<Share>,
     origin: Origin,
     max_hold: Option<Duration>,
+    granted: Instant,
+    /// Runs work that the hold outlives.
+    tracker: TaskTracker,
     has_ended: AtomicBool,
+    has_failed: AtomicBool,
+    /// How much of the work that the hold outlives has not ended.
+    works: AtomicUsize,
     is_counted_lost: AtomicBool,
+    counted: Mutex<Option<metrics::Held>>,
+    /// How the hold ended, if its own work has released it.
+    released: Mutex<Option<Released>>,
+}
+
+/// The end of a hold that was released before its work ended.
+struct Released {
+    fate: Fate,
+    proofs: Vec<Confirmation>,
 }
 
 /// Where a hold comes from, and what its grants give to its work.
@@ -113,7 +132,8 @@ pub(super) struct HoldTerms {
     pub(super) locks: usize,
     pub(super) max_hold: Option<Duration>,
     pub(super) tracked: TaskTrackerToken,
-    pub(super) counted: metrics::Held,
+    /// `None` for a part of a hold that is counted already.
+    pub(super) counted: Option<metrics::Held>,
 }
 
 /// What a nested hold is asked to give.
@@ -161,16 +181,20 @@ impl Hold {
             other_shares,
             origin,
             max_hold: terms.max_hold,
+            granted: Instant::now(),
+            tracker: terms.tracked.task_tracker().clone(),
             has_ended: AtomicBool::new(false),
+            has_failed: AtomicBool::new(false),
+            works: AtomicUsize::new(0),
             is_counted_lost: AtomicBool::new(false),
+            counted: Mutex::new(terms.counted),
+            released: Mutex::new(None),
         };
         Self {
             core: Arc::new(core),
             keeper: part.keeper,
             other_keepers,
-            granted: Instant::now(),
             _tracked: terms.tracked,
-            _counted: terms.counted,
         }
     }
 
@@ -194,17 +218,50 @@ impl Hold {
         let Some(slots) = inner.slots_for(claim, locks)? else {
             return Ok(None);
         };
+        Self::sharing(inner, claim, &slots, needs, terms).map(Some)
+    }
+
+    /// A part of this hold for work that it outlives.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Ended`], [`LockError::Lost`] and [`LockError::Expired`].
+    pub(super) fn for_work(outer: &Arc<Core>) -> Result<Self, LockError> {
+        outer.ensure_held()?;
+        let slots: Vec<_> = outer.shares().map(|it| Arc::clone(&it.slot)).collect();
+        let needs = NestedNeeds {
+            transaction: outer.transaction().is_some(),
+            outlives_response: false,
+        };
+        let terms = || HoldTerms {
+            claim: outer.claim.clone(),
+            locks: outer.locks,
+            max_hold: None,
+            tracked: outer.tracker.token(),
+            counted: None,
+        };
+        Self::sharing(Arc::clone(outer), &outer.claim, &slots, needs, terms)
+    }
+
+    /// A hold that shares the grants in these slots with `outer`.
+    fn sharing(
+        outer: Arc<Core>,
+        claim: &Claim,
+        slots: &[Arc<Slot>],
+        needs: NestedNeeds,
+        terms: impl FnOnce() -> HoldTerms,
+    ) -> Result<Self, LockError> {
         let lost = || LockError::Lost {
             claim: claim.clone(),
         };
         let mut parts = Vec::with_capacity(slots.len());
         let mut origin = Origin {
-            outer: Some(inner),
+            outer: Some(outer),
             is_nested: true,
             token: None,
             transaction: None,
         };
-        for slot in &slots {
+        for slot in slots {
             let outer = slot.with(|_, obtained| match obtained {
                 Some(Obtained::Granted(grant)) => {
                     needs.check(grant.shared().is_some(), slots.len())?;
@@ -234,7 +291,7 @@ impl Hold {
         // A claim has a key, so a slot covers it.
         let others = parts.split_off(1);
         let part = parts.remove(0);
-        Ok(Some(Self::assemble(terms(), origin, part, others)))
+        Ok(Self::assemble(terms(), origin, part, others))
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {
@@ -250,8 +307,14 @@ impl Hold {
         self.core.origin.is_nested
     }
 
+    /// Whether its own work has released it.
+    pub(crate) fn is_released(&self) -> bool {
+        // While there is a hold, nothing else ends it.
+        self.core.has_ended()
+    }
+
     /// Runs `work` until it ends, the lock is lost, or `max_hold` has passed; then `work` is
-    /// dropped.
+    /// dropped. Work that releases the hold runs to its end.
     ///
     /// # Errors
     ///
@@ -275,10 +338,22 @@ impl Hold {
             if let Poll::Ready(done) = polled {
                 return Poll::Ready(Ok(done));
             }
+            if self.is_released() {
+                return Poll::Pending;
+            }
             // Last, so that work which never waits needs no timer.
             early_end.as_mut().poll(cx).map(Err)
         })
         .await
+    }
+
+    /// Keeps the hold until `work` has ended, which nothing can stop: not even the loss of the lock.
+    pub(super) async fn outlast<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        if let Ok(done) = self.guard(&mut work).await {
+            return done;
+        }
+        work.await
     }
 
     /// Keeps the hold alive; resolves when it must end before its work does.
@@ -301,7 +376,7 @@ impl Hold {
     async fn expired(&self) -> LockError {
         // A bound too far away to be a point in time is no bound.
         let max_hold = self.core.max_hold;
-        let end = max_hold.and_then(|it| Some((it, self.granted.checked_add(it)?)));
+        let end = max_hold.and_then(|it| Some((it, self.core.granted.checked_add(it)?)));
         let Some((max_hold, end)) = end else {
             return pending().await;
         };
@@ -327,6 +402,9 @@ impl Hold {
     /// [`LockError::Lost`] or [`LockError::Expired`] for a success whose lock is known not to have
     /// lasted. The hold has ended all the same.
     pub(crate) fn end(self, outcome: Outcome) -> Result<Ending, LockError> {
+        if let Some(released) = self.core.released() {
+            return Ok(released);
+        }
         let held = self.core.check();
         let outcome = if held.is_ok() {
             outcome
@@ -376,8 +454,8 @@ impl NestedNeeds {
     }
 }
 
-/// A step of work under a hold.
-struct Step<'a>(&'a Core);
+/// A step of work under a hold; `None` for one that was released.
+struct Step<'a>(Option<&'a Core>);
 
 impl Step<'_> {
     fn end(self) {
@@ -387,7 +465,8 @@ impl Step<'_> {
 
 impl Drop for Step<'_> {
     fn drop(&mut self) {
-        self.0.shares().for_each(|share| share.slot.end_poll());
+        let shares = self.0.into_iter().flat_map(Core::shares);
+        shares.for_each(|share| share.slot.end_poll());
     }
 }
 
@@ -408,13 +487,74 @@ impl Core {
         self.origin.transaction.as_ref()
     }
 
-    /// Whether the lock is still held, as far as this process can know without asking.
+    /// Where work that the hold outlives runs.
+    pub(super) fn tracker(&self) -> &TaskTracker {
+        &self.tracker
+    }
+
+    /// Whether the lock is still held, as far as this process can know without asking, and may be
+    /// used.
     pub(super) fn is_held(&self) -> bool {
-        !self.has_ended() && self.shares().all(Share::is_held)
+        !self.is_over() && self.has_lock() && !self.is_expired()
+    }
+
+    /// As [`is_held`](Self::is_held), with the reason.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Ended`], [`LockError::Lost`] and [`LockError::Expired`].
+    pub(super) fn ensure_held(&self) -> Result<(), LockError> {
+        if self.is_over() {
+            return Err(self.ended());
+        }
+        self.check()?;
+        match self.max_hold {
+            Some(max_hold) if self.is_expired() => Err(self.expired(max_hold)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the next step of the work may be made: under the lock, or after its release.
+    ///
+    /// # Errors
+    ///
+    /// As [`ensure_held`](Self::ensure_held).
+    pub(super) fn check_step(self: &Arc<Self>) -> Result<(), LockError> {
+        match self.released() {
+            Some(_) => Ok(()),
+            None => self.ensure_held(),
+        }
+    }
+
+    fn has_lock(&self) -> bool {
+        self.shares().all(Share::is_held)
+    }
+
+    fn is_expired(&self) -> bool {
+        self.max_hold.is_some_and(|it| self.granted.elapsed() >= it)
     }
 
     fn has_ended(&self) -> bool {
         self.has_ended.load(Ordering::Acquire)
+    }
+
+    /// Whether it has failed or was stopped.
+    pub(super) fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Acquire)
+    }
+
+    /// Whether the hold has ended, and all work that it outlives.
+    fn is_over(&self) -> bool {
+        self.has_ended() && self.works.load(Ordering::Acquire) == 0
+    }
+
+    /// Counts work that the hold outlives.
+    pub(super) fn begin_work(&self) {
+        self.works.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn end_work(&self) {
+        self.works.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Resolves when the lock is lost.
@@ -430,6 +570,9 @@ impl Core {
     /// Begins a step of the work: checks that the lock is held, and keeps the watchdog from revoking
     /// it before the step has ended.
     fn begin_step(&self) -> Result<Step<'_>, LockError> {
+        if self.has_ended() {
+            return Ok(Step(None));
+        }
         for (begun, share) in self.shares().enumerate() {
             if !share.slot.begin_poll() {
                 self.shares()
@@ -438,14 +581,14 @@ impl Core {
                 return Err(self.end_of_revoked());
             }
         }
-        let step = Step(self);
+        let step = Step(Some(self));
         self.check()?;
         Ok(step)
     }
 
-    /// Whether the lock is still held: the one place where a loss is found out before the end.
+    /// Whether the lock is still there: the one place where a loss is found out before the end.
     pub(crate) fn check(&self) -> Result<(), LockError> {
-        if self.is_held() {
+        if self.has_lock() {
             Ok(())
         } else if self.shares().any(|share| share.slot.is_revoked()) {
             Err(self.end_of_revoked())
@@ -479,11 +622,55 @@ impl Core {
         }
     }
 
+    fn ended(&self) -> LockError {
+        LockError::Ended {
+            claim: self.claim.clone(),
+        }
+    }
+
+    /// Ends the hold as a success, while its work goes on without the lock. Done again, it gives the
+    /// same ending.
+    ///
+    /// # Errors
+    ///
+    /// As [`ensure_held`](Self::ensure_held).
+    pub(super) fn release(self: &Arc<Self>) -> Result<Ending, LockError> {
+        let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(released) = &*released {
+            return Ok(released.ending(self));
+        }
+        if self.has_ended() {
+            return Err(self.ended());
+        }
+        self.ensure_held()?;
+        let Some(ending) = self.end(Outcome::Success) else {
+            return Err(self.loss());
+        };
+        *released = Some(Released {
+            fate: ending.fate,
+            proofs: ending.proofs.clone(),
+        });
+        Ok(ending)
+    }
+
+    fn released(self: &Arc<Self>) -> Option<Ending> {
+        if !self.has_ended() {
+            return None;
+        }
+        let released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        released.as_ref().map(|released| released.ending(self))
+    }
+
     /// Gives all shares back; `None` if that was done before, or a share was revoked.
     fn end(self: &Arc<Self>, outcome: Outcome) -> Option<Ending> {
+        if outcome == Outcome::Failure {
+            self.has_failed.store(true, Ordering::Release);
+        }
         if self.has_ended.swap(true, Ordering::AcqRel) {
             return None;
         }
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(counted.take());
         let mut fate = Some(Fate::Kept);
         let mut proofs = Vec::new();
         for share in self.shares() {
@@ -547,10 +734,21 @@ fn innermost() -> Option<Arc<Core>> {
     INNERMOST.try_with(Arc::clone).ok()
 }
 
+impl Released {
+    fn ending(&self, core: &Arc<Core>) -> Ending {
+        Ending {
+            fate: self.fate,
+            proofs: self.proofs.clone(),
+            core: Arc::clone(core),
+        }
+    }
+}
+
 /// Names what the task holds in the error of a request for something else.
 pub(super) fn explain(error: LockError) -> LockError {
     match innermost() {
         None => error,
+        Some(core) if core.is_over() => error,
         Some(core) => LockError::Nested {
             held: core.claim.clone(),
             source: Box::new(error),
@@ -699,7 +897,7 @@ pub(crate) mod tests {
             locks: 0,
             max_hold: None,
             tracked: TaskTracker::new().token(),
-            counted: metrics::Waiting::begin().granted(Duration::ZERO),
+            counted: None,
         }
     }
 

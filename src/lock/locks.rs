@@ -12,6 +12,7 @@ use super::database::Database;
 use super::error::LockError;
 use super::grant::{GrantTerms, Outcome, Queue};
 use super::held::HeldLock;
+use super::hold::Hold;
 use super::in_place::InPlace;
 use super::postgres::Postgres;
 use super::postgres::options::PostgresBuilder;
@@ -102,6 +103,9 @@ impl RealmLocks {
     }
 
     /// How long a caller waits for its lock, in the queue and in PostgreSQL together. Default 10 seconds.
+    ///
+    /// With [`Duration::ZERO`] a lock is only tried: a claim that somebody holds or waits for is refused at once, with
+    /// [`LockError::Taken`]. PostgreSQL, and a free connection to it, then have 5 seconds to answer.
     #[must_use]
     pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
         self.bounds.acquire_timeout = timeout;
@@ -203,6 +207,63 @@ impl RealmLocks {
         E: From<LockError> + Send + 'static,
     {
         let hold = self.hold(&claim.into(), false).await?;
+        self.run(hold, work).await
+    }
+
+    /// As [`with_write_lock`](Self::with_write_lock), but returns `Ok(None)` at once, and runs nothing, if somebody holds
+    /// the claim or waits for it: for a job that another replica is at already.
+    ///
+    /// # Errors
+    ///
+    /// As [`with_write_lock`](Self::with_write_lock). PostgreSQL, and a free connection to it, have 5 seconds to answer.
+    ///
+    /// # Panics
+    ///
+    /// As `work` does; the lock is released all the same.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before the grant, nothing runs. Dropped after it, the work runs on.
+    ///
+    /// ```
+    /// # use tower_realm_lock::{LockError, RealmLocks, RealmUrl};
+    /// # async fn reindex_once(locks: &RealmLocks, realm: &RealmUrl) -> Result<(), LockError> {
+    /// let done = locks
+    ///     .try_with_write_lock(realm, |_| async { Ok::<_, LockError>(()) })
+    ///     .await?;
+    /// if done.is_none() {
+    ///     println!("another replica writes {realm}; skipped");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn try_with_write_lock<T, E, F, W>(
+        &self,
+        claim: impl Into<Claim>,
+        work: F,
+    ) -> Result<Option<T>, E>
+    where
+        F: FnOnce(HeldLock) -> W + Send + 'static,
+        W: Future<Output = Result<T, E>> + Send + 'static,
+        T: Send + 'static,
+        E: From<LockError> + Send + 'static,
+    {
+        let tried = self.clone().acquire_timeout(Duration::ZERO);
+        match tried.hold(&claim.into(), false).await {
+            Ok(hold) => self.run(hold, work).await.map(Some),
+            Err(error) if matches!(error.innermost(), LockError::Taken { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Runs work under its hold on a task, and waits for the proof of a success.
+    async fn run<T, E, F, W>(&self, hold: Hold, work: F) -> Result<T, E>
+    where
+        F: FnOnce(HeldLock) -> W + Send + 'static,
+        W: Future<Output = Result<T, E>> + Send + 'static,
+        T: Send + 'static,
+        E: From<LockError> + Send + 'static,
+    {
         let ended = self.spawn(async move {
             let handle = HeldLock::of(&hold);
             // Within the guard, so that the closure itself works under the hold.

@@ -27,6 +27,7 @@ pub(crate) mod status;
 mod tasks;
 pub(crate) mod token;
 mod watchdog;
+mod work;
 
 pub use self::claim::Claim;
 pub use self::error::LockError;
@@ -41,3 +42,4 @@ pub use self::postgres::shared::{LockTransaction, TransactionClient};
 pub use self::postgres::tls::Tls;
 pub use self::status::ClaimStatus;
 pub use self::token::FencingToken;
+pub use self::work::HeldTask;

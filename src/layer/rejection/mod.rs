@@ -76,7 +76,9 @@ impl Rejection {
             }
         };
         match error.innermost() {
-            LockError::Timeout { .. } => kind(busy, "lock-timeout", "The realm is busy", true),
+            LockError::Timeout { .. } | LockError::Taken { .. } => {
+                kind(busy, "lock-timeout", "The realm is busy", true)
+            }
             LockError::QueueFull { .. } => kind(busy, "queue-full", "Too many writes wait", true),
             LockError::Lost { .. } => kind(busy, "lock-lost", "The lock was lost", false),
             LockError::CommitFailed { .. } => {

@@ -57,7 +57,7 @@ enum Progress {
 pub(in crate::lock) enum Settled {
     /// It has the lock. Whether somebody else had it, or waited for it.
     Granted(Box<TransactionLock>, bool),
-    /// A key could not be shared without a wait, and nothing is locked.
+    /// A key that was only tried is taken, and nothing is locked.
     Busy,
     /// The server's own timeout ended the wait.
     TimedOut,

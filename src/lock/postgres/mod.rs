@@ -147,6 +147,7 @@ impl Postgres {
             fencing: self.fencing,
             share: request.share,
             deadline: request.deadline,
+            tries: request.tries,
         };
         let claim: Claim = request.claim.clone();
         let comment: Arc<str> = comment(&claim).into();

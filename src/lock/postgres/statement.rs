@@ -14,7 +14,8 @@ use crate::lock::token;
 /// The column that says `t` where nobody else had the lock, or waited for it.
 const FREE: &str = "lock_was_free";
 
-/// The setting, and the column, that says `t` where a key could not be shared at once, and the keys after it were left alone.
+/// The setting, and the column, that is `t` if a key that was only tried is taken; the keys after it
+/// are left alone.
 const BUSY: &str = "tower_realm_lock.busy";
 
 /// How a lock is asked for.
@@ -25,13 +26,15 @@ pub(super) struct AttemptTerms {
     pub(super) share: bool,
     /// When the server ends the wait by itself.
     pub(super) deadline: Instant,
+    /// Whether every key is only tried.
+    pub(super) tries: bool,
 }
 
 /// The one message that begins, sets the limits for this transaction alone, and locks.
 ///
 /// Each key is tried first, to know whether others want it too, and the wait limited only if there is one. A try does not
 /// overtake those who wait. Keys have a statement each, as nothing else says in what order they are locked; the claim has them
-/// in the order that all others take them in. Only a `scout` waits to share a key.
+/// in the order that all others take them in. Only a `scout` waits to share a key, and a request that tries waits for none.
 ///
 /// Read committed, whatever the server's default: under a stricter level the snapshot of the transaction would be
 /// older than the lock. `set_config` with `true` ends with the transaction, so nothing leaks through a pooler.
@@ -50,7 +53,8 @@ pub(super) fn lock_statement(
          {comment} SELECT set_config('idle_in_transaction_session_timeout', '{lease}', true)"
     );
     let was_busy = format!("current_setting('{BUSY}', true) = 't'");
-    let tries = !scout && claim.locks().iter().any(Lock::is_shared);
+    let only_tried = |lock: &Lock| terms.tries || !scout && lock.is_shared();
+    let tries = claim.locks().iter().any(only_tried);
     let mut separator = ",";
     for lock in claim.locks() {
         let Lock { key, .. } = lock;
@@ -62,7 +66,7 @@ pub(super) fn lock_statement(
         };
         let taken = format!("pg_try_advisory_xact_lock{shared}({key})");
         // Writing to a `String` does not fail.
-        let _ = if lock.is_shared() && tries {
+        let _ = if only_tried(lock) {
             write!(
                 statement,
                 "{separator} set_config('{BUSY}', \
@@ -88,7 +92,7 @@ pub(super) fn lock_statement(
     statement
 }
 
-/// Whether a key could not be shared at once. The transaction then has a part of the claim at most.
+/// Whether a key that was only tried is taken. The transaction then has a part of the claim at most.
 pub(super) fn is_busy(rows: &[SimpleQueryMessage]) -> bool {
     values(rows, BUSY).any(|busy| busy == "t")
 }

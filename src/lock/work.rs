@@ -1,0 +1,162 @@
+//! Work that a hold outlives: blocking closures, which nothing can stop, and futures that must not
+//! be cut in half.
+//!
+//! Each has a part of the hold that it was started under: its own share of the grants, as a nested
+//! hold has. So the lock is given back by whichever ends last, and whoever runs the work keeps the
+//! lease and shows the watchdog that it lives. Only the handler's outcome decides about a shared
+//! transaction.
+
+use std::fmt;
+use std::future::Future;
+use std::panic::resume_unwind;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::task::{self, JoinError, JoinHandle};
+use tracing::{Instrument, Span};
+
+use super::error::LockError;
+use super::grant::Outcome;
+use super::hold::{Core, Hold};
+
+/// Work that was started as a part of a hold. Gives what the work returns.
+///
+/// Made by [`HeldLock::spawn_blocking`](crate::HeldLock::spawn_blocking) and
+/// [`HeldLock::spawn`](crate::HeldLock::spawn).
+///
+/// # Errors
+///
+/// [`LockError::Lost`] for a future that was dropped because the lock was lost. If the hold was lost,
+/// had expired or had ended when the work was to start, it was not started, and the error is that of
+/// [`HeldLock::ensure_held`](crate::HeldLock::ensure_held).
+///
+/// # Panics
+///
+/// As the work does.
+///
+/// # Cancel safety
+///
+/// Dropped or not, the work runs to its end and keeps the lock until then.
+pub struct HeldTask<T>(Stage<T>);
+
+enum Stage<T> {
+    /// `None` once the error was given.
+    Refused(Option<LockError>),
+    Started(JoinHandle<Result<T, LockError>>),
+}
+
+/// The part of a hold that belongs to work which it outlives. Dropped, it ends as a failure.
+struct Part {
+    // Before the share goes back, handles of the hold learn that the work has ended.
+    counted: Counted,
+    hold: Hold,
+}
+
+/// Makes handles of the hold usable until the work has ended.
+struct Counted(Arc<Core>);
+
+/// Runs a closure on a blocking thread as a part of the hold.
+pub(super) fn spawn_blocking<T, F>(outer: &Arc<Core>, work: F) -> HeldTask<T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    HeldTask::start(outer, |part| {
+        let (span, core) = (Span::current(), Arc::clone(part.hold.core()));
+        let blocking = task::spawn_blocking(move || span.in_scope(|| core.within(work)));
+        async move {
+            let done = part.hold.outlast(blocking).await;
+            part.end();
+            done.map_err(stopped)
+        }
+    })
+}
+
+/// Runs a future on a task of its own as a part of the hold.
+pub(super) fn spawn<W>(outer: &Arc<Core>, work: W) -> HeldTask<W::Output>
+where
+    W: Future<Output: Send> + Send + 'static,
+{
+    HeldTask::start(outer, |part| async move {
+        let done = part.hold.guard(work).await;
+        part.end();
+        done
+    })
+}
+
+impl<T: Send + 'static> HeldTask<T> {
+    /// Starts work with a part of the hold, on a task that the locks' shutdown waits for.
+    fn start<W>(outer: &Arc<Core>, work: impl FnOnce(Part) -> W) -> Self
+    where
+        W: Future<Output = Result<T, LockError>> + Send + 'static,
+    {
+        Self(match Part::of(outer) {
+            Err(error) => Stage::Refused(Some(error)),
+            Ok(part) => {
+                let work = work(part).in_current_span();
+                Stage::Started(outer.tracker().spawn(work))
+            }
+        })
+    }
+}
+
+/// What became of a closure that gave nothing: its panic goes on; else its runtime has ended.
+fn stopped(error: JoinError) -> LockError {
+    match error.try_into_panic() {
+        Ok(panic) => resume_unwind(panic),
+        Err(_) => LockError::ShuttingDown,
+    }
+}
+
+impl<T> Future for HeldTask<T> {
+    type Output = Result<T, LockError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            Stage::Refused(error) => match error.take() {
+                Some(error) => Poll::Ready(Err(error)),
+                None => Poll::Pending,
+            },
+            Stage::Started(task) => {
+                let done = ready!(Pin::new(task).poll(cx));
+                Poll::Ready(done.unwrap_or_else(|error| Err(stopped(error))))
+            }
+        }
+    }
+}
+
+impl<T> fmt::Debug for HeldTask<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HeldTask").finish_non_exhaustive()
+    }
+}
+
+impl Part {
+    fn of(outer: &Arc<Core>) -> Result<Self, LockError> {
+        let hold = Hold::for_work(outer)?;
+        outer.begin_work();
+        let counted = Counted(Arc::clone(outer));
+        Ok(Self { counted, hold })
+    }
+
+    /// Gives the share of the work back.
+    fn end(self) {
+        // A hold that ends well, or has not ended yet, decides by its own outcome what is published.
+        // What was written under one that was stopped stands all the same.
+        let outcome = if self.counted.0.has_failed() {
+            Outcome::BrokenOff
+        } else {
+            Outcome::Failure
+        };
+        drop(self.counted);
+        // Its loss, if any, was reported to whoever waits for the work.
+        let _ = self.hold.end(outcome);
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.end_work();
+    }
+}
