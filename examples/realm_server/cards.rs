@@ -12,7 +12,7 @@ use crate::cache::{Cache, Document};
 use crate::card::Card;
 use crate::error::ApiError;
 use crate::path::CardPath;
-use crate::store::{Operation, Store, StoreError, Stored};
+use crate::store::{Operation, Permit, Store, StoreError, Stored};
 
 /// What every handler needs.
 #[derive(Clone)]
@@ -41,7 +41,7 @@ impl Cards {
                 let card = store.read(&found)?;
                 Ok((before, card, store.is_pending(found.realm())))
             };
-            let (before, card, after) = self.on_disk(read).await?;
+            let (before, card, after) = self.on_disk(None, read).await?;
             // What a change has put there may never come to stand, and what is missing may be aside for a moment.
             if self.locks.is_some() && (before || card.is_none() && after) {
                 self.settle(path.realm()).await?;
@@ -66,17 +66,16 @@ impl Cards {
         held: Option<Extension<HeldLock>>,
     ) -> Result<Vec<Option<Stored>>, StoreError> {
         let held = held.map(|Extension(held)| held);
-        let token = held.as_ref().and_then(HeldLock::fencing_token);
-        let cards = self.clone();
+        let (cards, hold) = (self.clone(), held.clone());
         let write = move |store: &Store| {
-            let written = store.write(&operations, token);
+            let written = store.write(&operations, &Permit::of(hold.as_ref()));
             if let Some(cache) = &cards.cache {
                 // Whatever came of it, and before the lock is released: a write that was undone may have been read.
                 for operation in &operations {
                     cache.forget_card(&operation.card);
                 }
-                if held.is_some_and(|held| !held.is_held()) {
-                    // It came late, after its request was answered, and after others were told of that.
+                if hold.is_some_and(|hold| !hold.is_held()) {
+                    // It ended after its request was answered, and after others were told of that.
                     if let Some(operation) = operations.first() {
                         // All of them are of one realm.
                         cards.tell(operation.card.realm());
@@ -85,7 +84,7 @@ impl Cards {
             }
             written
         };
-        self.on_disk(write).await
+        self.on_disk(held.as_ref(), write).await
     }
 
     /// The document of one card.
@@ -94,15 +93,20 @@ impl Cards {
     }
 
     /// Runs one piece of file work, from its first read to its last write, on a thread that may block. Once begun it
-    /// runs to its end, even if the request is dropped.
+    /// runs to its end, even if the request is dropped. So under a lock it is a part of the hold, which lasts until then.
     pub async fn on_disk<T: Send + 'static>(
         &self,
+        held: Option<&HeldLock>,
         work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let store = Arc::clone(&self.store);
-        tokio::task::spawn_blocking(move || work(&store))
-            .await
-            // Blocking work is not cancelled while someone waits for it: it has panicked.
-            .unwrap_or_else(|panicked| resume_unwind(panicked.into_panic()))
+        let work = move || work(&store);
+        match held {
+            Some(held) => held.spawn_blocking(work).await?,
+            None => tokio::task::spawn_blocking(work)
+                .await
+                // Blocking work is not cancelled while someone waits for it: it has panicked.
+                .unwrap_or_else(|panicked| resume_unwind(panicked.into_panic())),
+        }
     }
 }

@@ -251,6 +251,7 @@ impl From<StoreError> for ApiError {
                 "The card '{card}' is not the one that If-Match or If-None-Match allows: it has changed, or there is none. \
                  Nothing was written; read the card, and send the request with its ETag."
             )),
+            StoreError::Lock(error) => error.clone().into(),
             StoreError::StaleFencingToken { offered, stored } => Self {
                 retry_after: Some(Duration::from_secs(1)),
                 ..Self::new(

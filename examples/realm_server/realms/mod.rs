@@ -49,7 +49,7 @@ use crate::cards::Cards;
 use crate::error::ApiError;
 use crate::path::RealmPath;
 use crate::routes::answer;
-use crate::store::{RealmChange, Step};
+use crate::store::{Permit, RealmChange, Step};
 use rows::Rows;
 pub use rows::{RowsError, make_tables};
 use settle::Begun;
@@ -195,12 +195,13 @@ impl Request {
     /// Makes a change, and says whether there was a realm before.
     async fn change(&self, realm: &RealmPath, change: RealmChange) -> Result<bool, ApiError> {
         let cards = &self.cards;
-        let transaction = self.held.as_ref().and_then(HeldLock::transaction);
+        let held = self.held.as_ref();
+        let transaction = held.and_then(HeldLock::transaction);
         // A source that is half changed must not be copied.
         if let RealmChange::Publish(source) = &change {
-            cards.settle_held(source, transaction).await?;
+            cards.settle_held(source, held).await?;
         }
-        cards.settle_held(realm, transaction).await?;
+        cards.settle_held(realm, held).await?;
 
         let rows = match &change {
             RealmChange::Create => Rows::Created,
@@ -209,10 +210,10 @@ impl Request {
             },
             RealmChange::Delete | RealmChange::Unpublish => Rows::Deleted,
         };
-        let busy = self.begun.with(realm).await;
+        self.begun.begin(realm);
         let target = realm.clone();
-        let (prepared, busy) = cards
-            .on_disk(move |store| Ok((store.prepare(&target, &change)?, busy)))
+        let prepared = cards
+            .on_disk(held, move |store| store.prepare(&target, &change))
             .await?;
         if let Some(transaction) = transaction {
             let url = realm.url(&cards.base_url);
@@ -224,23 +225,24 @@ impl Request {
             cards.store.fault.at(Step::Rows)?;
         }
         let replaced = prepared.old;
-        let token = self.held.as_ref().and_then(HeldLock::fencing_token);
+        let permit = Permit::of(held);
         let has_rows = transaction.is_some();
         let target = realm.clone();
-        let busy = cards
-            .on_disk(move |store| {
-                store.swap(&prepared, has_rows, token)?;
+        cards
+            .on_disk(held, move |store| {
+                store.swap(&prepared, has_rows, &permit)?;
                 if !has_rows {
                     store.fault.at(Step::Commit)?;
-                    store.finish(&target, true)?;
+                    store.finish(&target, true, &permit)?;
                 }
-                Ok(busy)
+                Ok(())
             })
             .await?;
         match transaction {
             None => {
                 cards.forget(realm);
-                busy.done();
+                // Nothing is left to be settled.
+                self.begun.take();
             }
             Some(transaction) => self.spoil(transaction).await?,
         }

@@ -1,44 +1,43 @@
 //! Settling changes to realms: they stand, or are undone.
 
 use std::panic::resume_unwind;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use tokio::sync::{Mutex, OwnedMutexGuard};
-use tower_realm_lock::{LockError, LockTransaction, RealmUrl, Rejection};
+use tower_realm_lock::{HeldLock, LockError, RealmUrl, Rejection};
 use tracing::{Instrument, warn};
 
 use super::rows;
 use crate::cards::Cards;
 use crate::error::ApiError;
 use crate::path::RealmPath;
-use crate::store::{Store, StoreError};
+use crate::store::{Permit, Store, StoreError};
 
-/// The realm that a request has begun to change. Locked for as long as file work goes on, which may outlive its handler.
+/// The realm that a request has begun to change.
 #[derive(Clone, Default)]
 pub struct Begun(Arc<Mutex<Option<RealmPath>>>);
 
-/// Kept by file work.
-pub struct Busy(OwnedMutexGuard<Option<RealmPath>>);
-
 impl Begun {
-    pub async fn with(&self, realm: &RealmPath) -> Busy {
-        let mut begun = Arc::clone(&self.0).lock_owned().await;
-        *begun = Some(realm.clone());
-        Busy(begun)
+    /// From now on there is something to be settled.
+    pub fn begin(&self, realm: &RealmPath) {
+        *self.realm() = Some(realm.clone());
+    }
+
+    /// Takes what is to be settled.
+    pub fn take(&self) -> Option<RealmPath> {
+        self.realm().take()
+    }
+
+    fn realm(&self) -> MutexGuard<'_, Option<RealmPath>> {
+        // It is replaced as a whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Busy {
-    /// Nothing is left to be settled.
-    pub fn done(mut self) {
-        *self.0 = None;
-    }
-}
-
-/// Settles what a request has begun, outside of its lock, because its transaction must have ended.
+/// Settles what a request has begun, outside of its lock, because its transaction must have ended. The lock that this
+/// needs is there when the request's file work has ended, too.
 pub async fn settle_after(
     State(cards): State<Cards>,
     mut request: Request,
@@ -48,8 +47,7 @@ pub async fn settle_after(
     request.extensions_mut().insert(begun.clone());
     to_the_end(async move {
         let response = next.run(request).await;
-        let realm = begun.0.lock().await.take();
-        if let Some(realm) = realm {
+        if let Some(realm) = begun.take() {
             cards.forget(&realm);
             if let Err(error) = cards.settle(&realm).await {
                 // The answer is true all the same: the rows have it. The files follow before anybody writes to them.
@@ -118,7 +116,7 @@ impl Cards {
         }
         let found = realm.clone();
         let pending = self
-            .on_disk(move |store| Ok(store.is_pending(&found)))
+            .on_disk(None, move |store| Ok(store.is_pending(&found)))
             .await?;
         if pending {
             self.settle(realm).await
@@ -137,7 +135,7 @@ impl Cards {
         let locks = locks.clone().share_transaction(self.rows);
         locks
             .with_write_lock(&url, |held| async move {
-                cards.settle_held(&realm, held.transaction()).await
+                cards.settle_held(&realm, Some(&held)).await
             })
             .await
     }
@@ -146,10 +144,13 @@ impl Cards {
     pub async fn settle_held(
         &self,
         realm: &RealmPath,
-        transaction: Option<&LockTransaction>,
+        held: Option<&HeldLock>,
     ) -> Result<(), ApiError> {
+        let transaction = held.and_then(HeldLock::transaction);
         let found = realm.clone();
-        let journal = self.on_disk(move |store| store.journal(&found)).await?;
+        let journal = self
+            .on_disk(held, move |store| store.journal(&found))
+            .await?;
         let stands = match (&journal, transaction) {
             (Some(journal), Some(transaction)) if journal.rows => {
                 rows::stands(transaction, journal.change).await?
@@ -160,7 +161,8 @@ impl Cards {
             _ => false,
         };
         let found = realm.clone();
-        self.on_disk(move |store| store.finish(&found, stands))
+        let permit = Permit::of(held);
+        self.on_disk(held, move |store| store.finish(&found, stands, &permit))
             .await?;
         if let (Some(_), Some(transaction)) = (journal, transaction) {
             rows::forget(transaction, &realm.url(&self.base_url)).await?;
@@ -193,7 +195,7 @@ impl Cards {
     /// Settles whatever crashes have left, when a server starts. What cannot be settled now is logged, and tried again by the
     /// next request that needs it.
     pub async fn settle_all(self) {
-        let unsettled = match self.on_disk(Store::unsettled).await {
+        let unsettled = match self.on_disk(None, Store::unsettled).await {
             Ok(unsettled) => unsettled,
             Err(error) => {
                 warn!(%error, "the data directory cannot be searched for changes to settle");

@@ -6,17 +6,23 @@
 use std::path::PathBuf;
 
 use tempfile::TempPath;
-use tower_realm_lock::FencingToken;
 use tracing::error;
 
 use super::fence::{self, Fence};
-use super::{StoreError, files};
+use super::{Permit, StoreError, files};
 
 /// The content of one file, before and after; `None` where there is no file.
 pub struct Replacement {
     pub file: PathBuf,
     pub before: Option<Vec<u8>>,
     pub after: Option<Vec<u8>>,
+}
+
+impl Replacement {
+    /// Whether the file is as this replacement has left it.
+    fn stands(&self) -> bool {
+        files::read_if_present(&self.file).is_ok_and(|now| now == self.after)
+    }
 }
 
 /// A replacement with all its bytes on disk: what is left to do is renaming.
@@ -26,22 +32,19 @@ struct Staged<'a> {
     fence: Option<Fence>,
 }
 
-/// Makes all replacements, under this fencing token if there is one.
-pub fn replace_all(
-    replacements: &[Replacement],
-    token: Option<FencingToken>,
-) -> Result<(), StoreError> {
-    if let Some(token) = token {
+/// Makes all replacements, for as long as the permit lasts.
+pub fn replace_all(replacements: &[Replacement], permit: &Permit) -> Result<(), StoreError> {
+    if let Some(token) = permit.token {
         for replacement in replacements {
             fence::check(&replacement.file, token)?;
         }
     }
     let mut made = Vec::new();
     let mut replaced = Vec::new();
-    let result =
-        stage(replacements, token, &mut made).and_then(|staged| publish(staged, &mut replaced));
+    let result = stage(replacements, permit, &mut made)
+        .and_then(|staged| publish(staged, permit, &mut replaced));
     if result.is_err() {
-        undo(&replaced, token);
+        undo(&replaced, permit);
         for directory in made.iter().rev() {
             // One that is not empty is in use by now.
             let _ = std::fs::remove_dir(directory);
@@ -52,7 +55,7 @@ pub fn replace_all(
 
 fn stage<'a>(
     replacements: &'a [Replacement],
-    token: Option<FencingToken>,
+    permit: &Permit,
     made: &mut Vec<PathBuf>,
 ) -> Result<Vec<Staged<'a>>, StoreError> {
     let mut staged = Vec::with_capacity(replacements.len());
@@ -70,7 +73,10 @@ fn stage<'a>(
                 .map(|bytes| files::stage(file, bytes))
                 .transpose()
                 .map_err(failed)?,
-            fence: token.map(|token| Fence::stage(file, token)).transpose()?,
+            fence: permit
+                .token
+                .map(|token| Fence::stage(file, token))
+                .transpose()?,
         });
     }
     Ok(staged)
@@ -79,6 +85,7 @@ fn stage<'a>(
 /// Renames everything into its place, and notes what it has replaced, also when it fails half way.
 fn publish<'a>(
     staged: Vec<Staged<'a>>,
+    permit: &Permit,
     replaced: &mut Vec<&'a Replacement>,
 ) -> Result<(), StoreError> {
     for Staged {
@@ -89,6 +96,7 @@ fn publish<'a>(
     {
         let file = &replacement.file;
         let failed = |source| StoreError::io(file, source);
+        permit.ensure()?;
         // The fence first: with the card first, an older write could still get in between the two.
         if let Some(fence) = fence {
             fence.raise(file)?;
@@ -104,12 +112,17 @@ fn publish<'a>(
 }
 
 /// Puts back what was there. Fences stay raised: they refuse only writes that are older than this one.
-fn undo(replaced: &[&Replacement], token: Option<FencingToken>) {
-    for Replacement { file, before, .. } in replaced.iter().rev() {
-        if let Some(token) = token
+fn undo(replaced: &[&Replacement], permit: &Permit) {
+    for replacement in replaced.iter().rev() {
+        let Replacement { file, before, .. } = replacement;
+        if let Some(token) = permit.token
             && fence::check(file, token).is_err()
         {
             // A later hold has written the card since: it is not this write's to put back.
+            continue;
+        }
+        if permit.ensure().is_err() && !replacement.stands() {
+            // So it seems, without a token to tell.
             continue;
         }
         let put_back = match before {
@@ -139,16 +152,16 @@ mod tests {
                 before: before.map(Vec::from),
                 after: Some(after.to_vec()),
             };
-            let token = token.parse().ok();
-            replace_all(std::slice::from_ref(&replacement), token).unwrap();
+            let permit = token.parse().ok().into();
+            replace_all(std::slice::from_ref(&replacement), &permit).unwrap();
             replacement
         };
         let early = write(None, b"early", "7");
         let late = write(Some(b"early"), b"late", "8");
 
-        undo(&[&early], "7".parse().ok());
+        undo(&[&early], &"7".parse().ok().into());
         assert_eq!(fs::read(&file).unwrap(), b"late");
-        undo(&[&late], "8".parse().ok());
+        undo(&[&late], &"8".parse().ok().into());
         assert_eq!(fs::read(&file).unwrap(), b"early");
     }
 }

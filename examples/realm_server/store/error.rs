@@ -5,7 +5,7 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use tower_realm_lock::FencingToken;
+use tower_realm_lock::{FencingToken, LockError};
 
 use super::Step;
 use crate::card::BadDocument;
@@ -28,6 +28,8 @@ pub enum StoreError {
     Precondition {
         card: CardPath,
     },
+    /// The write's lock did not last to it.
+    Lock(LockError),
     /// A later hold of the realm has written the card.
     StaleFencingToken {
         offered: FencingToken,
@@ -93,6 +95,12 @@ impl StoreError {
     }
 }
 
+impl From<LockError> for StoreError {
+    fn from(error: LockError) -> Self {
+        Self::Lock(error)
+    }
+}
+
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -104,6 +112,7 @@ impl fmt::Display for StoreError {
                     "the card '{card}' is not what the request's precondition wants"
                 )
             }
+            Self::Lock(error) => error.fmt(f),
             Self::StaleFencingToken { offered, stored } => {
                 write!(
                     f,

@@ -1,13 +1,15 @@
 //! Cards as files: `DIR/<owner>/<realm>/<path>.json`.
 //!
 //! Plain blocking code, with no lock of its own: between its read and its write another replica may write the same
-//! card. That is the race that the lock layer closes, and `--lock off` shows.
+//! card. That is the race that the lock layer closes, and `--lock off` shows. Every step that others can see is preceded by
+//! [`Permit::ensure`], so that a writer which has lost its lock meanwhile changes nothing.
 
 mod batch;
 mod error;
 mod fault;
 mod fence;
 mod files;
+mod permit;
 mod realm;
 
 use std::collections::BTreeMap;
@@ -16,14 +18,13 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use tower_realm_lock::FencingToken;
-
 use crate::card::{Card, Expect};
 use crate::path::CardPath;
 use crate::precondition::{ETag, Precondition};
 use batch::Replacement;
 pub use error::StoreError;
 pub use fault::{Fault, Step};
+pub use permit::Permit;
 pub use realm::RealmChange;
 
 /// The cards of all realms below one directory.
@@ -84,14 +85,14 @@ impl Store {
     pub fn write(
         &self,
         operations: &[Operation],
-        token: Option<FencingToken>,
+        permit: &Permit,
     ) -> Result<Vec<Option<Stored>>, StoreError> {
-        let token = self.checked(token)?;
+        let permit = permit.checked(self.fencing)?;
         for realm in operations.iter().map(|it| it.card.realm()) {
             if self.is_pending(realm) {
                 return Err(StoreError::Unsettled(realm.clone()));
             }
-            if let Some(token) = token {
+            if let Some(token) = permit.token {
                 fence::check(&realm.directory(&self.root), token)?;
             }
         }
@@ -107,17 +108,8 @@ impl Store {
             // Added and removed again: nothing to do.
             .filter(|it| it.before.is_some() || it.after.is_some())
             .collect();
-        batch::replace_all(&replacements, token)?;
+        batch::replace_all(&replacements, &permit)?;
         Ok(results)
-    }
-
-    /// The token that a write must be checked with, if any.
-    fn checked(&self, token: Option<FencingToken>) -> Result<Option<FencingToken>, StoreError> {
-        match (self.fencing, token) {
-            (false, _) => Ok(None),
-            (true, Some(token)) => Ok(Some(token)),
-            (true, None) => Err(StoreError::NoFencingToken),
-        }
     }
 
     /// Applies the operations in memory, each to what the ones before it left.

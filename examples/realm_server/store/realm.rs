@@ -20,11 +20,10 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use serde_json::{Value, json};
-use tower_realm_lock::FencingToken;
 use uuid::Uuid;
 
 use super::fault::Step;
-use super::{Store, StoreError, fence, files};
+use super::{Permit, Store, StoreError, fence, files};
 use crate::path::RealmPath;
 
 /// In the directory of a published realm; the name of a card never starts with a dot.
@@ -103,15 +102,12 @@ impl Store {
     }
 
     /// Writes the journal, and swaps. A change that fails here is undone by [`Store::finish`].
-    pub fn swap(
-        &self,
-        prepared: &Prepared,
-        rows: bool,
-        token: Option<FencingToken>,
-    ) -> Result<(), StoreError> {
+    pub fn swap(&self, prepared: &Prepared, rows: bool, permit: &Permit) -> Result<(), StoreError> {
         let directory = prepared.realm.directory(&self.root);
         let failed = |source| StoreError::io(&directory, source);
-        if let Some(token) = self.checked(token)? {
+        let permit = permit.checked(self.fencing)?;
+        permit.ensure()?;
+        if let Some(token) = permit.token {
             // From here on no card of the realm takes a write of an older hold, nor does the realm a change.
             fence::Fence::stage(&directory, token)?.raise(&directory)?;
         }
@@ -125,10 +121,12 @@ impl Store {
             .map_err(failed)?;
         self.fault.at(Step::Journal)?;
         if prepared.old {
+            permit.ensure()?;
             fs::rename(&directory, old_of(&directory, prepared.change)).map_err(failed)?;
         }
         self.fault.at(Step::Aside)?;
         if prepared.new {
+            permit.ensure()?;
             fs::rename(new_of(&directory, prepared.change), &directory).map_err(failed)?;
         }
         files::sync_directory_of(&directory).map_err(failed)?;
@@ -161,13 +159,19 @@ impl Store {
 
     /// Ends the change that the realm's journal tells of, if there is one: it stands, or is undone. Then removes what is left
     /// of it. Can be done again if it fails half way.
-    pub fn finish(&self, realm: &RealmPath, stands: bool) -> Result<(), StoreError> {
+    pub fn finish(
+        &self,
+        realm: &RealmPath,
+        stands: bool,
+        permit: &Permit,
+    ) -> Result<(), StoreError> {
         let journal = self.journal(realm)?;
         let directory = realm.directory(&self.root);
         let failed = |source| StoreError::io(&directory, source);
         if journal.is_some() {
             self.fault.at(Step::Settle)?;
         }
+        permit.ensure()?;
         if let Some(journal) = &journal
             && !stands
         {
@@ -175,10 +179,12 @@ impl Store {
         }
         if journal.is_some() {
             let pending = pending_of(&directory);
+            permit.ensure()?;
             files::remove(&pending)
                 .and_then(|()| files::sync_directory_of(&pending))
                 .map_err(failed)?;
         }
+        permit.ensure()?;
         sweep(&directory).map_err(failed)?;
         if !stands {
             // Made for this realm alone, if it is empty; and no harm is done if it was there before.

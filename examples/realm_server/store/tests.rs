@@ -1,8 +1,10 @@
 use std::fs;
+use std::path::Path;
 use std::sync::Barrier;
 
 use serde_json::json;
 use tempfile::TempDir;
+use tower_realm_lock::{FencingToken, LockError, RealmLocks, RealmUrl};
 
 use super::*;
 use crate::path::RealmPath;
@@ -92,7 +94,7 @@ fn operations_apply_to_what_the_ones_before_them_left() {
                 remove("y"),
                 add("z/y", 3),
             ],
-            None,
+            &Permit::default(),
         )
         .unwrap();
     assert_eq!(results[0].as_ref().unwrap().card, card("a", 1));
@@ -117,13 +119,15 @@ fn operations_apply_to_what_the_ones_before_them_left() {
 fn an_operation_that_cannot_be_applied_writes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(&directory, false);
-    let exists = store.write(&[add("x", 1), add("x", 2)], None).unwrap_err();
+    let exists = store
+        .write(&[add("x", 1), add("x", 2)], &Permit::default())
+        .unwrap_err();
     assert!(matches!(exists, StoreError::Exists { operation: 1, .. }));
     let missing = store
-        .write(&[add("x", 1), update("y", "a", 2)], None)
+        .write(&[add("x", 1), update("y", "a", 2)], &Permit::default())
         .unwrap_err();
     assert!(matches!(missing, StoreError::Missing { operation: 1, .. }));
-    let missing = store.write(&[remove("x")], None).unwrap_err();
+    let missing = store.write(&[remove("x")], &Permit::default()).unwrap_err();
     assert!(matches!(missing, StoreError::Missing { operation: 0, .. }));
     assert_eq!(tree(&directory), [""; 0]);
 }
@@ -132,14 +136,16 @@ fn an_operation_that_cannot_be_applied_writes_nothing() {
 fn a_write_that_fails_half_way_is_undone() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(&directory, false);
-    store.write(&[add("a", 1), add("b", 1)], None).unwrap();
+    store
+        .write(&[add("a", 1), add("b", 1)], &Permit::default())
+        .unwrap();
     // A rename onto a directory fails, after `a`, `b` and `c/d` were replaced, removed and added.
     fs::create_dir(directory.path().join("luke/r/e.json")).unwrap();
     let before = tree(&directory);
     let error = store
         .write(
             &[update("a", "a", 2), remove("b"), add("c/d", 1), add("e", 1)],
-            None,
+            &Permit::default(),
         )
         .unwrap_err();
     assert!(matches!(error, StoreError::Unusable { .. }), "{error}");
@@ -152,13 +158,15 @@ fn a_write_that_fails_half_way_is_undone() {
 fn names_that_the_file_system_has_no_place_for_are_the_clients_fault() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(&directory, false);
-    store.write(&[add("x", 1)], None).unwrap();
+    store.write(&[add("x", 1)], &Permit::default()).unwrap();
     fs::write(directory.path().join("luke/r/file"), "not a directory").unwrap();
     fs::create_dir(directory.path().join("luke/r/d.json")).unwrap();
     let deep = vec!["d".repeat(200); 30].join("/");
 
     for name in ["file/y", "file/y/z", "d", &deep] {
-        let error = store.write(&[add(name, 1)], None).unwrap_err();
+        let error = store
+            .write(&[add(name, 1)], &Permit::default())
+            .unwrap_err();
         assert!(
             matches!(error, StoreError::Unusable { .. }),
             "{name}: {error}"
@@ -166,7 +174,9 @@ fn names_that_the_file_system_has_no_place_for_are_the_clients_fault() {
     }
     for name in ["file/y", "file/y/z", "d", "nowhere/y"] {
         assert_eq!(read(&store, name), None);
-        let error = store.write(&[remove(name)], None).unwrap_err();
+        let error = store
+            .write(&[remove(name)], &Permit::default())
+            .unwrap_err();
         assert!(
             matches!(error, StoreError::Missing { .. }),
             "{name}: {error}"
@@ -182,14 +192,16 @@ fn names_that_the_file_system_has_no_place_for_are_the_clients_fault() {
 fn a_damaged_card_is_neither_served_nor_overwritten() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(&directory, false);
-    store.write(&[add("x", 1)], None).unwrap();
+    store.write(&[add("x", 1)], &Permit::default()).unwrap();
     let file = path("x").file(&store.root);
     fs::write(&file, "{").unwrap();
     assert!(matches!(
         store.read(&path("x")),
         Err(StoreError::Damaged { .. })
     ));
-    let error = store.write(&[update("x", "a", 2)], None).unwrap_err();
+    let error = store
+        .write(&[update("x", "a", 2)], &Permit::default())
+        .unwrap_err();
     assert!(matches!(error, StoreError::Damaged { .. }));
     assert_eq!(fs::read_to_string(file).unwrap(), "{");
 }
@@ -202,7 +214,7 @@ fn race(store: &Store, left: Operation, right: Operation) {
             let both = &both;
             scope.spawn(move || {
                 both.wait();
-                store.write(&[operation], None).unwrap();
+                store.write(&[operation], &Permit::default()).unwrap();
             });
         }
     });
@@ -233,7 +245,9 @@ fn without_a_lock_a_race_loses_one_write() {
 fn an_older_fencing_token_writes_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(&directory, true);
-    store.write(&[add("x", 1)], Some(token(10))).unwrap();
+    store
+        .write(&[add("x", 1)], &Some(token(10)).into())
+        .unwrap();
     let before = tree(&directory);
 
     for operations in [
@@ -241,7 +255,9 @@ fn an_older_fencing_token_writes_nothing() {
         vec![remove("x")],
         vec![add("a/b", 1), update("x", "a", 2)],
     ] {
-        let error = store.write(&operations, Some(token(9))).unwrap_err();
+        let error = store
+            .write(&operations, &Some(token(9)).into())
+            .unwrap_err();
         assert!(
             matches!(error, StoreError::StaleFencingToken { .. }),
             "{error}"
@@ -250,10 +266,10 @@ fn an_older_fencing_token_writes_nothing() {
         assert_eq!(tree(&directory), before);
     }
     store
-        .write(&[update("x", "a", 2)], Some(token(10)))
+        .write(&[update("x", "a", 2)], &Some(token(10)).into())
         .unwrap();
     store
-        .write(&[update("x", "a", 3)], Some(token(11)))
+        .write(&[update("x", "a", 3)], &Some(token(11)).into())
         .unwrap();
 }
 
@@ -261,9 +277,15 @@ fn an_older_fencing_token_writes_nothing() {
 fn the_fence_outlives_the_card() {
     let directory = tempfile::tempdir().unwrap();
     let store = store(&directory, true);
-    store.write(&[add("x", 1)], Some(token(10))).unwrap();
-    store.write(&[remove("x")], Some(token(11))).unwrap();
-    let error = store.write(&[add("x", 1)], Some(token(10))).unwrap_err();
+    store
+        .write(&[add("x", 1)], &Some(token(10)).into())
+        .unwrap();
+    store
+        .write(&[remove("x")], &Some(token(11)).into())
+        .unwrap();
+    let error = store
+        .write(&[add("x", 1)], &Some(token(10)).into())
+        .unwrap_err();
     assert!(
         matches!(error, StoreError::StaleFencingToken { .. }),
         "{error}"
@@ -275,7 +297,7 @@ fn the_fence_outlives_the_card() {
 fn fencing_refuses_a_write_without_a_token() {
     let directory = tempfile::tempdir().unwrap();
     let error = store(&directory, true)
-        .write(&[add("x", 1)], None)
+        .write(&[add("x", 1)], &Permit::default())
         .unwrap_err();
     assert!(matches!(error, StoreError::NoFencingToken));
     assert_eq!(tree(&directory), [""; 0]);
@@ -294,7 +316,7 @@ fn a_write_whose_precondition_fails_writes_nothing() {
         .unwrap()
     };
     let first = store
-        .write(&[add("x", 1)], None)
+        .write(&[add("x", 1)], &Permit::default())
         .unwrap()
         .remove(0)
         .unwrap();
@@ -303,7 +325,7 @@ fn a_write_whose_precondition_fails_writes_nothing() {
         only_if: old.clone(),
         ..update("x", "a", 2)
     };
-    store.write(&[changed], None).unwrap();
+    store.write(&[changed], &Permit::default()).unwrap();
     let before = (tree(&directory), read(&store, "x"));
     for (operation, only_if) in [
         (update("x", "a", 3), old.clone()),
@@ -318,7 +340,7 @@ fn a_write_whose_precondition_fails_writes_nothing() {
                     only_if,
                     ..operation
                 }],
-                None,
+                &Permit::default(),
             )
             .unwrap_err();
         assert!(matches!(error, StoreError::Precondition { .. }), "{error}");
@@ -338,7 +360,67 @@ fn a_write_whose_precondition_fails_writes_nothing() {
                 only_if,
                 ..remove("x")
             }],
-            None,
+            &Permit::default(),
         )
         .unwrap();
+}
+
+/// A permit of a hold that has ended.
+async fn ended() -> Permit {
+    let locks = RealmLocks::in_process();
+    let realm: RealmUrl = "http://h/luke/r/".parse().unwrap();
+    let work = |held| async move { Ok::<_, LockError>(Permit::of(Some(&held))) };
+    let permit = locks.with_write_lock(&realm, work).await.unwrap();
+    assert!(permit.ensure().is_err());
+    permit
+}
+
+#[tokio::test]
+async fn a_writer_that_has_lost_its_lock_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory, false);
+    let first = [add("x", 1), add("y", 1)];
+    store.write(&first, &Permit::default()).unwrap();
+    let before = files(directory.path());
+    let late = [update("x", "a", 2), remove("y"), add("deep/z", 1)];
+    let error = store.write(&late, &ended().await).unwrap_err();
+    assert!(matches!(error, StoreError::Lock(_)), "{error}");
+    assert_eq!(files(directory.path()), before);
+}
+
+#[tokio::test]
+async fn a_change_of_a_realm_that_has_lost_its_lock_is_not_made() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory, false);
+    store.write(&[add("x", 1)], &Permit::default()).unwrap();
+    let (realm, _) = RealmPath::split("/luke/r/").unwrap();
+    let late = ended().await;
+    let before = files(directory.path());
+    let prepared = store.prepare(&realm, &RealmChange::Delete).unwrap();
+    let error = store.swap(&prepared, false, &late).unwrap_err();
+    assert!(matches!(error, StoreError::Lock(_)), "{error}");
+    assert_eq!(files(directory.path()), before);
+
+    // What was swapped in time is not ended by a hold that was not there for it.
+    store.swap(&prepared, false, &Permit::default()).unwrap();
+    let swapped = files(directory.path());
+    for stands in [true, false] {
+        let error = store.finish(&realm, stands, &late).unwrap_err();
+        assert!(matches!(error, StoreError::Lock(_)), "{error}");
+        assert_eq!(files(directory.path()), swapped);
+    }
+}
+
+/// All files and directories, by their paths, and what is in them.
+fn files(directory: &Path) -> Vec<(PathBuf, Option<Vec<u8>>)> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        all.push((path.clone(), fs::read(&path).ok()));
+        if path.is_dir() {
+            all.extend(files(&path));
+        }
+    }
+    all.sort();
+    all
 }

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use tower_realm_lock::FencingToken;
 
 use super::*;
 use crate::card::{Card, Expect};
@@ -27,8 +28,9 @@ fn token(value: u64) -> Option<FencingToken> {
 /// Makes a whole change, as a server without rows does.
 fn make(store: &Store, realm: &RealmPath, change: &RealmChange, at: u64) -> Result<(), StoreError> {
     let prepared = store.prepare(realm, change)?;
-    store.swap(&prepared, false, token(at))?;
-    store.finish(realm, true)
+    let permit = token(at).into();
+    store.swap(&prepared, false, &permit)?;
+    store.finish(realm, true, &permit)
 }
 
 fn add(store: &Store, realm: &RealmPath, name: &str, at: u64) -> Result<(), StoreError> {
@@ -38,7 +40,7 @@ fn add(store: &Store, realm: &RealmPath, name: &str, at: u64) -> Result<(), Stor
         change: Change::Add(card),
         only_if: Precondition::default(),
     };
-    store.write(&[operation], token(at)).map(|_| ())
+    store.write(&[operation], &token(at).into()).map(|_| ())
 }
 
 #[test]
@@ -69,10 +71,14 @@ fn one_realm_is_settled_and_its_neighbours_are_not_touched() {
         store.prepare(&realm(name), &RealmChange::Create).unwrap();
     }
     assert_eq!(store.unsettled().unwrap(), names.map(realm));
-    store.finish(&realm("r"), false).unwrap();
+    store
+        .finish(&realm("r"), false, &Permit::default())
+        .unwrap();
     assert_eq!(store.unsettled().unwrap(), ["r.b", "r.pending"].map(realm));
     fs::write(directory.path().join("luke/.r.pending"), "{").unwrap();
-    let error = store.finish(&realm("r"), false).unwrap_err();
+    let error = store
+        .finish(&realm("r"), false, &Permit::default())
+        .unwrap_err();
     assert!(
         matches!(error, StoreError::DamagedJournal { .. }),
         "{error}"
@@ -85,10 +91,12 @@ fn while_a_change_is_half_done_no_card_is_written() {
     let store = store(directory.path(), false);
     make(&store, &realm("r"), &RealmChange::Create, 1).unwrap();
     let prepared = store.prepare(&realm("r"), &RealmChange::Delete).unwrap();
-    store.swap(&prepared, false, None).unwrap();
+    store.swap(&prepared, false, &Permit::default()).unwrap();
     let error = add(&store, &realm("r"), "x", 1).unwrap_err();
     assert!(matches!(error, StoreError::Unsettled(_)), "{error}");
-    store.finish(&realm("r"), false).unwrap();
+    store
+        .finish(&realm("r"), false, &Permit::default())
+        .unwrap();
     add(&store, &realm("r"), "x", 1).unwrap();
 }
 
@@ -109,7 +117,7 @@ fn a_write_or_change_of_an_older_hold_is_refused_for_the_whole_realm() {
     };
     stale(add(&store, &site, "y", 6));
     stale(make(&store, &site, &publish, 6));
-    store.finish(&site, false).unwrap();
+    store.finish(&site, false, &Permit::default()).unwrap();
     add(&store, &site, "y", 7).unwrap();
     make(&store, &site, &RealmChange::Unpublish, 8).unwrap();
     stale(add(&store, &site, "y", 7));

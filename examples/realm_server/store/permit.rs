@@ -1,0 +1,49 @@
+//! What lets a write change files: a hold of the realm that lasts until then.
+
+use tower_realm_lock::{FencingToken, HeldLock};
+
+use super::StoreError;
+
+/// The hold that a write is made under, and its fencing token.
+#[derive(Clone, Debug, Default)]
+pub struct Permit {
+    /// `None` without locks: nothing is checked then.
+    held: Option<HeldLock>,
+    pub token: Option<FencingToken>,
+}
+
+impl Permit {
+    pub fn of(held: Option<&HeldLock>) -> Self {
+        Self {
+            held: held.cloned(),
+            token: held.and_then(HeldLock::fencing_token),
+        }
+    }
+
+    /// The permit with the token only if writes are to be checked with one; then it needs one.
+    pub fn checked(&self, fencing: bool) -> Result<Self, StoreError> {
+        if fencing && self.token.is_none() {
+            return Err(StoreError::NoFencingToken);
+        }
+        Ok(Self {
+            held: self.held.clone(),
+            token: self.token.filter(|_| fencing),
+        })
+    }
+
+    /// To be called immediately before each step that others can see: whoever has lost the lock, or
+    /// has run out of time, changes nothing any more.
+    pub fn ensure(&self) -> Result<(), StoreError> {
+        match &self.held {
+            Some(held) => held.ensure_held().map_err(StoreError::Lock),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+impl From<Option<FencingToken>> for Permit {
+    fn from(token: Option<FencingToken>) -> Self {
+        Self { held: None, token }
+    }
+}

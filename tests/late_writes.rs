@@ -1,0 +1,214 @@
+//! A writer that has lost its lock, or has run out of time, between its read and its write: it
+//! changes nothing any more, with fencing or without, and no acknowledged write is lost.
+
+// Looks at the threads of a replica, in `/proc`.
+#![cfg(target_os = "linux")]
+
+mod support;
+
+use std::fs;
+use std::io::Write;
+
+use http::{Method, StatusCode};
+use serde_json::{Value, json};
+use support::client::{CardClient, card};
+use support::database::{TestDatabase, database};
+use support::gate::{ORIGIN, key};
+use support::realms::{World, changes};
+use support::replica::Replica;
+use support::wait::wait_until;
+use tempfile::{NamedTempFile, TempDir};
+use tokio::task::JoinHandle;
+
+const CARD: &str = "/luke/a/x";
+
+/// How long the slow replica takes between a read and a write.
+const DELAY: &str = "1000";
+
+/// Two replicas of the example server on one directory and one database.
+struct Scene {
+    slow: Replica,
+    other: Replica,
+    client: CardClient,
+    _data: TempDir,
+    database: TestDatabase,
+}
+
+/// A write of the card, its path and its document.
+type Request = (Method, &'static str, Value);
+
+/// Every kind of write of a card, and what it makes of a card that has the value `before`.
+fn writes() -> [Request; 3] {
+    let changed = card(json!({"value": "late"}));
+    let data = &changed["data"];
+    let update = json!({"atomic:operations": [{"op": "update", "href": "x", "data": data}]});
+    [
+        (Method::PATCH, CARD, changed.clone()),
+        (Method::DELETE, CARD, Value::Null),
+        (Method::POST, "/luke/a/_atomic", update),
+    ]
+}
+
+impl Scene {
+    /// `limits` are those of the slow replica's file.
+    async fn start(flags: &[&str], limits: &str) -> Self {
+        let database = database().await;
+        let data = tempfile::tempdir().unwrap();
+        let mut file = NamedTempFile::with_suffix(".toml").unwrap();
+        file.write_all(limits.as_bytes()).unwrap();
+        let config = format!("--config={}", file.path().display());
+        let common = [
+            "--base-url",
+            ORIGIN,
+            "--data-dir",
+            data.path().to_str().unwrap(),
+            "--database-url",
+            database.url(),
+        ];
+        let slow = [&common, flags, &["--write-delay", DELAY, &config]].concat();
+        Self {
+            slow: Replica::start(&slow).await,
+            other: Replica::start(&[&common, flags].concat()).await,
+            client: CardClient::new(),
+            database,
+            _data: data,
+        }
+    }
+
+    /// Makes the card as it is before a write.
+    async fn fill(&self) {
+        let data = &card(json!({"value": "before"}))["data"];
+        let add = json!({"atomic:operations": [{"op": "add", "href": "x", "data": data}]});
+        let url = self.other.url("/luke/a/_atomic");
+        let (status, document) = self.client.post(&url, &add).await;
+        assert_eq!(status, StatusCode::CREATED, "{document}");
+    }
+
+    async fn clear(&self) {
+        let (status, document) = self.client.delete(&self.other.url(CARD)).await;
+        assert_eq!(status, StatusCode::NO_CONTENT, "{document}");
+    }
+
+    /// A write at the slow replica that has read the card, and has yet to write it.
+    async fn begun(&self, request: Request) -> JoinHandle<(StatusCode, Value)> {
+        let client = self.client.clone();
+        let (method, path, document) = request;
+        let url = self.slow.url(path);
+        let body = (!document.is_null()).then_some(document);
+        let send = async move { client.send(method, &url, body.as_ref()).await };
+        let write = tokio::spawn(async move { send.await.expect("an answer") });
+        self.wait_for_file_work(true).await;
+        write
+    }
+
+    /// Waits until a write of the slow replica is between its read and its write, or none is.
+    async fn wait_for_file_work(&self, goes_on: bool) {
+        let what = format!("file work: {goes_on}");
+        wait_until(&what, async || sleeps(self.slow.pid()) == goes_on).await;
+    }
+
+    async fn end_holder(&self) {
+        let pid = self.database.holder_pid(key(CARD)).await.expect("a holder");
+        self.database.terminate(pid).await;
+    }
+
+    /// Writes at the other replica, which acknowledges it.
+    async fn write_second(&self) {
+        let second = card(json!({"value": "second"}));
+        let (status, document) = self.client.patch(&self.other.url(CARD), &second).await;
+        assert_eq!(status, StatusCode::OK, "{document}");
+    }
+
+    async fn value(&self) -> Value {
+        let (status, document) = self.client.get(&self.other.url(CARD)).await;
+        assert_eq!(status, StatusCode::OK, "{document}");
+        document["data"]["attributes"]["value"].clone()
+    }
+}
+
+/// Whether a thread of the process sleeps for a time, as between a read and its write; others wait for events.
+fn sleeps(pid: u32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"));
+    threads
+        .unwrap()
+        .filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("wchan")).ok())
+        .any(|place| place.contains("nanosleep"))
+}
+
+fn assert_code(answer: &(StatusCode, Value), status: u16, code: &str) {
+    let (answered, document) = answer;
+    assert_eq!(answered.as_u16(), status, "{document}");
+    assert_eq!(document["errors"][0]["code"], code, "{document}");
+}
+
+#[tokio::test]
+async fn a_write_that_has_lost_its_lock_does_not_land_on_a_later_one() {
+    for flags in [&[][..], &["--fencing"], &["--sessions", "1"]] {
+        let scene = Scene::start(flags, "").await;
+        for write in writes() {
+            scene.fill().await;
+            let late = scene.begun(write.clone()).await;
+            scene.end_holder().await;
+            scene.write_second().await;
+            assert_code(&late.await.unwrap(), 503, "lock-lost");
+            scene.wait_for_file_work(false).await;
+            assert_eq!(scene.value().await, "second", "{write:?} {flags:?}");
+            scene.clear().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_write_that_has_run_out_of_time_keeps_the_next_one_out_and_does_not_land() {
+    for flags in [&[][..], &["--sessions", "1"]] {
+        let scene = Scene::start(flags, "[limits]\nmax_hold = '300ms'\n").await;
+        for write in writes() {
+            scene.fill().await;
+            let late = scene.begun(write.clone()).await;
+            assert_code(&late.await.unwrap(), 504, "hold-expired");
+            assert!(
+                sleeps(scene.slow.pid()),
+                "it was answered after its file work"
+            );
+            assert_eq!(scene.database.advisory_locks(key(CARD)).await.0, 1);
+            scene.write_second().await;
+            assert!(!sleeps(scene.slow.pid()), "the next one was inside before");
+            assert_eq!(scene.value().await, "second", "{write:?}");
+            scene.clear().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_change_to_a_realm_that_has_lost_its_lock_does_not_undo_a_later_one() {
+    for flags in [&[][..], &["--sessions", "1"]] {
+        let world = World::new(true).await;
+        let slow = world
+            .replica(&[flags, &["--write-delay", DELAY]].concat())
+            .await;
+        let other = world.replica(flags).await;
+        world.fill(&other).await;
+        let database = world.database.as_ref().unwrap();
+        for change in changes() {
+            let realm = change.card.strip_suffix("/x").unwrap();
+            let late = async {
+                let late = world.make(&slow, &change).await.unwrap();
+                wait_until("the end of file work", async || !sleeps(slow.pid())).await;
+                late
+            };
+            let meanwhile = async {
+                database.wait_for_granted(key(realm), 1).await;
+                let sleeping = async || sleeps(slow.pid());
+                wait_until("file work", sleeping).await;
+                let pid = database.holder_pid(key(realm)).await.expect("a holder");
+                database.terminate(pid).await;
+                let made = world.make(&other, &change).await.unwrap();
+                assert!(made.0.is_success(), "{}", made.1);
+                world.snapshot().await
+            };
+            let (late, after) = tokio::join!(late, meanwhile);
+            assert_code(&late, 503, "lock-lost");
+            world.wait_for(change.path, &after).await;
+        }
+    }
+}
