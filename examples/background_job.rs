@@ -18,7 +18,6 @@ use std::time::Duration;
 
 use axum::{Router, body::Bytes, routing::put};
 use tokio::net::TcpListener;
-use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tower_realm_lock::{
@@ -29,7 +28,7 @@ use tower_realm_lock::{
 async fn main() -> Result<(), Box<dyn Error>> {
     let (locks, place) = match env::var("DATABASE_URL") {
         Ok(url) => (RealmLocks::postgres(&url).await?, "PostgreSQL"),
-        Err(_) => (RealmLocks::in_process(), "this process alone"),
+        Err(_) => (RealmLocks::in_process(), "this process only"),
     };
     // One queue for requests and job, so that all wait in order of arrival.
     let locks = locks.acquire_timeout(Duration::from_secs(1));
@@ -64,7 +63,7 @@ async fn every_night(night: Duration, locks: RealmLocks, realm: RealmUrl, stop: 
     loop {
         match locks.with_write_lock(&realm, index).await {
             Ok(parts) => println!("job: done, {parts} parts"),
-            Err(JobError::Lock(error @ LockError::Timeout { .. })) => {
+            Err(error @ LockError::Timeout { .. }) => {
                 println!("job: put off until the next night: {error}");
             }
             Err(error) => println!("job: failed: {error}"),
@@ -75,21 +74,15 @@ async fn every_night(night: Duration, locks: RealmLocks, realm: RealmUrl, stop: 
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-enum JobError {
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    #[error("the index could not be built: {0}")]
-    Index(#[from] JoinError),
-}
-
-/// If the lock is lost this is dropped at its `await`. Nothing drops the thread that it waits for: that one must ask.
-async fn index(held: HeldLock) -> Result<u32, JobError> {
-    let indexing = spawn_blocking(move || {
+/// If the lock is lost, this is dropped at its `await`. Nothing can stop the thread, so that has to
+/// ask; and until it has ended nobody else gets the lock.
+async fn index(held: HeldLock) -> Result<u32, LockError> {
+    let lock = held.clone();
+    let indexing = held.spawn_blocking(move || {
         let parts = 4;
         for part in 1..=parts {
-            if !held.is_held() {
-                println!("job: stopped before part {part}: it has no lock any more");
+            if let Err(error) = lock.ensure_held() {
+                println!("job: stopped before part {part}: {error}");
                 return part - 1;
             }
             println!("job: part {part} of {parts}");
@@ -97,5 +90,5 @@ async fn index(held: HeldLock) -> Result<u32, JobError> {
         }
         parts
     });
-    Ok(indexing.await?)
+    indexing.await
 }

@@ -39,7 +39,7 @@ type Counters = Arc<RwLock<HashMap<String, u64>>>;
 async fn main() -> Result<(), Box<dyn Error>> {
     let (locks, place) = match env::var("DATABASE_URL") {
         Ok(url) => (RealmLocks::postgres(&url).await?, "PostgreSQL"),
-        Err(_) => (RealmLocks::in_process(), "this process alone"),
+        Err(_) => (RealmLocks::in_process(), "this process only"),
     };
     let counters = Counters::default();
     let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;

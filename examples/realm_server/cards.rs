@@ -66,15 +66,15 @@ impl Cards {
         held: Option<Extension<HeldLock>>,
     ) -> Result<Vec<Option<Stored>>, StoreError> {
         let held = held.map(|Extension(held)| held);
-        let (cards, hold) = (self.clone(), held.clone());
+        let (cards, lock) = (self.clone(), held.clone());
         let write = move |store: &Store| {
-            let written = store.write(&operations, &Permit::of(hold.as_ref()));
+            let written = store.write(&operations, &Permit::of(lock.as_ref()));
             if let Some(cache) = &cards.cache {
                 // Whatever came of it, and before the lock is released: a write that was undone may have been read.
                 for operation in &operations {
                     cache.forget_card(&operation.card);
                 }
-                if hold.is_some_and(|hold| !hold.is_held()) {
+                if lock.is_some_and(|lock| !lock.is_held()) {
                     // It ended after its request was answered, and after others were told of that.
                     if let Some(operation) = operations.first() {
                         // All of them are of one realm.

@@ -1,21 +1,19 @@
 //! What each of the two processes does: it serves a card that is a file, behind the layer or without it.
 
-use std::env;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::process;
 use std::time::Duration;
+use std::{env, fs, process, thread};
 
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde_json::{Map, Value};
-use tokio::fs;
 use tokio::net::TcpListener;
-use tokio::time::sleep;
-use tower_realm_lock::{RealmLocks, RealmPaths, RealmWriteLockLayer};
+use tokio::task::spawn_blocking;
+use tower_realm_lock::{HeldLock, RealmLocks, RealmPaths, RealmWriteLockLayer};
 
 use crate::{Failure, Locks};
 
@@ -44,22 +42,36 @@ pub async fn serve(directory: PathBuf, locks: Locks) -> Result<(), Failure> {
 }
 
 async fn show(State(directory): State<PathBuf>) -> Result<Json<Card>, Failed> {
-    Ok(Json(read(&directory).await?))
+    let read = spawn_blocking(move || read(&directory)).await;
+    Ok(Json(read.map_err(io::Error::other)??))
 }
 
 async fn change(
     State(directory): State<PathBuf>,
+    held: Option<Extension<HeldLock>>,
     Json(fields): Json<Card>,
 ) -> Result<Json<Card>, Failed> {
-    let mut card = read(&directory).await?;
-    sleep(WORK).await;
-    card.extend(fields);
-    write(&directory, &card).await?;
-    Ok(Json(card))
+    let lock = held.clone();
+    let change = move || -> io::Result<Card> {
+        let mut card = read(&directory)?;
+        thread::sleep(WORK);
+        card.extend(fields);
+        write(&directory, &card, lock.as_deref())?;
+        Ok(card)
+    };
+    // A part of the hold, where there is one: the lock is kept until the thread has ended.
+    let changed = match held {
+        Some(held) => held
+            .spawn_blocking(change)
+            .await
+            .map_err(io::Error::other)?,
+        None => spawn_blocking(change).await.map_err(io::Error::other)?,
+    };
+    Ok(Json(changed?))
 }
 
-async fn read(directory: &Path) -> io::Result<Card> {
-    match fs::read(directory.join("card.json")).await {
+fn read(directory: &Path) -> io::Result<Card> {
+    match fs::read(directory.join("card.json")) {
         Ok(text) => Ok(serde_json::from_slice(&text)?),
         Err(cause) if cause.kind() == ErrorKind::NotFound => Ok(Card::new()),
         Err(cause) => Err(cause),
@@ -67,10 +79,13 @@ async fn read(directory: &Path) -> io::Result<Card> {
 }
 
 /// A reader sees the old card or the new one, never a half.
-async fn write(directory: &Path, card: &Card) -> io::Result<()> {
+fn write(directory: &Path, card: &Card, lock: Option<&HeldLock>) -> io::Result<()> {
     let new = directory.join(format!("card.{}", process::id()));
-    fs::write(&new, serde_json::to_vec(card)?).await?;
-    fs::rename(new, directory.join("card.json")).await
+    fs::write(&new, serde_json::to_vec(card)?)?;
+    if let Some(lock) = lock {
+        lock.ensure_held().map_err(io::Error::other)?;
+    }
+    fs::rename(new, directory.join("card.json"))
 }
 
 /// A 500 that says why.

@@ -400,7 +400,7 @@ impl Hold {
     /// # Errors
     ///
     /// [`LockError::Lost`] or [`LockError::Expired`] for a success whose lock is known not to have
-    /// lasted. The hold has ended all the same.
+    /// lasted, or which took too long. The hold has ended all the same.
     pub(crate) fn end(self, outcome: Outcome) -> Result<Ending, LockError> {
         if let Some(released) = self.core.released() {
             return Ok(released);
@@ -505,12 +505,9 @@ impl Core {
     /// [`LockError::Ended`], [`LockError::Lost`] and [`LockError::Expired`].
     pub(super) fn ensure_held(&self) -> Result<(), LockError> {
         if self.is_over() {
-            return Err(self.ended());
-        }
-        self.check()?;
-        match self.max_hold {
-            Some(max_hold) if self.is_expired() => Err(self.expired(max_hold)),
-            _ => Ok(()),
+            Err(self.ended())
+        } else {
+            self.check()
         }
     }
 
@@ -586,10 +583,14 @@ impl Core {
         Ok(step)
     }
 
-    /// Whether the lock is still there: the one place where a loss is found out before the end.
+    /// Whether the lock is still there, and there is time left: the one place where a loss is found
+    /// out before the end.
     pub(crate) fn check(&self) -> Result<(), LockError> {
         if self.has_lock() {
-            Ok(())
+            match self.max_hold {
+                Some(max_hold) if self.is_expired() => Err(self.expired(max_hold)),
+                _ => Ok(()),
+            }
         } else if self.shares().any(|share| share.slot.is_revoked()) {
             Err(self.end_of_revoked())
         } else {

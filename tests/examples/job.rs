@@ -77,6 +77,6 @@ async fn a_job_that_loses_its_lock_stops_and_says_so() {
     let holder = database.holder_pid(key()).await.unwrap();
     database.terminate(holder).await;
     server.says("job: failed: the lock on").await;
-    server.says("it has no lock any more").await;
+    server.says("job: stopped before part").await;
     assert!(!server.process.stdout().contains("part 4 of 4"));
 }

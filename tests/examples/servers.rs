@@ -27,7 +27,7 @@ async fn axum_minimal_keeps_every_field_of_writers_that_come_together() {
     let missing = server.send(Method::GET, "other", "").await;
     assert_eq!(missing.status(), 404);
     assert!(server.interrupt().await.success());
-    assert!(server.process.stdout().contains("this process alone"));
+    assert!(server.process.stdout().contains("this process only"));
 }
 
 #[tokio::test]
@@ -40,7 +40,7 @@ async fn hyper_minimal_counts_every_visit() {
     let refused = server.send(Method::DELETE, "visits", "").await;
     assert_eq!(refused.status(), 405);
     assert!(server.interrupt().await.success());
-    assert!(server.process.stdout().contains("this process alone"));
+    assert!(server.process.stdout().contains("this process only"));
 }
 
 #[tokio::test]

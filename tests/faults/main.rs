@@ -14,7 +14,8 @@
 //! In the end a checker looks for what must not happen (`support::history::checker`; `tests/history.rs` tests it).
 //!
 //! That the suite can fail is a part of it: it first runs without a lock, and with one that does not notice its loss, and
-//! wants to find overlapping holds and lost writes in both.
+//! wants to find overlapping holds and lost writes in both. Then it runs with handlers that write on blocking threads to a
+//! store that checks no tokens, while backends end and holds run out of time.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -70,9 +71,16 @@ const SEEN_PER_MINUTE: u64 = 100;
 const QUICK: RangeInclusive<u64> = 0..=5;
 const SLOW: RangeInclusive<u64> = 0..=40;
 
+/// The same where a loss must be noticed before the next writer has written: that takes some
+/// milliseconds on a busy machine.
+const NOTICED: RangeInclusive<u64> = 15..=40;
+
 /// How long the runs last that must find violations. The naive lock shows far fewer, and on a busy machine only a handful.
 const SHORT: Duration = Duration::from_secs(3);
 const SHORT_NAIVE: Duration = Duration::from_secs(6);
+
+/// How long the run lasts that writes on blocking threads, without fencing.
+const BLOCKING: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
@@ -112,6 +120,7 @@ async fn suite(flags: &Flags) -> [usize; 2] {
         vec![
             short_run(Lock::None, seed, &cluster).await,
             short_run(Lock::Naive, seed, &cluster).await,
+            blocking_run(seed, &cluster).await,
             long_run(Lock::Layer, flags.seconds, seed, &cluster).await,
         ]
     };
@@ -130,7 +139,7 @@ async fn long_run(lock: Lock, seconds: u64, seed: u64, cluster: &Arc<Cluster>) -
         duration,
         delay: match lock {
             Lock::Layer => QUICK,
-            Lock::Naive | Lock::None => SLOW,
+            Lock::Naive | Lock::None | Lock::Unfenced => SLOW,
         },
         last_fault: Some(random.index(REPLICAS.len())),
     };
@@ -203,18 +212,49 @@ fn failures(report: &Report, seconds: u64) -> Vec<String> {
     failures
 }
 
+/// A run whose locks are taken away in the middle of writes that nothing can stop and no store
+/// refuses: backends end, and holds run out of time. Whether it shows no violation, and enough of
+/// both.
+async fn blocking_run(seed: u64, cluster: &Arc<Cluster>) -> bool {
+    let lock = Lock::Unfenced;
+    println!("{lock}, for {} s:", BLOCKING.as_secs());
+    let mut random = Random::new(seed);
+    let plan = Plan {
+        lock,
+        faults: schedule::killed_backends(&mut random, BLOCKING),
+        duration: BLOCKING,
+        delay: NOTICED,
+        last_fault: None,
+    };
+    let report = run(plan, &mut random, cluster).await;
+    println!("{report}");
+    let refused = report.refused_after_entering();
+    let acknowledged = report.count(&Outcome::Acknowledged);
+    let well = report.violations.is_empty() && refused >= 20 && acknowledged >= 100;
+    if !well {
+        println!(
+            "  FAILED: no violation is expected, and {refused} writes without a lock of at least \
+             20, and {acknowledged} acknowledged ones of at least 100"
+        );
+        report.explain();
+    }
+    well
+}
+
 /// A run without a right lock. Whether it shows what that leads to.
 async fn short_run(lock: Lock, seed: u64, cluster: &Arc<Cluster>) -> bool {
     let duration = match lock {
         Lock::None => SHORT,
-        Lock::Naive | Lock::Layer => SHORT_NAIVE,
+        Lock::Naive | Lock::Layer | Lock::Unfenced => SHORT_NAIVE,
     };
     println!("{lock}, for {} s:", duration.as_secs());
     let mut random = Random::new(seed);
     let faults = match lock {
         // Nothing needs to break.
         Lock::None => Vec::new(),
-        Lock::Naive | Lock::Layer => schedule::killed_backends(&mut random, duration),
+        Lock::Naive | Lock::Layer | Lock::Unfenced => {
+            schedule::killed_backends(&mut random, duration)
+        }
     };
     let plan = Plan {
         lock,

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use clap::{Parser, ValueEnum};
 use http::{Method, StatusCode};
 use serde::Deserialize;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::time::sleep;
 use tower_realm_lock::{HeldLock, LockRules, RealmLocks, RealmWriteLockLayer, Scope};
 
@@ -26,8 +28,10 @@ use crate::{ACQUIRE_TIMEOUT, LEASE};
 /// What is around the handlers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Lock {
-    /// The layer of this crate, with fencing tokens.
+    /// The layer of this crate, with fencing tokens that the store checks.
     Layer,
+    /// The same, with handlers that write on blocking threads, to a store that checks no tokens.
+    Unfenced,
     /// The lock of [`naive`].
     Naive,
     /// Nothing.
@@ -38,11 +42,15 @@ impl fmt::Display for Lock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Layer => "with the layer",
+            Self::Unfenced => "with the layer, blocking threads and no fencing",
             Self::Naive => "with a lock that does not notice its loss",
             Self::None => "without a lock",
         })
     }
 }
+
+/// How long a hold may last where it is to run out in the middle of a visit, which takes up to 40 ms.
+const SHORT_HOLD: Duration = Duration::from_millis(25);
 
 /// A POST locks its realm, and a PATCH the card alone.
 const PATTERN: &str = "/{owner}/{realm}/{card}/{request}";
@@ -85,10 +93,11 @@ async fn serve(flags: &Flags) -> Result<(), Box<dyn Error>> {
     let store = Arc::new(Store::open(&flags.directory, &flags.name)?);
     let handlers = Router::new()
         .route(PATTERN, post(write).patch(write))
-        .with_state(store);
+        .with_state((store, flags.lock));
     let app = match flags.lock {
         Lock::None => handlers,
         Lock::Layer => handlers.layer(layer(flags).await),
+        Lock::Unfenced => handlers.layer(layer(flags).await.max_hold(SHORT_HOLD)),
         Lock::Naive => {
             let naive = Naive {
                 database: flags.database_url.clone(),
@@ -139,18 +148,32 @@ struct Pace {
 
 /// Writes, and answers 200 whatever the store said: that a success is a success is the layer's word alone.
 async fn write(
-    State(store): State<Arc<Store>>,
+    State((store, lock)): State<(Arc<Store>, Lock)>,
     Path((owner, realm, card, request)): Path<(String, String, String, String)>,
     Query(pace): Query<Pace>,
     held: Option<Extension<HeldLock>>,
 ) -> StatusCode {
+    let held = held.map(|Extension(held)| held);
     let visit = Visit {
-        store: &store,
+        store,
         realm: format!("{owner}/{realm}/{card}"),
         request,
-        token: held.and_then(|Extension(held)| held.fencing_token()),
+        held: held.clone(),
+        is_fenced: lock != Lock::Unfenced,
     };
-    match visit_all(&visit, Duration::from_millis(pace.delay)).await {
+    let delay = Duration::from_millis(pace.delay);
+    let blocks = lock == Lock::Unfenced || pace.delay % 2 == 1;
+    let visited = match held.filter(|_| blocks) {
+        None => visit_all(&visit, delay).await,
+        Some(held) => {
+            let runtime = Handle::current();
+            // A thread that nothing stops.
+            let visit = move || runtime.block_on(visit_all(&visit, delay));
+            let visited = held.spawn_blocking(visit).await;
+            visited.unwrap_or_else(|refused| Err(io::Error::other(refused)))
+        }
+    };
+    match visited {
         Ok(_) => StatusCode::OK,
         Err(error) => {
             eprintln!("the store failed: {error}");
@@ -159,7 +182,7 @@ async fn write(
     }
 }
 
-async fn visit_all(visit: &Visit<'_>, delay: Duration) -> std::io::Result<Option<()>> {
+async fn visit_all(visit: &Visit, delay: Duration) -> io::Result<Option<()>> {
     let Some(seen) = visit.enter().await? else {
         return Ok(None);
     };

@@ -1,6 +1,6 @@
 //! What a run came to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::sync::Arc;
@@ -87,6 +87,22 @@ impl Report {
 
     pub fn broke(&self, rule: Rule) -> bool {
         self.violations.iter().any(|it| it.rule == rule)
+    }
+
+    /// How many visits had entered, and then were refused or found that they had lost their lock.
+    pub fn refused_after_entering(&self) -> usize {
+        let mut inside = BTreeSet::new();
+        let mut refused = 0;
+        for record in &self.history.records {
+            match record.event {
+                Event::Enter => {
+                    inside.insert(&record.request);
+                }
+                Event::Refused if inside.contains(&record.request) => refused += 1,
+                _ => {}
+            }
+        }
+        refused
     }
 
     fn refused(&self) -> BTreeMap<&str, usize> {

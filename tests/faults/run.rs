@@ -81,6 +81,6 @@ fn history_of(directory: &Path, lock: Lock, sent: &[Sent]) -> History {
             .iter()
             .map(|realm| ((*realm).to_owned(), stored(realm)))
             .collect(),
-        fenced: lock == Lock::Layer,
+        fenced: matches!(lock, Lock::Layer | Lock::Unfenced),
     }
 }

@@ -5,15 +5,17 @@
 //! realm's fence: the fencing token is compared, the deed is done, and its record appended to the history. So records have
 //! the order of the deeds. A replica that is frozen within a section keeps all others out of the realm's sections until it
 //! goes on, and one that is killed there frees it. One that is overtaken *between* two steps finds a greater token at its
-//! next step, and is refused. Without tokens nobody is refused, and a visit is no safer than its lock.
+//! next step, and is refused. So is one that finds its lock lost. Without either nobody is refused, and a visit is no safer
+//! than its lock.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::sleep;
-use tower_realm_lock::FencingToken;
+use tower_realm_lock::{FencingToken, HeldLock};
 
 use crate::support::history::record::{Event, Log, Record};
 
@@ -27,11 +29,14 @@ pub struct Store {
 }
 
 /// One request at one realm.
-pub struct Visit<'a> {
-    pub store: &'a Store,
+pub struct Visit {
+    pub store: Arc<Store>,
     pub realm: String,
     pub request: String,
-    pub token: Option<FencingToken>,
+    pub held: Option<HeldLock>,
+    /// Whether the store refuses old tokens. If not, only the visit itself can find out that it has
+    /// lost its lock.
+    pub is_fenced: bool,
 }
 
 /// The list that a visit has read.
@@ -80,15 +85,18 @@ fn read_if_present(file: &Path) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Every step is `None` if the store refused it.
-impl Visit<'_> {
+/// Every step is `None` if it was refused.
+impl Visit {
     /// From here on the store takes no older token.
     pub async fn enter(&self) -> io::Result<Option<Seen>> {
         let mut section = self.section().await?;
-        if self.token.is_some() && self.token <= section.greatest {
+        if self.checked_token().is_some() && self.checked_token() <= section.greatest {
             return self.refused();
         }
-        section.raise(self.token)?;
+        if self.has_lost_its_lock() {
+            return self.refused();
+        }
+        section.raise(self.checked_token())?;
         self.record(Event::Enter)?;
         let seen = read_if_present(&self.store.list(&self.realm))?;
         Ok(Some(Seen(seen)))
@@ -97,7 +105,7 @@ impl Visit<'_> {
     /// Puts the request behind what was seen.
     pub async fn write(&self, seen: Seen) -> io::Result<Option<()>> {
         let section = self.section().await?;
-        if section.greatest > self.token {
+        if section.greatest > self.checked_token() || self.has_lost_its_lock() {
             return self.refused();
         }
         let Seen(mut bytes) = seen;
@@ -112,11 +120,24 @@ impl Visit<'_> {
 
     pub async fn leave(&self) -> io::Result<Option<()>> {
         let section = self.section().await?;
-        if section.greatest > self.token {
+        if section.greatest > self.checked_token() || self.has_lost_its_lock() {
             return self.refused();
         }
         self.record(Event::Leave)?;
         Ok(Some(()))
+    }
+
+    fn token(&self) -> Option<FencingToken> {
+        self.held.as_ref().and_then(HeldLock::fencing_token)
+    }
+
+    fn checked_token(&self) -> Option<FencingToken> {
+        self.token().filter(|_| self.is_fenced)
+    }
+
+    fn has_lost_its_lock(&self) -> bool {
+        let ensured = self.held.as_ref().map(HeldLock::ensure_held);
+        ensured.is_some_and(|ensured| ensured.is_err())
     }
 
     /// Waits without a thread: whoever is in a section may be frozen.
@@ -148,7 +169,7 @@ impl Visit<'_> {
             realm: self.realm.clone(),
             request: self.request.clone(),
             replica: self.store.replica.clone(),
-            token: self.token,
+            token: self.token(),
         })
     }
 }
