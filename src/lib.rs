@@ -49,6 +49,39 @@
 //! # }
 //! ```
 //!
+//! # Writing files
+//!
+//! A blocking thread cannot be stopped, and all of `tokio::fs` runs on such threads. When a handler
+//! is dropped, by `max_hold`, a panic, a lost lock or [`OnDisconnect::Cancel`], its file work runs
+//! on. So start it as a part of the hold: [`HeldLock::spawn_blocking`] keeps the lock until the work
+//! has ended, while the response leaves on time. Immediately before the write becomes visible,
+//! [`HeldLock::ensure_held`] stops a writer that has lost its lock:
+//!
+//! ```
+//! use std::{fs, io, path::PathBuf};
+//!
+//! use axum::{Extension, http::StatusCode};
+//! use tower_realm_lock::HeldLock;
+//!
+//! async fn put_card(Extension(held): Extension<HeldLock>, card: String) -> StatusCode {
+//!     let lock = held.clone();
+//!     let written = held.spawn_blocking(move || {
+//!         fs::write("card.json.new", card)?;
+//!         lock.ensure_held().map_err(io::Error::other)?;
+//!         fs::rename("card.json.new", "card.json")
+//!     });
+//!     match written.await {
+//!         Ok(Ok(())) => StatusCode::NO_CONTENT,
+//!         // If the lock was lost, the layer answers for the handler.
+//!         Ok(Err(_)) | Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
+//!     }
+//! }
+//! ```
+//!
+//! [`HeldLock::spawn`] does the same for a future that must not be cut in half. A handler whose
+//! durable part is done before its slow part calls [`HeldLock::release`]: its success is confirmed
+//! then, and the rest runs without the lock.
+//!
 //! # When not
 //!
 //! - **One process**: [`RealmLocks::in_process`] is enough, and needs no database. It is the one to begin with.
@@ -141,8 +174,9 @@
 //!   features `tls-rustls` and `tls-native` they are in clear text, and a URL with `sslmode=require` is refused. Over a network that is not
 //!   yours alone use `sslmode=verify-full`.
 //! - Every way to write must be inside the layer, or take the same lock: jobs with [`RealmLocks::with_write_lock`].
-//! - What a handler moves to `spawn_blocking` (so all of `tokio::fs`) runs on when the handler is dropped. Where a write
-//!   after a lost lock must not land, let the store compare the [`FencingToken`].
+//! - Blocking work is started with [`HeldLock::spawn_blocking`], never with tokio's own function or `tokio::fs`: see
+//!   [Writing files](#writing-files). Where not even a write may land that was under way when the lock was lost, let the store
+//!   compare the [`FencingToken`].
 //!
 //! # Further reading
 //!

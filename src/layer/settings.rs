@@ -46,8 +46,10 @@ pub enum OnDisconnect {
     /// left of these.
     #[default]
     Finish,
-    /// It is dropped, and the lock is released. Blocking work that it has started runs on without
-    /// the lock.
+    /// It is dropped, and the lock is released as soon as work that it has started with
+    /// [`HeldLock::spawn_blocking`](crate::HeldLock::spawn_blocking) or
+    /// [`HeldLock::spawn`](crate::HeldLock::spawn) has ended. Blocking work that was started in
+    /// another way, such as all of `tokio::fs`, runs on without the lock.
     Cancel,
 }
 

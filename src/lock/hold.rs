@@ -992,6 +992,27 @@ pub(crate) mod tests {
         );
     }
 
+    #[test]
+    fn work_that_took_too_long_is_no_success_however_late_its_timer_is() {
+        shuttle::check_random(
+            || {
+                paused_runtime().block_on(async {
+                    let limit = Duration::from_secs(1);
+                    let mut hold = granted(&Arc::new(Queue::default()), &realm());
+                    let core = Arc::get_mut(&mut hold.core).unwrap();
+                    core.max_hold = Some(limit);
+                    // All in one poll, as by work that does not yield.
+                    let work = hold.guard(tokio::time::advance(limit)).await;
+                    assert!(work.is_ok());
+                    assert!(!hold.core.is_held());
+                    let end = hold.end(Outcome::Success);
+                    assert!(matches!(end, Err(LockError::Expired { .. })));
+                });
+            },
+            1,
+        );
+    }
+
     async fn freeze() {
         let (hold, _lease) = leased(Duration::from_secs(30));
         let steps = Cell::new(0);

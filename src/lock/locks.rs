@@ -114,6 +114,9 @@ impl RealmLocks {
 
     /// How long a hold may last before its work is stopped; `None` for as long as it takes. Default 5 minutes.
     ///
+    /// The work is dropped, and a request answered, when the time is up. The lock is given back then, or when work that was
+    /// started with [`HeldLock::spawn_blocking`] or [`HeldLock::spawn`] has ended.
+    ///
     /// A bound keeps a handler that hangs, or a client that sends its body byte by byte, from blocking a realm for ever.
     #[must_use]
     pub fn max_hold(mut self, max_hold: impl Into<Option<Duration>>) -> Self {
