@@ -16,7 +16,7 @@ use tower_realm_lock::{Claim, HeldLock, LockError, RealmLocks, RealmWriteLockLay
 async fn tries(locks: &RealmLocks, claim: &Claim) -> bool {
     let work = |held: HeldLock| async move { Ok::<_, LockError>(held.is_held()) };
     let tried = locks.try_with_write_lock(claim, work);
-    let tried = timeout(PATIENCE / 2, tried).await.expect("at once");
+    let tried = timeout(PATIENCE / 4, tried).await.expect("at once");
     let done = tried.expect("granted or taken");
     assert_ne!(done, Some(false), "it ran without its lock");
     done.is_some()
