@@ -85,7 +85,7 @@ pub(crate) struct Core {
     origin: Origin,
     max_hold: Option<Duration>,
     granted: Instant,
-    /// Runs work that the hold outlives.
+    /// Makes a shutdown wait for work that the hold outlives.
     tracker: TaskTracker,
     has_ended: AtomicBool,
     has_failed: AtomicBool,
@@ -485,11 +485,6 @@ impl Core {
 
     pub(super) fn transaction(&self) -> Option<&LockTransaction> {
         self.origin.transaction.as_ref()
-    }
-
-    /// Where work that the hold outlives runs.
-    pub(super) fn tracker(&self) -> &TaskTracker {
-        &self.tracker
     }
 
     /// Whether the lock is still held, as far as this process can know without asking, and may be

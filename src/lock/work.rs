@@ -86,7 +86,7 @@ where
 }
 
 impl<T: Send + 'static> HeldTask<T> {
-    /// Starts work with a part of the hold, on a task that the locks' shutdown waits for.
+    /// Starts work with a part of the hold, on a task of its own. A shutdown waits for the part.
     fn start<W>(outer: &Arc<Core>, work: impl FnOnce(Part) -> W) -> Self
     where
         W: Future<Output = Result<T, LockError>> + Send + 'static,
@@ -95,7 +95,7 @@ impl<T: Send + 'static> HeldTask<T> {
             Err(error) => Stage::Refused(Some(error)),
             Ok(part) => {
                 let work = work(part).in_current_span();
-                Stage::Started(outer.tracker().spawn(work))
+                Stage::Started(tokio::spawn(work))
             }
         })
     }
