@@ -221,7 +221,7 @@ mod table;
 pub use self::layer::Limits;
 pub use self::layer::{
     BodyError, HoldUntil, LockBody, OnDisconnect, RealmBodyLock, RealmBodyLockLayer,
-    RealmWriteLock, RealmWriteLockLayer, Rejection, RequestBody,
+    RealmWriteLock, RealmWriteLockLayer, Rejection, RequestBody, Success,
 };
 #[cfg(any(feature = "tls-native", feature = "tls-rustls"))]
 pub use self::lock::Tls;

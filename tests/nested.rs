@@ -31,7 +31,7 @@ use tokio::time::timeout;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
     Claim, HeldLock, HoldUntil, LockError, OnDisconnect, RealmLocks, RealmWriteLockLayer,
-    RealmWrites, Rejection,
+    RealmWrites, Rejection, Success,
 };
 
 async fn locks(database: &TestDatabase) -> RealmLocks {
@@ -863,9 +863,14 @@ async fn a_body_that_would_outlast_a_shared_transaction_is_refused() {
     let (_database, contest) = sharing(0).await;
     for share in [true, false] {
         let locks = contest.locks.clone().share_transaction(share);
-        let layer = RealmWriteLockLayer::new(locks, realms()).hold_until(HoldUntil::BodyEnd);
-        assert_layer_refused(&contest.locks, layer, "hold_until").await;
-        contest.assert_free().await;
+        let layer = RealmWriteLockLayer::new(locks, realms());
+        for layer in [
+            layer.clone().hold_until(HoldUntil::BodyEnd),
+            layer.success(Success::grpc()),
+        ] {
+            assert_layer_refused(&contest.locks, layer, "hold_until").await;
+            contest.assert_free().await;
+        }
     }
 }
 

@@ -13,13 +13,21 @@ use std::time::Duration;
 use axum::Extension;
 use axum::extract::Path;
 use bytes::Bytes;
-use futures_util::stream::{iter, unfold};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
+use futures_util::FutureExt;
+use futures_util::stream::{iter, pending, unfold};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, StreamBody};
+use http_body_util::{BodyExt, Empty, StreamBody};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
 use support::database::{TestDatabase, database};
 use support::gate::{key, postgres_layer, postgres_layer_with, realms};
+use support::wait::wait_until;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, split};
+use tokio::net::{TcpListener, TcpStream};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
     HeldLock, HoldUntil, LockError, LockRules, RealmLocks, RealmUrl, RealmWriteLockLayer,
@@ -233,7 +241,7 @@ async fn a_body_of_which_a_server_asks_no_more_has_ended_well() {
     let app = axum::Router::new()
         .route("/luke/a/{with}", axum::routing::patch(stream_whole))
         .layer(layer);
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let origin = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(axum::serve(listener, app).into_future());
     for (count, with) in ["length", "trailers", "neither"].into_iter().enumerate() {
@@ -277,4 +285,90 @@ async fn a_body_for_which_no_server_asks_is_not_waited_for() {
         let count = i64::try_from(count).unwrap() + 1;
         assert_eq!(written(&database).await, count, "{method} {status}");
     }
+}
+
+/// A locked response that makes its connection a tunnel, through which everything comes back.
+async fn tunnel(
+    mut request: Request<Incoming>,
+) -> Result<Response<UnsyncBoxBody<Bytes, BoxError>>, Infallible> {
+    let held: HeldLock = request.extensions().get().cloned().unwrap();
+    insert(&held).await;
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let (mut from, mut to) = split(TokioIo::new(upgrade.await.unwrap()));
+        copy(&mut from, &mut to).await.unwrap();
+    });
+    let endless = pending::<Result<Frame<Bytes>, BoxError>>();
+    let mut response = Response::new(BodyExt::boxed_unsync(StreamBody::new(endless)));
+    if request.method() != Method::CONNECT {
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static("echo"));
+    }
+    Ok(response)
+}
+
+/// Fails unless a tunnel is open whose response has ended its hold, and committed.
+async fn assert_tunnel(
+    mut tunnel: impl AsyncRead + AsyncWrite + Unpin,
+    database: &TestDatabase,
+    stands: i64,
+) {
+    assert_eq!(written(database).await, stands);
+    database.wait_for_granted(key(PATH), 0).await;
+    tunnel.write_all(b"still open").await.unwrap();
+    let mut echo = [0; 10];
+    tunnel.read_exact(&mut echo).await.unwrap();
+    assert_eq!(&echo, b"still open");
+}
+
+#[tokio::test]
+async fn a_response_that_opens_a_tunnel_ends_its_hold_and_commits() {
+    let (database, layer) = set_up().await;
+    let service = TowerToHyperService::new(layer.layer(service_fn(tunnel)));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut server = auto::Builder::new(TokioExecutor::new());
+        server.http2().enable_connect_protocol();
+        loop {
+            let stream = TokioIo::new(listener.accept().await.unwrap().0);
+            let connection = server.serve_connection_with_upgrades(stream, service.clone());
+            tokio::spawn(connection.into_owned());
+        }
+    });
+
+    // HTTP/1.1: 101.
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let head =
+        format!("POST {PATH} HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"\r\n\r\n") {
+        answer.push(stream.read_u8().await.unwrap());
+    }
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+    assert_tunnel(stream, &database, 1).await;
+
+    // HTTP/2: extended CONNECT (RFC 8441).
+    let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream);
+    let (mut client, connection) = handshake.await.unwrap();
+    let mut connection = Box::pin(connection);
+    wait_until("the server's settings", async || {
+        assert!((&mut connection).now_or_never().is_none());
+        connection.is_extended_connect_protocol_enabled()
+    })
+    .await;
+    tokio::spawn(connection);
+    let request = Request::connect(format!("http://h{PATH}"));
+    let mut request = request.body(Empty::<Bytes>::new()).unwrap();
+    let echo = hyper::ext::Protocol::from_static("echo");
+    request.extensions_mut().insert(echo);
+    let response = client.send_request(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let tunnel = hyper::upgrade::on(response).await.unwrap();
+    assert_tunnel(TokioIo::new(tunnel), &database, 2).await;
 }

@@ -7,6 +7,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 
 use super::holding::{BoxError, Holding, exact};
+use super::success::Verdict;
 use crate::lock::hold::Hold;
 use crate::lock::locks::RealmLocks;
 
@@ -32,10 +33,20 @@ impl<B: Body> LockBody<B> {
     pub(super) fn rejected(problem: Bytes) -> Self {
         Self(BodySource::Rejected(Some(problem)))
     }
+}
 
-    /// A body of so many bytes, if that is known, that keeps the hold to its end. Must be called within a runtime.
-    pub(super) fn holding(body: B, length: Option<u64>, hold: Hold, locks: &RealmLocks) -> Self {
-        Self(BodySource::Holding(Holding::new(body, length, hold, locks)))
+impl<B: Body + Send + 'static> LockBody<B> {
+    /// A body of so many bytes, if that is known, that keeps the hold to its end, where the verdict
+    /// decides how that ends. Must be called within a runtime.
+    pub(super) fn holding(
+        body: B,
+        length: Option<u64>,
+        verdict: Verdict,
+        hold: Hold,
+        locks: &RealmLocks,
+    ) -> Self {
+        let holding = Holding::new(body, length, verdict, hold, locks);
+        Self(BodySource::Holding(holding))
     }
 }
 

@@ -1,15 +1,16 @@
 use std::error::Error;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Buf;
-use http::{Response, StatusCode, header};
+use http::{Method, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
-use pin_project::pin_project;
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinHandle;
 
+use super::success::Verdict;
 use crate::lock::error::LockError;
 use crate::lock::grant::Outcome;
 use crate::lock::held::HeldLock;
@@ -21,37 +22,72 @@ pub(super) type BoxError = Box<dyn Error + Send + Sync>;
 /// What one poll of a body gives.
 type Step<B> = Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>;
 
+/// Where a body is, for the server that polls it and for the hold that may have to drop it; empty once
+/// it is dropped. Locked during each of its steps, its destructor included, so that the hold ends
+/// before or after them.
+type Place<B> = Mutex<Option<Pin<Box<B>>>>;
+
 /// A body that keeps the lock until it has ended.
-#[pin_project]
 pub(super) struct Holding<B: Body> {
-    /// None once it has ended: it is dropped under the lock.
-    #[pin]
-    body: Option<B>,
+    /// Empty once the body has ended: it is dropped under the lock.
+    place: Arc<Place<B>>,
     /// Its last frame, where it can be told. A server may not ask for more after it, so it waits for the release.
     last: Option<Frame<B::Data>>,
     /// How many bytes are still to come, where the response says how many there are.
     left: Option<u64>,
+    /// `None` once the body has ended.
+    verdict: Option<Verdict>,
     hold: StreamHold,
 }
 
-/// A hold that lasts as long as a body, on a task of its own: heartbeats go on when the client reads slowly.
+/// A hold that lasts as long as a body, on a task of its own: it ends on time, and heartbeats go on,
+/// when the client reads slowly or not at all.
 struct StreamHold {
     held: HeldLock,
-    /// Sends when the body has ended well; dropped where it has not, and the hold is rolled back.
-    open: Option<oneshot::Sender<()>>,
+    /// Sends when the body has ended: whether the response is a success. Dropped where the body broke
+    /// off.
+    ended: Option<oneshot::Sender<bool>>,
     outcome: JoinHandle<Result<(), LockError>>,
     finished: bool,
 }
 
-impl<B: Body> Holding<B> {
+// The body is pinned in its box, and nothing else is.
+impl<B: Body> Unpin for Holding<B> {}
+
+impl<B: Body + Send + 'static> Holding<B> {
     /// Must be called within a runtime.
-    pub(super) fn new(body: B, length: Option<u64>, hold: Hold, locks: &RealmLocks) -> Self {
+    pub(super) fn new(
+        body: B,
+        length: Option<u64>,
+        verdict: Verdict,
+        hold: Hold,
+        locks: &RealmLocks,
+    ) -> Self {
+        let place = Arc::new(Mutex::new(Some(Box::pin(body))));
         Self {
-            body: Some(body),
+            hold: StreamHold::new(hold, locks, Arc::clone(&place)),
+            place,
             last: None,
             left: length,
-            hold: StreamHold::new(hold, locks),
+            verdict: Some(verdict),
         }
+    }
+}
+
+impl<B: Body> Holding<B> {
+    /// Drops the body, and then ends the hold if the body did not.
+    fn leave(&mut self) {
+        // Otherwise the hold drops it.
+        if let Ok(mut place) = self.place.try_lock() {
+            *place = None;
+        }
+        self.hold.break_off();
+    }
+}
+
+impl<B: Body> Drop for Holding<B> {
+    fn drop(&mut self) {
+        self.leave();
     }
 }
 
@@ -67,28 +103,36 @@ where
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        let this = self.project();
-        let (mut body, last, left, hold) = (this.body, this.last, this.left, this.hold);
+        let Self {
+            place,
+            last,
+            left,
+            verdict,
+            hold,
+        } = self.get_mut();
         if hold.finished {
             return Poll::Ready(None);
         }
-        while let Some(stream) = body.as_mut().as_pin_mut() {
+        // Where that fails the hold has ended too early, and drops the body.
+        while let Ok(mut place) = place.try_lock()
+            && let Some(body) = place.as_mut()
+        {
             // First the clock and the hold's own task: a body must make no step without its lock.
             if hold.held.check_step().is_err() {
-                hold.fail();
-                body.set(None);
+                *place = None;
+                hold.break_off();
                 break;
             }
             if let Poll::Ready(outcome) = hold.poll_outcome(cx) {
-                body.set(None);
+                *place = None;
                 return Poll::Ready(outcome.err().map(Err));
             }
-            let before = match ready!(hold.poll_body(stream, cx)) {
+            let before = match ready!(hold.poll_body(body.as_mut(), cx)) {
                 Some(Ok(frame)) => {
                     let length = frame.data_ref().map_or(0, Buf::remaining);
                     let length = u64::try_from(length).unwrap_or(u64::MAX);
                     *left = left.map(|left| left.saturating_sub(length));
-                    let is_last = frame.is_trailers() || is_end(body.as_ref());
+                    let is_last = frame.is_trailers() || body.is_end_stream();
                     let before = last.take();
                     if !is_last && *left != Some(0) && before.is_none() {
                         return Poll::Ready(Some(Ok(frame)));
@@ -96,23 +140,26 @@ where
                     // After it a server may ask for no more. The body itself still may have something to do.
                     *last = Some(frame);
                     if is_last {
-                        body.set(None);
+                        *place = None;
                     }
                     before
                 }
                 Some(Err(error)) => {
-                    body.set(None);
-                    hold.fail();
+                    *place = None;
+                    hold.break_off();
                     hold.finished = true;
                     return Poll::Ready(Some(Err(error.into())));
                 }
                 None => {
-                    body.set(None);
+                    *place = None;
                     None
                 }
             };
-            if body.is_none() {
-                hold.end();
+            if place.is_none()
+                && let Some(verdict) = verdict.take()
+            {
+                let trailers = last.as_ref().and_then(Frame::trailers_ref);
+                hold.end(verdict.at_end(trailers));
             }
             if let Some(before) = before {
                 return Poll::Ready(Some(Ok(before)));
@@ -130,34 +177,49 @@ where
     }
 
     fn size_hint(&self) -> SizeHint {
-        match &self.body {
-            Some(body) if self.last.is_none() => body.size_hint(),
+        if let Some(last) = &self.last {
             // What it may still have to say after its last byte is nothing to count on.
-            _ => {
-                let data = self.last.as_ref().and_then(Frame::data_ref);
-                exact(data.map_or(0, Buf::remaining))
-            }
+            return exact(last.data_ref().map_or(0, Buf::remaining));
+        }
+        match self.place.try_lock().as_deref() {
+            Ok(Some(body)) => body.size_hint(),
+            // It may end with an error.
+            Ok(None) | Err(_) => SizeHint::default(),
         }
     }
 }
 
 impl StreamHold {
-    fn new(hold: Hold, locks: &RealmLocks) -> Self {
-        let (open, ended) = oneshot::channel();
+    fn new<B: Send + 'static>(hold: Hold, locks: &RealmLocks, place: Arc<Place<B>>) -> Self {
+        let (ended, end) = oneshot::channel();
         Self {
             held: HeldLock::of(&hold),
-            open: Some(open),
+            ended: Some(ended),
             outcome: locks.spawn(async move {
-                if hold.guard(ended).await?.is_ok() {
-                    return hold.end(Outcome::Success)?.confirmed().await;
+                match hold.guard(end).await {
+                    Ok(Ok(true)) => hold.end(Outcome::Success)?.confirmed().await,
+                    Ok(Ok(false)) => {
+                        // Whether the lock was lost makes no difference to a failure.
+                        let _ = hold.end(Outcome::Failure);
+                        Ok(())
+                    }
+                    // The body was dropped, failed or found its lock lost. What it wrote in a shared
+                    // transaction is rolled back. What else it wrote may stand, and its client saw
+                    // the head of a response, so it is published.
+                    Ok(Err(_)) => {
+                        let claim = hold.claim().clone();
+                        // Only a body that has found its lock lost reads this.
+                        hold.end(Outcome::BrokenOff)
+                            .and(Err(LockError::Lost { claim }))
+                    }
+                    Err(early_end) => {
+                        // The server may keep the body for as long as its client does not read, and
+                        // the next hold may begin only after the body's destructor.
+                        hold.outlast(async { *place.lock().await = None }).await;
+                        let _ = hold.end(Outcome::Failure);
+                        Err(early_end)
+                    }
                 }
-                // The body was dropped, failed or found its lock lost. What it wrote in a shared
-                // transaction is rolled back. What else it wrote may stand, and its client saw the
-                // head of a success, so it is published.
-                let claim = hold.claim().clone();
-                // Only a body that has found its lock lost reads this.
-                hold.end(Outcome::BrokenOff)
-                    .and(Err(LockError::Lost { claim }))
             }),
             finished: false,
         }
@@ -178,22 +240,18 @@ impl StreamHold {
         })
     }
 
-    /// Tells the hold that the body has ended well.
-    fn end(&mut self) {
-        if let Some(open) = self.open.take() {
+    /// Tells the hold that the body has ended, and whether the response is a success.
+    fn end(&mut self, is_success: bool) {
+        if let Some(ended) = self.ended.take() {
             // A hold that has ended before says so in its outcome.
-            let _ = open.send(());
+            let _ = ended.send(is_success);
         }
     }
 
-    /// Tells the hold that the body has failed.
-    fn fail(&mut self) {
-        self.open = None;
+    /// Tells the hold that the body has broken off, unless it has ended before.
+    fn break_off(&mut self) {
+        self.ended = None;
     }
-}
-
-fn is_end<B: Body>(body: Pin<&Option<B>>) -> bool {
-    body.as_pin_ref().is_some_and(|body| body.is_end_stream())
 }
 
 /// How many bytes a server sends of the response's body, after which it asks for no more.
@@ -203,12 +261,18 @@ pub(super) fn length<B: Body>(response: &Response<B>) -> Option<u64> {
     announced.or_else(|| response.body().size_hint().exact())
 }
 
-/// Whether a server asks for the response's body at all.
-pub(super) fn is_streamed<B: Body>(response: &Response<B>, length: Option<u64>) -> bool {
-    let has_none = matches!(
-        response.status(),
-        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
-    );
+/// Whether a server asks for the body of the response to a request of this method.
+pub(super) fn is_streamed<B: Body>(
+    method: &Method,
+    response: &Response<B>,
+    length: Option<u64>,
+) -> bool {
+    let status = response.status();
+    let has_none = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+        || status.is_informational()
+        || *method == Method::HEAD
+        // From here on the connection is a tunnel, as after 101.
+        || (*method == Method::CONNECT && status.is_success());
     !has_none && length != Some(0) && !response.body().is_end_stream()
 }
 
@@ -243,6 +307,7 @@ mod tests {
         let body = Holding::new(
             StreamBody::new(endless),
             None,
+            Verdict::Success,
             hold,
             &RealmLocks::in_process(),
         );

@@ -12,6 +12,7 @@ use super::rejection::Rejection;
 use super::request_body::Reading;
 use super::service::{RealmBodyLock, RealmWriteLock};
 use super::settings::{HoldUntil, OnDisconnect, Settings};
+use super::success::Success;
 use crate::lock::locks::RealmLocks;
 use crate::realm::classify::Realms;
 use crate::realm::error::RealmError;
@@ -177,6 +178,17 @@ macro_rules! options {
         #[must_use]
         pub fn server_timing(mut self, tell: bool) -> Self {
             self.settings.server_timing = tell;
+            self
+        }
+
+        /// Which responses are successes: they commit, are published and are confirmed. Default: a
+        /// status below 400.
+        ///
+        /// A [`Success`] that reads trailers holds the lock until the body has ended, whatever
+        /// [`hold_until`](Self::hold_until) is.
+        #[must_use]
+        pub fn success(mut self, success: Success) -> Self {
+            self.settings.success = success;
             self
         }
 

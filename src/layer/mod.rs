@@ -11,7 +11,9 @@
 //! 2. **Wait** for the lock: see [`lock`](crate::lock).
 //! 3. **Call** the inner service under the hold, in the caller's own task. If the caller is dropped
 //!    now, a task adopts the call and runs it to its end.
-//! 4. **End** the hold, and **confirm** a success before its response leaves.
+//! 4. **Judge** the response: [`Success`] decides by its head, or when its body has ended.
+//! 5. **End** the hold, and **confirm** a success before its response leaves. Where the body decides,
+//!    or the hold lasts as long as the body, the head leaves first, and the last frame waits instead.
 //!
 //! A rejection is an error on all of this way. `answer` is the one place where it becomes a response,
 //! by `Settings::reject`, which also logs and counts it.
@@ -31,6 +33,8 @@
 //!   the mounts does not reach a request that already waits.
 //! - A body is read only if a decision needs it, and before anything is held, so that a slow client
 //!   delays nobody else. Otherwise the inner service gets the very body that the client sent.
+//! - A body that keeps the hold makes no step without the lock, and the hold's own task ends it if its
+//!   server does not: see `holding`. The hold ends after the body's destructor.
 //! - A future that is dropped before the lock is granted leaves nothing behind.
 
 mod body;
@@ -56,3 +60,4 @@ pub use self::rejection::Rejection;
 pub use self::request_body::{BodyError, RequestBody};
 pub use self::service::{RealmBodyLock, RealmWriteLock};
 pub use self::settings::{HoldUntil, OnDisconnect};
+pub use self::success::Success;

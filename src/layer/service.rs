@@ -18,7 +18,7 @@ use super::prepare::{Bodies, BodiesOf, Needs, Prepared, Unread, claim, prepare};
 use super::rejection::Rejection;
 use super::request_body::{Reading, RequestBody};
 use super::settings::{HoldUntil, OnDisconnect, Settings};
-use super::success::is_success;
+use super::success::Verdict;
 use super::timing::{Timing, tell};
 use crate::lock::claim::Claim;
 use crate::lock::error::LockError;
@@ -258,17 +258,17 @@ where
     B::Data: Send,
 {
     let mut clock = Timing::begin();
-    let outlives_response = settings.hold_until == HoldUntil::BodyEnd;
+    let outlives_response = settings.may_outlive_response();
     let hold = settings.locks.hold(&claim, outlives_response).await;
     let is_timed = settings.server_timing && !hold.as_ref().is_ok_and(Hold::is_nested);
     *timing = is_timed.then(|| clock.header());
     let hold = hold?;
     clock.granted();
     insert(&mut request, &HeldLock::of(&hold));
-    let is_head = request.method() == Method::HEAD;
+    let method = request.method().clone();
     // Boxed so that waiters do not carry space for the inner future.
     let call = Box::pin(inner.oneshot(request));
-    let work = held_call(Arc::clone(settings), hold, is_head, call);
+    let work = held_call(Arc::clone(settings), hold, method, call);
     let called = match settings.on_disconnect {
         OnDisconnect::Finish => settings.locks.run_in_place(work).await,
         OnDisconnect::Cancel => work.await,
@@ -289,25 +289,38 @@ where
 async fn held_call<B, E>(
     settings: Arc<Settings>,
     hold: Hold,
-    is_head: bool,
+    method: Method,
     call: impl Future<Output = Result<Response<B>, E>>,
 ) -> Result<(Response<LockBody<B>>, Option<Ending>), Failed<E>>
 where
-    B: Body,
+    B: Body + Send + 'static,
 {
     let response = hold.guard(call).await?.map_err(Failed::Inner)?;
-    if !is_success(response.status()) {
-        // Whether the lock was lost makes no difference to an error.
-        let _ = hold.end(Outcome::Failure);
-        return Ok((response.map(LockBody::passed), None));
+    let length = length(&response);
+    let is_streamed = is_streamed(&method, &response, length);
+    let (head, body) = response.into_parts();
+    let head = Response::from_parts(head, ());
+    let verdict = settings.success.judge(&head);
+    // What its handler has released is a success already, whatever the body does.
+    let is_released = hold.is_released();
+    let waits = match verdict {
+        Verdict::Success => settings.hold_until == HoldUntil::BodyEnd,
+        Verdict::Failure => false,
+        Verdict::AtEnd(_) => true,
+    };
+    if waits && is_streamed && !is_released {
+        let body = LockBody::holding(body, length, verdict, hold, &settings.locks);
+        return Ok((head.map(|()| body), None));
     }
-    if settings.hold_until == HoldUntil::BodyEnd && !is_head && !hold.is_released() {
-        let length = length(&response);
-        if is_streamed(&response, length) {
-            let locks = &settings.locks;
-            let response = response.map(|body| LockBody::holding(body, length, hold, locks));
-            return Ok((response, None));
-        }
+    let response = head.map(|()| LockBody::passed(body));
+    let is_success = match verdict {
+        Verdict::AtEnd(_) if is_released => true,
+        verdict => verdict.at_end(None),
+    };
+    if !is_success {
+        // Whether the lock was lost makes no difference to a failure.
+        let _ = hold.end(Outcome::Failure);
+        return Ok((response, None));
     }
     let confirm = settings.confirm || settings.locks.shares_transaction();
     let ending = hold.end(if confirm {
@@ -315,7 +328,7 @@ where
     } else {
         Outcome::Unconfirmed
     })?;
-    Ok((response.map(LockBody::passed), confirm.then_some(ending)))
+    Ok((response, confirm.then_some(ending)))
 }
 
 /// Gives the handler what it may ask of the hold.

@@ -10,6 +10,7 @@ use http_body::Body;
 
 use super::body::LockBody;
 use super::rejection::Rejection;
+use super::success::Success;
 use crate::lock::locks::RealmLocks;
 use crate::realm::error::RealmError;
 
@@ -30,8 +31,13 @@ pub enum HoldUntil {
     ///
     /// The head of the response leaves before the lock is confirmed; the last frame of the body
     /// waits for that, and a lock that was lost ends it with an error. A client that reads slowly
-    /// keeps the lock, up to [`max_hold`](crate::RealmWriteLockLayer::max_hold). A body for which
-    /// no server asks, of a response to HEAD or with the status 204 or 304, does not keep it.
+    /// keeps the lock, up to [`max_hold`](crate::RealmWriteLockLayer::max_hold): then, or when the
+    /// lock is lost, the body is dropped, and the next writer gets in after its destructor.
+    ///
+    /// No server asks for some bodies: of a response to HEAD, of one with the status 204 or 304, and
+    /// of one that turns the connection into a tunnel, which is 101 and a 2xx to CONNECT. Such a
+    /// response ends its hold when it is made, as with [`Response`](Self::Response). What then
+    /// flows through a tunnel, such as the messages of a `WebSocket`, is not under the lock.
     BodyEnd,
 }
 
@@ -61,6 +67,7 @@ pub(super) struct Settings {
     pub(super) locks: RealmLocks,
     pub(super) confirm: bool,
     pub(super) server_timing: bool,
+    pub(super) success: Success,
     pub(super) hold_until: HoldUntil,
     pub(super) on_disconnect: OnDisconnect,
     pub(super) body_timeout: Duration,
@@ -73,11 +80,17 @@ impl Settings {
             locks,
             confirm: true,
             server_timing: false,
+            success: Success::default(),
             hold_until: HoldUntil::default(),
             on_disconnect: OnDisconnect::default(),
             body_timeout: BODY_TIMEOUT,
             rejection: Arc::new(Rejection::to_response),
         }
+    }
+
+    /// Whether a hold may last longer than the inner call.
+    pub(super) fn may_outlive_response(&self) -> bool {
+        self.hold_until == HoldUntil::BodyEnd || self.success.reads_trailers()
     }
 
     /// The response of a rejected request: logged, and counted.
@@ -104,6 +117,7 @@ impl fmt::Debug for Settings {
             .field("locks", &self.locks)
             .field("confirm", &self.confirm)
             .field("server_timing", &self.server_timing)
+            .field("success", &self.success)
             .field("hold_until", &self.hold_until)
             .field("on_disconnect", &self.on_disconnect)
             .field("body_timeout", &self.body_timeout)

@@ -347,13 +347,27 @@ impl Hold {
         .await
     }
 
-    /// Keeps the hold until `work` has ended, which nothing can stop: not even the loss of the lock.
-    pub(super) async fn outlast<T>(&self, work: impl Future<Output = T>) -> T {
-        let mut work = pin!(work);
-        if let Ok(done) = self.guard(&mut work).await {
-            return done;
-        }
-        work.await
+    /// Keeps the hold until `work` has ended, which nothing can stop: neither `max_hold` nor the loss
+    /// of the lock.
+    ///
+    /// # Cancel safety
+    ///
+    /// If dropped, so is `work`; the hold goes on.
+    pub(crate) async fn outlast<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(INNERMOST.scope(Arc::clone(&self.core), work));
+        let mut life = pin!(async { tokio::join!(self.keep(), self.show_life()) });
+        poll_fn(|cx| {
+            // Only so that it is not revoked: without its lock the work goes on as well.
+            let step = self.core.begin_step().ok();
+            let polled = work.as_mut().poll(cx);
+            step.into_iter().for_each(Step::end);
+            if polled.is_pending() {
+                // It never ends.
+                let _ = life.as_mut().poll(cx);
+            }
+            polled
+        })
+        .await
     }
 
     /// Keeps the hold alive; resolves when it must end before its work does.
@@ -447,7 +461,8 @@ impl NestedNeeds {
                 "hold_until",
                 "BodyEnd",
                 "this task holds the lock already, in a hold whose shared transaction commits \
-                 before the body ends; leave share_transaction or HoldUntil::BodyEnd off",
+                 before the body ends; leave share_transaction off, or HoldUntil::BodyEnd and any \
+                 Success that reads trailers",
             );
         }
         Ok(())

@@ -1,5 +1,6 @@
 //! Each small example does what its first lines say, as a process that is spoken to over HTTP.
 
+mod grpc;
 mod job;
 mod replicas;
 mod servers;
