@@ -9,6 +9,7 @@ pub mod guarantees {}
 #[doc = include_str!("../docs/migrating.md")]
 pub mod migrating {}
 
+#[doc = "[operations]: self::operations\n\n"]
 #[doc = include_str!("../docs/options.md")]
 pub mod options {}
 

@@ -188,22 +188,26 @@
 //!
 //! # Rejections
 //!
-//! A request that does not reach the inner service, or whose lock did not hold, is answered with `application/problem+json`
-//! (RFC 9457). The `type` of the problem leads here.
+//! A request that does not reach the inner service, or whose lock did not hold, is answered with
+//! `application/problem+json` (RFC 9457). The `type` of the problem leads here.
 //!
-//! | situation | status | code |
-//! | --- | --- | --- |
-//! | <a id="lock-timeout"></a>no lock within the acquire timeout | 503, `Retry-After` | `lock-timeout` |
-//! | <a id="queue-full"></a>too many requests wait for this realm | 503, `Retry-After` | `queue-full` |
-//! | <a id="lock-unavailable"></a>database unreachable or a standby, lock connections exhausted, shutting down | 503, `Retry-After` | `lock-unavailable` |
-//! | <a id="lock-lost"></a>the lock was lost during the call; the write may or may not stand | 503 | `lock-lost` |
-//! | <a id="commit-failed"></a>a shared transaction could not commit; the write does not stand | 503 | `commit-failed` |
-//! | <a id="hold-expired"></a>the call took longer than `max_hold` and was stopped | 504 | `hold-expired` |
-//! | <a id="realm-unresolved"></a>no realm in the request, or a request that can be read in two ways | 400 | `realm-unresolved` |
-//! | <a id="realm-unavailable"></a>a resolver of the application's own could not look the realm up | 503, `Retry-After` | `realm-unavailable` |
-//! | <a id="body-too-large"></a>a body in which realms or resources stand is over the limit | 413 | `body-too-large` |
-//! | <a id="body-timeout"></a>such a body did not come in time | 408 | `body-timeout` |
-//! | <a id="body-broken"></a>such a body broke off | 400 | `body-broken` |
+//! A gRPC request gets a `grpc-status` instead: status 200, no body, and in the headers
+//! `grpc-status` and, percent-encoded in `grpc-message`, the detail. A gRPC-Web request gets the
+//! same headers with its own content type. [`Rejection::to_response_for`] says which is which.
+//!
+//! | situation | status | code | `grpc-status` |
+//! | --- | --- | --- | --- |
+//! | <a id="lock-timeout"></a>no lock within the acquire timeout | 503, `Retry-After` | `lock-timeout` | 14 `UNAVAILABLE` |
+//! | <a id="queue-full"></a>too many requests wait for this realm | 503, `Retry-After` | `queue-full` | 8 `RESOURCE_EXHAUSTED` |
+//! | <a id="lock-unavailable"></a>database unreachable or a standby, lock connections exhausted, shutting down | 503, `Retry-After` | `lock-unavailable` | 14 `UNAVAILABLE` |
+//! | <a id="lock-lost"></a>the lock was lost during the call; the write may or may not stand | 503 | `lock-lost` | 10 `ABORTED` |
+//! | <a id="commit-failed"></a>a shared transaction could not commit; the write does not stand | 503 | `commit-failed` | 10 `ABORTED` |
+//! | <a id="hold-expired"></a>the call took longer than `max_hold` and was stopped | 504 | `hold-expired` | 4 `DEADLINE_EXCEEDED` |
+//! | <a id="realm-unresolved"></a>no realm in the request, or a request that can be read in two ways | 400 | `realm-unresolved` | 3 `INVALID_ARGUMENT` |
+//! | <a id="realm-unavailable"></a>a resolver of the application's own could not look the realm up | 503, `Retry-After` | `realm-unavailable` | 14 `UNAVAILABLE` |
+//! | <a id="body-too-large"></a>a body that the layer reads is over the limit | 413 | `body-too-large` | 8 `RESOURCE_EXHAUSTED` |
+//! | <a id="body-timeout"></a>such a body did not come in time | 408 | `body-timeout` | 4 `DEADLINE_EXCEEDED` |
+//! | <a id="body-broken"></a>such a body broke off | 400 | `body-broken` | 3 `INVALID_ARGUMENT` |
 
 // docs.rs builds with a nightly Rust, and says of each item which feature it needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]

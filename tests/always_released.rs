@@ -70,7 +70,7 @@ async fn a_panic_in_the_rejection_closure_leaves_no_lock() {
     let panicking = layer
         .clone()
         .max_hold(Duration::from_millis(20))
-        .rejection(|rejection| panic!("as the test asked: {}", rejection.code()));
+        .rejection(|rejection, _| panic!("as the test asked: {}", rejection.code()));
     for policy in [OnDisconnect::Finish, OnDisconnect::Cancel] {
         let (handler, mut gate) = gate();
         let write = patch(

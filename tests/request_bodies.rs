@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
     HeldLock, LockRules, RealmBodyLockLayer, RealmBodyResolver, RealmLocks, RealmPointers,
-    RealmWriteLockLayer, Rejection, RequestBody, Scope,
+    RealmResolver, RealmWriteLockLayer, Rejection, RequestBody, Scope,
 };
 
 const LIMIT: usize = 64;
@@ -218,6 +218,46 @@ async fn a_request_that_does_not_need_its_body_keeps_the_very_same() {
         let request = request.body(Untouched(1 << 40)).unwrap();
         let response = reading.layer(handler).oneshot(request).await.unwrap();
         assert_eq!(response.status(), 200, "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn a_layer_can_read_the_body_of_every_locked_request() {
+    let closure = RealmResolver::from_fn(|_| async {
+        Ok(vec!["http://realms.test/luke/a/".parse().unwrap()])
+    });
+    let realms = RealmBodyResolver::from(realms())
+        .route(Method::POST, "/_lookup", closure)
+        .unwrap();
+    let rules = LockRules::new()
+        .scope(Method::POST, "/luke/a/{*card}", Scope::resource())
+        .unwrap();
+    let layer = RealmBodyLockLayer::new(RealmLocks::in_process(), realms, LIMIT).rules(rules);
+    for (method, path, is_locked) in [
+        (Method::PATCH, "/luke/a/card", true),
+        (Method::POST, "/luke/a/card", true),
+        (Method::POST, "/_lookup", true),
+        (Method::GET, "/luke/a/card", false),
+    ] {
+        for all in [true, false] {
+            let handler = service_fn(async |request: Request<RequestBody<Body>>| {
+                let is_read = request.body().bytes().is_some();
+                Ok::<_, Infallible>(Response::new(is_read.to_string()))
+            });
+            let request = |body: Body| {
+                let request = Request::builder().method(&method).uri(path).body(body);
+                request.unwrap()
+            };
+            let service = layer.clone().read_all(all).layer(handler);
+            let response = service.clone().oneshot(request(DOCUMENT.into())).await;
+            let body = response.unwrap().into_body().collect().await.unwrap();
+            let expected = (all && is_locked).to_string();
+            assert_eq!(body.to_bytes(), expected, "{method} {path}");
+            let long = Body::from(" ".repeat(LIMIT + 1));
+            let response = service.oneshot(request(long)).await.unwrap();
+            let is_rejected = response.status() == 413;
+            assert_eq!(is_rejected, all && is_locked, "{method} {path}");
+        }
     }
 }
 

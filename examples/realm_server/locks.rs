@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::Method;
 use tower_realm_lock::{
     LockError, LockRules, RealmBodyLockLayer, RealmBodyResolver, RealmError, RealmLocks,
-    RealmPaths, RealmWrites, Rejection,
+    RealmPaths, RealmWrites,
 };
 use url::Url;
 
@@ -91,7 +91,7 @@ pub fn unlocked(rules: &LockRules) -> impl Iterator<Item = String> {
 pub fn layers(locks: &RealmLocks, base_url: &Url, rows: bool) -> Result<Layers, RealmError> {
     let layer = |realms: RealmBodyResolver| {
         RealmBodyLockLayer::new(locks.clone(), realms, body::LIMIT)
-            .rejection(|rejection: &Rejection| ApiError::from(rejection).into_http())
+            .rejection(|rejection, _| ApiError::from(rejection).into_http())
     };
     let cards = RealmPaths::new(base_url.as_str(), "/{owner}/{realm}")?;
     Ok(Layers {

@@ -31,7 +31,9 @@ impl<B: Body> LockBody<B> {
     }
 
     pub(super) fn rejected(problem: Bytes) -> Self {
-        Self(BodySource::Rejected(Some(problem)))
+        // Without a body the response ends with its head, as gRPC clients expect.
+        let problem = Some(problem).filter(|problem| !problem.is_empty());
+        Self(BodySource::Rejected(problem))
     }
 }
 

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
+use http::request::Parts;
 use tower_layer::Layer;
 
 #[cfg(feature = "serde")]
@@ -22,8 +23,8 @@ use crate::realm::rules::lock_rules::LockRules;
 /// Holds the write lock of a request's realm for the whole inner call.
 ///
 /// For every service over `http` requests and responses, with any request body, and any response
-/// body whose data can be made of [`Bytes`]. The error type stays the inner service's own. Cheap to
-/// clone.
+/// body whose data can be made of [`Bytes`]. Both are [`http_body::Body`]s. The error type stays the
+/// inner service's own. Cheap to clone.
 ///
 /// Put it outside of what reads the request body and inside of what should see rejections, such as
 /// tracing. Every route that writes to a realm must be inside it. Axum's `nest` takes away the
@@ -45,7 +46,7 @@ pub struct RealmWriteLockLayer {
 /// The inner service gets a [`RequestBody`](crate::RequestBody): the bytes and trailers that were
 /// read, or the client's own body where it was not read. axum's routes take it as it is. A body is
 /// read before its request waits for a lock, and only if a [`RealmPointers`], a [`Scope`] or a
-/// closure needs it.
+/// closure needs it, unless [`read_all`](Self::read_all) is set.
 ///
 /// A body that is longer than the limit is answered with 413 `body-too-large`, one that breaks off
 /// with 400 `body-broken`, and one that takes longer than the [`body_timeout`](Self::body_timeout)
@@ -105,6 +106,7 @@ pub struct RealmBodyLockLayer {
     realms: Arc<Realms<<Reading as Bodies>::Reads>>,
     settings: Settings,
     limit: usize,
+    read_all: bool,
 }
 
 /// The options that both layers have.
@@ -206,30 +208,37 @@ macro_rules! options {
             self
         }
 
-        /// Makes the responses of rejections. Default [`Rejection::to_response`].
+        /// Makes the responses of rejections, from the rejection and the head of its request.
+        /// Default [`Rejection::to_response_for`], which is also there for what the closure leaves
+        /// as it is.
         ///
-        /// It is called for each rejected request, and must not block. Whatever it makes, the
-        /// [`Rejection`] is added to the response's extensions.
+        /// It is called for each rejected request, those of gRPC too, and must not block. The head
+        /// is the one that the layer got. With a closure, each granted request has its head copied,
+        /// extensions included. Whatever the closure makes, the [`Rejection`] is added to the
+        /// response's extensions.
         ///
         /// ```
-        /// use http::Response;
+        /// use http::StatusCode;
         /// use tower_realm_lock::{RealmLocks, RealmPaths, RealmWriteLockLayer};
         ///
         /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
-        /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms).rejection(|rejection| {
-        ///     let mut response = Response::new(rejection.detail().into());
-        ///     *response.status_mut() = rejection.status();
-        ///     response
-        /// });
+        /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms).rejection(
+        ///     |rejection, head| match rejection.code() {
+        ///         "lock-timeout" if head.uri.path().ends_with("/_publish") => {
+        ///             rejection.to_response_with_status(StatusCode::CONFLICT)
+        ///         }
+        ///         _ => rejection.to_response_for(head),
+        ///     },
+        /// );
         /// # let _ = layer;
         /// # Ok::<(), tower_realm_lock::RealmError>(())
         /// ```
         #[must_use]
         pub fn rejection<F>(mut self, response: F) -> Self
         where
-            F: Fn(&Rejection) -> Response<Bytes> + Send + Sync + 'static,
+            F: Fn(&Rejection, &Parts) -> Response<Bytes> + Send + Sync + 'static,
         {
-            self.settings.rejection = Arc::new(response);
+            self.settings.rejection = Some(Arc::new(response));
             self
         }
     };
@@ -293,7 +302,8 @@ impl RealmWriteLockLayer {
     }
 
     /// The same layer, with the same options, that also reads bodies of up to `limit` bytes: to be
-    /// given [`rules`](RealmBodyLockLayer::rules) with scopes that need them.
+    /// given [`rules`](RealmBodyLockLayer::rules) with scopes that need them, or to read
+    /// [all of them](RealmBodyLockLayer::read_all).
     ///
     /// A [`RealmBodyResolver`] goes to [`RealmBodyLockLayer::new`].
     #[must_use]
@@ -302,6 +312,7 @@ impl RealmWriteLockLayer {
             realms: Arc::new(Arc::unwrap_or_clone(self.realms).with_bodies()),
             settings: self.settings,
             limit,
+            read_all: false,
         }
     }
 
@@ -320,6 +331,7 @@ impl RealmBodyLockLayer {
             realms: Arc::new(Realms::of_bodies(realms.into())),
             settings: Settings::new(locks),
             limit,
+            read_all: false,
         }
     }
 
@@ -332,6 +344,39 @@ impl RealmBodyLockLayer {
             realms: Arc::new(realms),
             ..self
         }
+    }
+
+    /// Whether the body of each locked request is read before the request waits for its lock, also
+    /// where nothing in it has to be found. Default `false`.
+    ///
+    /// Without it, the handler reads such a body under the lock:
+    ///
+    /// - A client that sends slowly, or stops, holds its realm and a lock connection, up to
+    ///   [`max_hold`](Self::max_hold). As many of them as the pool has connections keep every other
+    ///   realm waiting.
+    /// - A client that vanishes while it waits is noticed late over HTTP/1.1. A server reads nothing
+    ///   more from the connection until somebody reads the body, so it misses the disconnect unless
+    ///   the first read brought the whole body. The request keeps its place in the queue until
+    ///   [`acquire_timeout`](Self::acquire_timeout).
+    ///
+    /// With it, neither happens. The price is memory: each waiting request keeps its body, up to the
+    /// layer's limit, and a longer one is answered with 413 `body-too-large`. Large uploads are best
+    /// stored elsewhere first, and published by a request that only names them.
+    ///
+    /// ```
+    /// use tower_realm_lock::{RealmLocks, RealmPaths, RealmWriteLockLayer};
+    ///
+    /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
+    /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms)
+    ///     .read_bodies(1024 * 1024)
+    ///     .read_all(true);
+    /// # let _ = layer;
+    /// # Ok::<(), tower_realm_lock::RealmError>(())
+    /// ```
+    #[must_use]
+    pub fn read_all(mut self, all: bool) -> Self {
+        self.read_all = all;
+        self
     }
 
     /// How long a client may take to send a body that is read before its lock. Default 30 seconds.
@@ -358,6 +403,11 @@ impl<S> Layer<S> for RealmBodyLockLayer {
 
     fn layer(&self, inner: S) -> RealmBodyLock<S> {
         let settings = Arc::new(self.settings.clone());
-        RealmBodyLock::new(inner, Arc::clone(&self.realms), settings, self.limit)
+        let bodies = Reading {
+            limit: self.limit,
+            timeout: settings.body_timeout,
+            all: self.read_all,
+        };
+        RealmBodyLock::new(inner, Arc::clone(&self.realms), settings, bodies)
     }
 }

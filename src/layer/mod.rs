@@ -6,8 +6,8 @@
 //! that a passing request costs, and hands every other request to one future:
 //!
 //! 1. **Prepare.** Before the lock, closures are asked and the body is read, as far as the decision
-//!    needs that: see `prepare`. The result is the claim, and the request with the body that the
-//!    inner service gets. Nothing is held yet.
+//!    or `read_all` needs that: see `prepare`. The result is the claim, and the request with the
+//!    body that the inner service gets. Nothing is held yet.
 //! 2. **Wait** for the lock: see [`lock`](crate::lock).
 //! 3. **Call** the inner service under the hold, in the caller's own task. If the caller is dropped
 //!    now, a task adopts the call and runs it to its end.
@@ -16,7 +16,8 @@
 //!    or the hold lasts as long as the body, the head leaves first, and the last frame waits instead.
 //!
 //! A rejection is an error on all of this way. `answer` is the one place where it becomes a response,
-//! by `Settings::reject`, which also logs and counts it.
+//! by `Settings::reject`, which also logs and counts it. A `Rejected` has what that needs: the
+//! request's head or its gRPC type, and its unread body, which is drained in the background.
 //!
 //! # Bodies
 //!
@@ -31,19 +32,22 @@
 //!   reserved, such as a concurrency permit. It asks for it again under the lock.
 //! - A realm that the path names is found in `call`, before the future is first polled: a change of
 //!   the mounts does not reach a request that already waits.
-//! - A body is read only if a decision needs it, and before anything is held, so that a slow client
-//!   delays nobody else. Otherwise the inner service gets the very body that the client sent.
+//! - A body is read before anything is held, so that a slow client delays nobody else. A body that
+//!   is not read reaches the inner service as the client sent it, or is drained.
+//! - A granted request has its head copied only for a rejection closure.
 //! - A body that keeps the hold makes no step without the lock, and the hold's own task ends it if its
 //!   server does not: see `holding`. The hold ends after the body's destructor.
 //! - A future that is dropped before the lock is granted leaves nothing behind.
 
 mod body;
+mod drain;
 mod future;
 mod holding;
 mod layers;
 #[cfg(feature = "serde")]
 mod limits;
 mod prepare;
+mod rejected;
 mod rejection;
 mod request_body;
 mod service;

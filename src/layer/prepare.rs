@@ -7,12 +7,12 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::Request;
 use http::request::Parts;
+use http::{HeaderMap, Request};
 use http_body::Body;
 
-use super::rejection::Rejection;
-use super::request_body::{BodyError, Reading, RequestBody};
+use super::rejected::Rejected;
+use super::request_body::{Reading, RequestBody, Unreadable};
 use crate::lock::claim::Claim;
 use crate::realm::body::ReadsBodies;
 use crate::realm::classify::{Locked, LookedUp, NeedsBody, NeedsLookup};
@@ -22,22 +22,27 @@ use crate::realm::rules::scope::Extent;
 pub(super) trait Bodies: Copy + Debug + Send + 'static {
     /// Held by each decision that needs a body. Where none is read, no value of it exists.
     type Reads: Copy + Debug + Send + Sync + 'static;
+
+    /// Whether the body of each locked request is read, whether or not it names what to lock.
+    fn reads_all(self) -> Option<Self::Reads>;
 }
 
 /// What a layer does with the bodies of type `A`.
 pub(super) trait BodiesOf<A>: Bodies {
     /// The body that the inner service gets.
-    type Body: Send + 'static;
+    type Body: Body + Send + 'static;
 
     /// The body of a request that was not read.
     fn unread(body: A) -> Self::Body;
 
-    /// Reads a body, and gives its bytes and what the inner service gets.
+    /// Reads the body of a request with these headers, and gives its bytes and what the inner
+    /// service gets.
     fn read(
         self,
+        headers: &HeaderMap,
         body: A,
         reads: Self::Reads,
-    ) -> impl Future<Output = Result<(Bytes, Self::Body), BodyError>> + Send;
+    ) -> impl Future<Output = Result<(Bytes, Self::Body), Unreadable>> + Send;
 }
 
 /// No body is read.
@@ -46,22 +51,30 @@ pub(super) struct Unread;
 
 impl Bodies for Unread {
     type Reads = Infallible;
+
+    fn reads_all(self) -> Option<Infallible> {
+        None
+    }
 }
 
-impl<A: Send + 'static> BodiesOf<A> for Unread {
+impl<A: Body + Send + 'static> BodiesOf<A> for Unread {
     type Body = A;
 
     fn unread(body: A) -> A {
         body
     }
 
-    async fn read(self, _: A, never: Infallible) -> Result<(Bytes, A), BodyError> {
+    async fn read(self, _: &HeaderMap, _: A, never: Infallible) -> Result<(Bytes, A), Unreadable> {
         match never {}
     }
 }
 
 impl Bodies for Reading {
     type Reads = ReadsBodies;
+
+    fn reads_all(self) -> Option<ReadsBodies> {
+        self.all.then_some(ReadsBodies)
+    }
 }
 
 impl<A> BodiesOf<A> for Reading
@@ -78,21 +91,30 @@ where
 
     fn read(
         self,
+        headers: &HeaderMap,
         body: A,
         ReadsBodies: ReadsBodies,
-    ) -> impl Future<Output = Result<(Bytes, RequestBody<A>), BodyError>> + Send {
-        Reading::read(self, body)
+    ) -> impl Future<Output = Result<(Bytes, RequestBody<A>), Unreadable>> + Send {
+        Reading::read(self, headers, body)
     }
 }
 
 /// What a request needs before it can ask for its lock.
 pub(super) enum Needs<B> {
     Lookup(NeedsLookup<B>),
-    Body(NeedsBody<B>, B),
+    Body(Target<B>, B),
+}
+
+/// What a request locks whose body is read.
+pub(super) enum Target<B> {
+    /// The body names it.
+    InBody(NeedsBody<B>),
+    /// It is known without the body.
+    Known(Locked),
 }
 
 /// A request that may ask for its lock.
-pub(super) type Prepared<A> = Result<(Claim, Request<A>), Rejection>;
+pub(super) type Prepared<A> = Result<(Claim, Request<A>), Rejected>;
 
 /// Asks closures and reads the body, as far as a request needs that. Nothing is held yet.
 ///
@@ -106,22 +128,41 @@ pub(super) async fn prepare<A, R: BodiesOf<A>>(
 ) -> Prepared<R::Body> {
     let (parts, body) = request.into_parts();
     let parts = Arc::new(parts);
-    let (needs, reads) = match needs {
-        Needs::Body(needs, reads) => (needs, reads),
-        Needs::Lookup(lookup) => match lookup.find(&parts).await? {
-            LookedUp::NeedsBody(needs, reads) => (needs, reads),
-            LookedUp::Claim(locked) => return Ok(with_claim(&locked, parts, R::unread(body))),
+    let (target, reads) = match needs {
+        Needs::Body(target, reads) => (target, reads),
+        Needs::Lookup(lookup) => match lookup.find(&parts).await {
+            Ok(LookedUp::NeedsBody(needs, reads)) => (Target::InBody(needs), reads),
+            Ok(LookedUp::Claim(locked)) => match bodies.reads_all() {
+                Some(reads) => (Target::Known(locked), reads),
+                None => return Ok(with_claim(&locked, parts, R::unread(body))),
+            },
+            Err(error) => {
+                let request = Request::from_parts(owned(parts), R::unread(body));
+                return Err(Rejected::unread(error, request));
+            }
         },
     };
-    let (bytes, body) = bodies.read(body, reads).await?;
-    let locked = needs.find(&parts, &bytes).await?;
-    Ok(with_claim(&locked, parts, body))
+    let (bytes, body) = match bodies.read(&parts.headers, body, reads).await {
+        Ok(read) => read,
+        Err(Unreadable { error, drain }) => return Err(Rejected::new(error, owned(parts), drain)),
+    };
+    let locked = match target {
+        Target::InBody(needs) => needs.find(&parts, &bytes).await,
+        Target::Known(locked) => Ok(locked),
+    };
+    match locked {
+        Ok(locked) => Ok(with_claim(&locked, parts, body)),
+        Err(error) => Err(Rejected::new(error, owned(parts), None)),
+    }
 }
 
 fn with_claim<A>(locked: &Locked, parts: Arc<Parts>, body: A) -> (Claim, Request<A>) {
+    (claim(locked), Request::from_parts(owned(parts), body))
+}
+
+fn owned(parts: Arc<Parts>) -> Parts {
     // A closure may have kept it.
-    let parts = Arc::unwrap_or_clone(parts);
-    (claim(locked), Request::from_parts(parts, body))
+    Arc::unwrap_or_clone(parts)
 }
 
 /// The claim on what a request locks.

@@ -2,7 +2,7 @@ use std::error::Error;
 use std::fmt;
 use std::future::poll_fn;
 use std::mem;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project::pin_project;
 
+use super::drain::Drain;
 use crate::realm::error::shown;
 
 /// The body of a request behind a [`RealmBodyLockLayer`](crate::RealmBodyLockLayer): the very body
@@ -136,6 +137,12 @@ pub enum BodyError {
     },
 }
 
+/// A body that was not read to its end, and what is left of it to drain.
+pub(super) struct Unreadable {
+    pub(super) error: BodyError,
+    pub(super) drain: Option<Drain>,
+}
+
 /// How a layer reads bodies.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reading {
@@ -143,38 +150,54 @@ pub(super) struct Reading {
     pub(super) limit: usize,
     /// How long a client may take to send them.
     pub(super) timeout: Duration,
+    /// Whether the body of each locked request is read.
+    pub(super) all: bool,
 }
 
 impl Reading {
-    /// All of a body: its bytes, and the body with these to hand on.
+    /// All of the body of a request with these headers: its bytes, and the body with these to hand
+    /// on.
     ///
     /// # Cancel safety
     ///
     /// Dropped, it drops the body with what was read of it.
-    pub(super) async fn read<A>(self, body: A) -> Result<(Bytes, RequestBody<A>), BodyError>
+    pub(super) async fn read<A>(
+        self,
+        headers: &HeaderMap,
+        body: A,
+    ) -> Result<(Bytes, RequestBody<A>), Unreadable>
     where
-        A: Body,
+        A: Body + Send + 'static,
         A::Error: Into<Box<dyn Error + Send + Sync>>,
     {
-        let Self { limit, timeout } = self;
-        let read = tokio::time::timeout(timeout, read(body, limit)).await;
-        let read = read.unwrap_or(Err(BodyError::TimedOut { after: timeout }))?;
-        Ok((read.data.clone(), RequestBody(Content::Read(read))))
+        let Self { limit, timeout, .. } = self;
+        // Before anything is read, so that a client that waits for `100 Continue` sends nothing.
+        if body.size_hint().lower() > limit.try_into().unwrap_or(u64::MAX) {
+            return Err(Unreadable {
+                error: BodyError::TooLarge { limit },
+                drain: Drain::of_unread(headers, body),
+            });
+        }
+        let mut body = Box::pin(body);
+        let read = tokio::time::timeout(timeout, read(body.as_mut(), limit)).await;
+        let error = match read {
+            Ok(Ok(read)) => return Ok((read.data.clone(), RequestBody(Content::Read(read)))),
+            Ok(Err(error)) => error,
+            Err(_) => BodyError::TimedOut { after: timeout },
+        };
+        // A client that was too slow gets no more time.
+        let drain = matches!(error, BodyError::TooLarge { .. }).then(|| Drain::of_rest(body));
+        Err(Unreadable { error, drain })
     }
 }
 
 /// All of a body within `limit` bytes.
-async fn read<A>(body: A, limit: usize) -> Result<ReadBody, BodyError>
+async fn read<A>(mut body: Pin<&mut A>, limit: usize) -> Result<ReadBody, BodyError>
 where
     A: Body,
     A::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let too_large = BodyError::TooLarge { limit };
-    // Before anything is read, so that a client that waits for `100 Continue` sends nothing.
-    if body.size_hint().lower() > limit.try_into().unwrap_or(u64::MAX) {
-        return Err(too_large);
-    }
-    let mut body = pin!(body);
     // One piece of memory, so that a client that sends many small chunks costs no more than
     // another.
     let mut data = BytesMut::new();

@@ -14,7 +14,8 @@ use tracing::Instrument;
 use super::body::LockBody;
 use super::future::{CallResult, ResponseFuture};
 use super::holding::{is_streamed, length};
-use super::prepare::{Bodies, BodiesOf, Needs, Prepared, Unread, claim, prepare};
+use super::prepare::{Bodies, BodiesOf, Needs, Prepared, Target, Unread, claim, prepare};
+use super::rejected::{Asked, Rejected};
 use super::rejection::Rejection;
 use super::request_body::{Reading, RequestBody};
 use super::settings::{HoldUntil, OnDisconnect, Settings};
@@ -73,14 +74,13 @@ impl<S> RealmBodyLock<S> {
         inner: S,
         realms: Arc<Realms<<Reading as Bodies>::Reads>>,
         settings: Arc<Settings>,
-        limit: usize,
+        bodies: Reading,
     ) -> Self {
-        let timeout = settings.body_timeout;
         Self(Locking {
             inner,
             realms,
             settings,
-            bodies: Reading { limit, timeout },
+            bodies,
         })
     }
 }
@@ -90,7 +90,7 @@ where
     S: Service<Request<A>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send,
     S::Error: Send + 'static,
-    A: Send + 'static,
+    A: Body + Send + 'static,
     B: Body + Send + 'static,
     B::Data: From<Bytes> + Send,
 {
@@ -146,10 +146,15 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
             Decision::Pass => {
                 return ResponseFuture::passed(self.inner.call(request.map(R::unread)));
             }
-            Decision::Claim(locked) => Ok((claim(&locked), request.map(R::unread))),
-            Decision::Reject(error) => Err(error.into()),
+            Decision::Claim(locked) => match self.bodies.reads_all() {
+                Some(reads) => {
+                    return self.prepared(Needs::Body(Target::Known(locked), reads), request);
+                }
+                None => Ok((claim(&locked), request.map(R::unread))),
+            },
+            Decision::Reject(error) => Err(Rejected::unread(error, request.map(R::unread))),
             Decision::NeedsBody(needs, reads) => {
-                return self.prepared(Needs::Body(needs, reads), request);
+                return self.prepared(Needs::Body(Target::InBody(needs), reads), request);
             }
             Decision::NeedsLookup(lookup) => {
                 return self.prepared(Needs::Lookup(lookup), request);
@@ -195,14 +200,28 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
 }
 
 /// Why a call has no response of the inner service.
-enum Failed<E> {
+enum Failed<E, R = Rejection> {
     Inner(E),
-    Rejected(Rejection),
+    Rejected(R),
 }
 
 impl<E> From<LockError> for Failed<E> {
     fn from(error: LockError) -> Self {
         Self::Rejected(error.into())
+    }
+}
+
+impl<E> Failed<E> {
+    /// With what to answer, for a request that the inner service has got.
+    fn of(self, asked: Asked) -> Failed<E, Rejected> {
+        match self {
+            Self::Inner(error) => Failed::Inner(error),
+            Self::Rejected(rejection) => Failed::Rejected(Rejected {
+                rejection,
+                asked,
+                drain: None,
+            }),
+        }
     }
 }
 
@@ -216,7 +235,7 @@ where
     S: Service<Request<A>, Response = Response<B>> + Send + 'static,
     S::Future: Send,
     S::Error: Send + 'static,
-    A: Send + 'static,
+    A: Body + Send + 'static,
     B: Body + Send + 'static,
     B::Data: Send,
 {
@@ -227,11 +246,11 @@ where
             let call = locked_call(&settings, claim, inner, request, &mut timing);
             call.instrument(span).await
         }
-        Err(rejection) => Err(Failed::Rejected(rejection)),
+        Err(rejected) => Err(Failed::Rejected(rejected)),
     };
     let mut response = match called {
         Ok(response) => response,
-        Err(Failed::Rejected(rejection)) => settings.reject(&rejection),
+        Err(Failed::Rejected(rejected)) => settings.reject(rejected),
         Err(Failed::Inner(error)) => return Err(error),
     };
     if let Some(timing) = timing {
@@ -248,12 +267,12 @@ async fn locked_call<S, A, B>(
     inner: S,
     mut request: Request<A>,
     timing: &mut Option<HeaderValue>,
-) -> Result<Response<LockBody<B>>, Failed<S::Error>>
+) -> Result<Response<LockBody<B>>, Failed<S::Error, Rejected>>
 where
     S: Service<Request<A>, Response = Response<B>> + Send + 'static,
     S::Future: Send,
     S::Error: Send + 'static,
-    A: Send + 'static,
+    A: Body + Send + 'static,
     B: Body + Send + 'static,
     B::Data: Send,
 {
@@ -262,8 +281,12 @@ where
     let hold = settings.locks.hold(&claim, outlives_response).await;
     let is_timed = settings.server_timing && !hold.as_ref().is_ok_and(Hold::is_nested);
     *timing = is_timed.then(|| clock.header());
-    let hold = hold?;
+    let hold = match hold {
+        Ok(hold) => hold,
+        Err(error) => return Err(Failed::Rejected(Rejected::unread(error, request))),
+    };
     clock.granted();
+    let asked = settings.asked(&request);
     insert(&mut request, &HeldLock::of(&hold));
     let method = request.method().clone();
     // Boxed so that waiters do not carry space for the inner future.
@@ -275,11 +298,16 @@ where
     };
     // Before the confirmation: by then the next writer is inside.
     *timing = is_timed.then(|| clock.header());
-    let (response, ending) = called?;
-    if let Some(ending) = ending {
-        ending.confirmed().await?;
-    }
-    Ok(response)
+    let confirmed = async {
+        let (response, ending) = called?;
+        if let Some(ending) = ending {
+            ending.confirmed().await?;
+        }
+        Ok(response)
+    };
+    confirmed
+        .await
+        .map_err(|failed: Failed<_>| failed.of(asked))
 }
 
 /// The inner call under its hold, and the end of the hold of a success; the ending is there if it is

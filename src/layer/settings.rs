@@ -4,11 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::Response;
+use http::{Request, Response};
 use http_body::Body;
 
 use super::body::LockBody;
+use super::rejected::{Asked, Rejected, RejectionFn};
 use super::rejection::Rejection;
 use super::success::Success;
 use crate::lock::locks::RealmLocks;
@@ -59,8 +59,6 @@ pub enum OnDisconnect {
     Cancel,
 }
 
-type RejectionFn = dyn Fn(&Rejection) -> Response<Bytes> + Send + Sync;
-
 /// How requests are locked. What decides which ones are locked is apart from this.
 #[derive(Clone)]
 pub(super) struct Settings {
@@ -71,7 +69,8 @@ pub(super) struct Settings {
     pub(super) hold_until: HoldUntil,
     pub(super) on_disconnect: OnDisconnect,
     pub(super) body_timeout: Duration,
-    pub(super) rejection: Arc<RejectionFn>,
+    /// Makes the responses of rejections in place of [`Rejection::to_response_for`].
+    pub(super) rejection: Option<Arc<RejectionFn>>,
 }
 
 impl Settings {
@@ -84,7 +83,7 @@ impl Settings {
             hold_until: HoldUntil::default(),
             on_disconnect: OnDisconnect::default(),
             body_timeout: BODY_TIMEOUT,
-            rejection: Arc::new(Rejection::to_response),
+            rejection: None,
         }
     }
 
@@ -93,11 +92,22 @@ impl Settings {
         self.hold_until == HoldUntil::BodyEnd || self.success.reads_trailers()
     }
 
-    /// The response of a rejected request: logged, and counted.
-    pub(super) fn reject<B: Body>(&self, rejection: &Rejection) -> Response<LockBody<B>> {
+    /// What the response of a rejection will need of this request, which the inner service gets.
+    pub(super) fn asked<A>(&self, request: &Request<A>) -> Asked {
+        Asked::of(request, self.rejection.is_some())
+    }
+
+    /// The response of a rejected request: logged, and counted. The rest of its body is drained in
+    /// the background.
+    pub(super) fn reject<B: Body>(&self, rejected: Rejected) -> Response<LockBody<B>> {
+        let Rejected {
+            rejection,
+            asked,
+            drain,
+        } = rejected;
         let code = rejection.code();
         crate::metrics::rejected(code);
-        match rejection {
+        match &rejection {
             Rejection::Realm(error @ RealmError::Unavailable { .. }) => {
                 tracing::warn!(code, %error, "a write was rejected");
             }
@@ -105,8 +115,11 @@ impl Settings {
             Rejection::Body(error) => tracing::debug!(code, %error, "a request was rejected"),
             Rejection::Lock(error) => tracing::warn!(code, %error, "a write was rejected"),
         }
-        let mut response = (self.rejection)(rejection);
-        response.extensions_mut().insert(rejection.clone());
+        let mut response = asked.response(&rejection, self.rejection.as_deref());
+        response.extensions_mut().insert(rejection);
+        if let Some(drain) = drain {
+            drain.start();
+        }
         response.map(LockBody::rejected)
     }
 }

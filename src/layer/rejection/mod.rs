@@ -1,10 +1,14 @@
+pub(super) mod grpc;
+
 use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
+use self::grpc::{GrpcStatus, GrpcType};
 use super::request_body::BodyError;
 use crate::lock::claim::Claim;
 use crate::lock::error::LockError;
@@ -13,14 +17,14 @@ use crate::realm::url::RealmUrl;
 
 /// Why a request got a response of the layer's instead of the inner service's.
 ///
-/// It is also in the extensions of that response, for the layers around this one. The [front page](crate#rejections) lists all
-/// situations.
+/// It is also in the extensions of that response, for the layers around this one. The
+/// [front page](crate#rejections) lists all situations.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Rejection {
     /// The request's realm could not be told.
     Realm(RealmError),
-    /// The request's body, in which its realm or its resources stand, could not be read.
+    /// The request's body, which the layer reads before the lock, could not be read.
     Body(BodyError),
     /// The lock was not granted, or did not hold.
     Lock(LockError),
@@ -29,6 +33,7 @@ pub enum Rejection {
 /// The part of a rejection that does not depend on the request.
 struct Problem {
     status: StatusCode,
+    grpc: GrpcStatus,
     code: &'static str,
     title: &'static str,
     retry: bool,
@@ -36,60 +41,89 @@ struct Problem {
 
 impl Rejection {
     fn kind(&self) -> Problem {
-        let kind = |status, code, title, retry| Problem {
+        let once = |status, grpc, code, title| Problem {
             status,
+            grpc,
             code,
             title,
-            retry,
+            retry: false,
         };
-        let busy = StatusCode::SERVICE_UNAVAILABLE;
+        let busy = |grpc, code, title| Problem {
+            retry: true,
+            ..once(StatusCode::SERVICE_UNAVAILABLE, grpc, code, title)
+        };
         let error = match self {
-            Self::Lock(error) => error,
+            Self::Lock(error) => error.innermost(),
             Self::Realm(RealmError::Unavailable { .. }) => {
-                return kind(
-                    busy,
-                    "realm-unavailable",
-                    "The realm cannot be looked up",
-                    true,
-                );
+                let title = "The realm cannot be looked up";
+                return busy(GrpcStatus::Unavailable, "realm-unavailable", title);
             }
             Self::Realm(_) => {
-                let status = StatusCode::BAD_REQUEST;
-                return kind(status, "realm-unresolved", "No realm in the request", false);
+                return once(
+                    StatusCode::BAD_REQUEST,
+                    GrpcStatus::InvalidArgument,
+                    "realm-unresolved",
+                    "No realm in the request",
+                );
             }
-            Self::Body(error) => {
-                let (status, code, title) = match error {
-                    BodyError::TooLarge { .. } => {
-                        let status = StatusCode::PAYLOAD_TOO_LARGE;
-                        (status, "body-too-large", "The body is too large")
-                    }
-                    BodyError::TimedOut { .. } => {
-                        let status = StatusCode::REQUEST_TIMEOUT;
-                        (status, "body-timeout", "The body came too slowly")
-                    }
-                    BodyError::Broken { .. } => {
-                        let status = StatusCode::BAD_REQUEST;
-                        (status, "body-broken", "The body broke off")
-                    }
-                };
-                return kind(status, code, title, false);
+            Self::Body(BodyError::TooLarge { .. }) => {
+                return once(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    GrpcStatus::ResourceExhausted,
+                    "body-too-large",
+                    "The body is too large",
+                );
+            }
+            Self::Body(BodyError::TimedOut { .. }) => {
+                return once(
+                    StatusCode::REQUEST_TIMEOUT,
+                    GrpcStatus::DeadlineExceeded,
+                    "body-timeout",
+                    "The body came too slowly",
+                );
+            }
+            Self::Body(BodyError::Broken { .. }) => {
+                return once(
+                    StatusCode::BAD_REQUEST,
+                    GrpcStatus::InvalidArgument,
+                    "body-broken",
+                    "The body broke off",
+                );
             }
         };
-        match error.innermost() {
+        match error {
             LockError::Timeout { .. } | LockError::Taken { .. } => {
-                kind(busy, "lock-timeout", "The realm is busy", true)
+                busy(GrpcStatus::Unavailable, "lock-timeout", "The realm is busy")
             }
-            LockError::QueueFull { .. } => kind(busy, "queue-full", "Too many writes wait", true),
-            LockError::Lost { .. } => kind(busy, "lock-lost", "The lock was lost", false),
-            LockError::CommitFailed { .. } => {
-                kind(busy, "commit-failed", "The write did not commit", false)
-            }
-            LockError::Expired { .. } => {
-                let status = StatusCode::GATEWAY_TIMEOUT;
-                kind(status, "hold-expired", "The call took too long", false)
-            }
+            LockError::QueueFull { .. } => busy(
+                GrpcStatus::ResourceExhausted,
+                "queue-full",
+                "Too many writes wait",
+            ),
+            LockError::Lost { .. } => once(
+                StatusCode::SERVICE_UNAVAILABLE,
+                GrpcStatus::Aborted,
+                "lock-lost",
+                "The lock was lost",
+            ),
+            LockError::CommitFailed { .. } => once(
+                StatusCode::SERVICE_UNAVAILABLE,
+                GrpcStatus::Aborted,
+                "commit-failed",
+                "The write did not commit",
+            ),
+            LockError::Expired { .. } => once(
+                StatusCode::GATEWAY_TIMEOUT,
+                GrpcStatus::DeadlineExceeded,
+                "hold-expired",
+                "The call took too long",
+            ),
             // Whatever keeps the locks from being reached; nothing was written.
-            _ => kind(busy, "lock-unavailable", "Locks are not available", true),
+            _ => busy(
+                GrpcStatus::Unavailable,
+                "lock-unavailable",
+                "Locks are not available",
+            ),
         }
     }
 
@@ -99,9 +133,9 @@ impl Rejection {
         self.kind().status
     }
 
-    /// What happened, in one stable word: `lock-timeout`, `queue-full`, `lock-unavailable`, `lock-lost`, `hold-expired`,
-    /// `commit-failed`, `realm-unresolved`, `realm-unavailable`, `body-too-large`, `body-timeout` or `body-broken`.
-    /// The suffix of [`problem_type`](Self::problem_type).
+    /// What happened, in one stable word: `lock-timeout`, `queue-full`, `lock-unavailable`,
+    /// `lock-lost`, `hold-expired`, `commit-failed`, `realm-unresolved`, `realm-unavailable`,
+    /// `body-too-large`, `body-timeout` or `body-broken`. The suffix of [`problem_type`](Self::problem_type).
     #[must_use]
     pub fn code(&self) -> &'static str {
         self.kind().code
@@ -161,15 +195,35 @@ impl Rejection {
         }
     }
 
-    /// The response as `application/problem+json` (RFC 9457), with `Retry-After` where trying again helps.
+    /// The response as `application/problem+json` (RFC 9457), with `Retry-After` where trying again
+    /// helps.
     ///
     /// It names the request's realm in the member `realm`, or several of them in `realms`.
     #[must_use]
     pub fn to_response(&self) -> Response<Bytes> {
+        self.to_response_with_status(self.status())
+    }
+
+    /// [`to_response`](Self::to_response) with another status, in its head and in the member
+    /// `status` of its body.
+    ///
+    /// ```
+    /// use http::StatusCode;
+    /// use tower_realm_lock::{RealmUrl, Rejection};
+    ///
+    /// let rejection = Rejection::from(RealmUrl::parse("no URL").unwrap_err());
+    /// let response = rejection.to_response_with_status(StatusCode::UNPROCESSABLE_ENTITY);
+    /// assert_eq!(response.status(), 422);
+    /// let problem: serde_json::Value = serde_json::from_slice(response.body())?;
+    /// assert_eq!(problem["status"], 422);
+    /// # Ok::<(), serde_json::Error>(())
+    /// ```
+    #[must_use]
+    pub fn to_response_with_status(&self, status: StatusCode) -> Response<Bytes> {
         let mut problem = json!({
             "type": self.problem_type(),
             "title": self.title(),
-            "status": self.status().as_u16(),
+            "status": status.as_u16(),
             "detail": self.detail(),
         });
         match self.realms() {
@@ -178,7 +232,7 @@ impl Rejection {
             realms => problem["realms"] = realms.iter().map(RealmUrl::as_str).collect(),
         }
         let mut response = Response::new(Bytes::from(problem.to_string()));
-        *response.status_mut() = self.status();
+        *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(
             header::CONTENT_TYPE,
@@ -188,6 +242,26 @@ impl Rejection {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs()));
         }
         response
+    }
+
+    /// The response to a request with this head: what the layer answers without a
+    /// [`rejection`](crate::RealmWriteLockLayer::rejection) closure.
+    ///
+    /// A gRPC or gRPC-Web request (`content-type: application/grpc…`) gets status 200, no body, and
+    /// `grpc-status` and `grpc-message` among the headers: a *Trailers-Only* response, which clients
+    /// of both protocols read as the status of the call. A script of another origin sees the two only
+    /// if a CORS layer exposes them. Every other request gets [`to_response`](Self::to_response).
+    #[must_use]
+    pub fn to_response_for(&self, head: &Parts) -> Response<Bytes> {
+        self.to_response_of(GrpcType::of(&head.headers))
+    }
+
+    /// The response to a request of this gRPC type, or of none.
+    pub(super) fn to_response_of(&self, grpc: Option<GrpcType>) -> Response<Bytes> {
+        match grpc {
+            Some(grpc) => grpc.response(self.kind().grpc, &self.detail()),
+            None => self.to_response(),
+        }
     }
 }
 

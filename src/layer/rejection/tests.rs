@@ -1,5 +1,32 @@
 use super::*;
 
+/// The `grpc-status` that is documented for a code.
+fn grpc_status(code: &str) -> &'static str {
+    match code {
+        "realm-unresolved" | "body-broken" => "3",
+        "hold-expired" | "body-timeout" => "4",
+        "queue-full" | "body-too-large" => "8",
+        "lock-lost" | "commit-failed" => "10",
+        "lock-timeout" | "lock-unavailable" | "realm-unavailable" => "14",
+        other => panic!("`{other}` is not documented"),
+    }
+}
+
+/// Fails unless a gRPC client reads the same of this rejection as others do.
+fn assert_grpc(rejection: &Rejection) {
+    let request = http::Request::builder().header("content-type", "application/grpc+proto");
+    let (head, ()) = request.body(()).unwrap().into_parts();
+    let response = rejection.to_response_for(&head);
+    assert_eq!(response.status(), 200);
+    let headers = response.headers();
+    assert_eq!(headers[header::CONTENT_TYPE], "application/grpc");
+    assert_eq!(headers["grpc-status"], grpc_status(rejection.code()));
+    let message = headers["grpc-message"].to_str().unwrap();
+    let message = percent_encoding::percent_decode_str(message).decode_utf8();
+    assert_eq!(message.unwrap(), rejection.detail());
+    assert!(response.body().is_empty());
+}
+
 fn claim() -> Claim {
     Claim::realm(&"https://r.example/luke/a/".parse().unwrap())
 }
@@ -101,13 +128,15 @@ fn every_situation_has_the_response_that_is_documented() {
         assert_eq!(problem["status"], status);
         assert_eq!(problem["detail"], rejection.to_string());
         assert!(!problem.to_string().contains("db.internal"), "{problem}");
+        assert_grpc(&rejection);
     }
 }
 
 #[test]
 fn a_realm_that_cannot_be_told_is_the_clients_fault() {
-    let error = RealmUrl::parse("x\"\n<y>").unwrap_err();
-    let response = Rejection::from(error).to_response();
+    let rejection = Rejection::from(RealmUrl::parse("x\"\n<y>").unwrap_err());
+    assert_grpc(&rejection);
+    let response = rejection.to_response();
     assert_eq!(response.status(), 400);
     assert_eq!(
         response.headers()[header::CONTENT_TYPE],
@@ -148,6 +177,7 @@ fn what_is_wrong_with_a_body_is_told_apart() {
         );
         assert_eq!(rejection.retry_after(), None);
         assert!(rejection.detail().contains("body"), "{code}");
+        assert_grpc(&rejection);
     }
 }
 
@@ -164,4 +194,23 @@ fn all_realms_of_a_claim_are_named() {
     let names = ["https://r.example/luke/a/", "https://r.example/luke/b/"];
     assert_eq!(both["realms"], json!(names));
     assert!(both.get("realm").is_none());
+}
+
+#[test]
+fn another_status_changes_nothing_else() {
+    let after = Duration::from_secs(1);
+    let rejection = Rejection::from(LockError::Timeout {
+        claim: claim(),
+        after,
+    });
+    let response = rejection.to_response_with_status(StatusCode::LOCKED);
+    assert_eq!(response.status(), 423);
+    let own = rejection.to_response();
+    assert_eq!(response.headers(), own.headers());
+    let body = |response: &Response<Bytes>| -> serde_json::Value {
+        serde_json::from_slice(response.body()).unwrap()
+    };
+    let mut expected = body(&own);
+    expected["status"] = 423.into();
+    assert_eq!(body(&response), expected);
 }

@@ -1,0 +1,130 @@
+//! The unread body of a rejected request, read to its end.
+//!
+//! A server that does not read a body to its end closes the connection, and a client that is still
+//! sending gets a reset, often before it has seen the response (RFC 9112, section 9.6). So the rest
+//! of the body is read and thrown away, beside the response and after it. If the body ends within
+//! the bounds, the connection serves the next request.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::time::Duration;
+
+use bytes::Buf;
+use http::{HeaderMap, header};
+use http_body::Body;
+use tokio::runtime::Handle;
+use tokio::task::consume_budget;
+use tokio::time::timeout;
+
+/// The most bytes that are read of one body.
+const MOST_BYTES: usize = 256 * 1024 * 1024;
+
+/// How long a client may take to send them.
+const MOST_TIME: Duration = Duration::from_secs(30);
+
+/// What is left to read of the body of a rejected request.
+pub(super) struct Drain(Pin<Box<dyn Future<Output = ()> + Send>>);
+
+impl Drain {
+    /// A body of which nothing was read; `None` if there is nothing to drain.
+    ///
+    /// A client that sent `Expect: 100-continue` waits for the response before it sends its body.
+    /// To read would be to ask for it.
+    pub(super) fn of_unread<A>(headers: &HeaderMap, body: A) -> Option<Self>
+    where
+        A: Body + Send + 'static,
+    {
+        let expects = headers.contains_key(header::EXPECT);
+        (!expects && !body.is_end_stream()).then(|| Self::of_rest(body))
+    }
+
+    /// A body of which something was read.
+    pub(super) fn of_rest<A>(body: A) -> Self
+    where
+        A: Body + Send + 'static,
+    {
+        Self(Box::pin(drain(body)))
+    }
+
+    /// Reads it on a task of its own. Outside of a runtime it is dropped.
+    pub(super) fn start(self) {
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(self.0);
+        }
+    }
+}
+
+/// Reads a body until it ends, breaks off, or reaches a bound.
+async fn drain<A: Body>(body: A) {
+    let mut body = pin!(body);
+    let reading = async {
+        let mut left = MOST_BYTES;
+        // Of a frame only its length leaves the closure: it may not be sent between threads.
+        while let Some(length) = poll_fn(|cx| {
+            let frame = body.as_mut().poll_frame(cx);
+            frame.map(|frame| Some(frame?.ok()?.data_ref().map_or(0, Buf::remaining)))
+        })
+        .await
+        {
+            if length > left {
+                break;
+            }
+            left -= length;
+            // A body that always has more must not keep the thread.
+            consume_budget().await;
+        }
+    };
+    // Out of time is out of bounds.
+    let _ = timeout(MOST_TIME, reading).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use bytes::Bytes;
+    use futures_util::{StreamExt, stream};
+    use http::HeaderValue;
+    use http_body::Frame;
+    use http_body_util::{Empty, Full, StreamBody};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_stops_sending_is_given_up() {
+        let started = Instant::now();
+        let silent = stream::pending::<Result<Frame<Bytes>, Infallible>>();
+        let drained = timeout(2 * MOST_TIME, drain(StreamBody::new(silent)));
+        drained.await.expect("it is given up");
+        assert_eq!(started.elapsed(), MOST_TIME);
+    }
+
+    #[tokio::test]
+    async fn a_long_body_is_not_read_to_its_end() {
+        const CHUNK: usize = 1024 * 1024;
+        let chunk = Bytes::from(vec![0; CHUNK]);
+        let taken: Arc<AtomicUsize> = Arc::default();
+        let counted = Arc::clone(&taken);
+        let chunks = stream::repeat(chunk).take(2 * MOST_BYTES / CHUNK);
+        let body = chunks.map(move |chunk| {
+            counted.fetch_add(CHUNK, Ordering::SeqCst);
+            Ok::<_, Infallible>(Frame::data(chunk))
+        });
+        drain(StreamBody::new(body)).await;
+        assert_eq!(taken.load(Ordering::SeqCst), MOST_BYTES + CHUNK);
+    }
+
+    #[test]
+    fn a_body_that_has_ended_or_is_not_sent_yet_is_not_drained() {
+        let none = HeaderMap::new();
+        let expects = [(header::EXPECT, HeaderValue::from_static("100-continue"))];
+        let expects = HeaderMap::from_iter(expects);
+        let full = || Full::<Bytes>::from("x");
+        assert!(Drain::of_unread(&none, full()).is_some());
+        assert!(Drain::of_unread(&expects, full()).is_none());
+        assert!(Drain::of_unread(&none, Empty::<Bytes>::new()).is_none());
+    }
+}
