@@ -140,6 +140,10 @@
 //! Ambiguous requests are locked more widely or rejected: a path that two servers read differently, a
 //! name that stands twice in a JSON object, a header that overrides the method and says two things.
 //!
+//! The rules also let ordinary writers [share](Scope::shared) a realm that a purge takes as a whole,
+//! and give a route [limits](LockRules::limits) and an answer of its own for a busy realm. WebDAV's
+//! MOVE and COPY lock the realm of their `Destination` too: see [`LockRules`](LockRules#move-and-copy).
+//!
 //! # What replicas tell each other
 //!
 //! With [`broadcast(true)`](PostgresBuilder::broadcast) each successful write is told to all replicas, when its lock is free:
@@ -208,6 +212,9 @@
 //! | <a id="body-too-large"></a>a body that the layer reads is over the limit | 413 | `body-too-large` | 8 `RESOURCE_EXHAUSTED` |
 //! | <a id="body-timeout"></a>such a body did not come in time | 408 | `body-timeout` | 4 `DEADLINE_EXCEEDED` |
 //! | <a id="body-broken"></a>such a body broke off | 400 | `body-broken` | 3 `INVALID_ARGUMENT` |
+//!
+//! A route may have another [status](RouteLimits::busy_status) for `lock-timeout` and `queue-full`, such
+//! as 409 or 423.
 
 // docs.rs builds with a nightly Rust, and says of each item which feature it needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -235,5 +242,5 @@ pub use self::lock::{
 };
 pub use self::realm::{
     LockRules, PeerAddr, RealmBodyResolver, RealmError, RealmMounts, RealmPaths, RealmPointers,
-    RealmResolver, RealmUrl, RequestOrigin, Scope, TrustedProxies,
+    RealmResolver, RealmUrl, RequestOrigin, RouteLimits, Scope, TrustedProxies,
 };

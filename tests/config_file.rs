@@ -13,6 +13,7 @@ use support::client::{CardClient, card};
 use support::database::{TestDatabase, database};
 use support::gate::{ORIGIN, postgres_locks_with};
 use support::replica::{self, Replica};
+use support::wait::PATIENCE;
 use tempfile::NamedTempFile;
 use tokio::time::timeout;
 
@@ -131,6 +132,42 @@ async fn a_route_of_the_files_rules_passes_a_held_lock_and_is_told_at_the_start(
 }
 
 #[tokio::test]
+async fn limits_of_a_route_of_the_file_take_effect() {
+    let database = database().await;
+    let tables = "[limits]\nacquire_timeout = '1h'
+        [[rules.limits]]
+        method = 'PATCH'
+        path = '/{owner}/{realm}/{*card}'
+        acquire_timeout = '200ms'
+        busy_status = 423
+        busy_detail = 'come back later'";
+    let replica = replica(&database, tables, &[]).await;
+    let held = database.hold(realm_key("a")).await;
+    let client = CardClient::new();
+    let document = card(json!({}));
+    let url = replica.url("/luke/a/x");
+    let sent = client.send(Method::PATCH, &url, Some(&document));
+    let (status, document) = timeout(PATIENCE, sent).await.unwrap().unwrap();
+    assert_eq!(status, StatusCode::LOCKED);
+    let error = &document["errors"][0];
+    assert_eq!(
+        (&error["status"], &error["code"]),
+        (&"423".into(), &"lock-timeout".into())
+    );
+    assert_eq!(error["detail"], "come back later");
+    // Another route has an hour.
+    let url = replica.url("/luke/a/");
+    let posted = tokio::spawn(async move {
+        client
+            .send(Method::POST, &url, Some(&card(json!({}))))
+            .await
+    });
+    database.wait_for_waiting(realm_key("a"), 1).await;
+    held.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(posted.await.unwrap().unwrap().0, StatusCode::CREATED);
+}
+
+#[tokio::test]
 async fn a_scope_of_the_file_locks_the_card_in_all_its_spellings_and_atomic_documents_whole() {
     let database = database().await;
     let scopes = "[rules]\nscopes = [
@@ -243,6 +280,21 @@ async fn a_wrong_limit_rule_or_option_is_told_with_its_line() {
             "[[rules.scopes]]\nscope = 'resorce'",
             "2:9",
             "did you mean `resource`?",
+        ),
+        (
+            "[[rules.limits]]\nbusy_status = 200",
+            "2:15",
+            "`200` cannot answer a request that does not get its lock",
+        ),
+        (
+            "[[rules.limits]]\nmax_holt = '1s'",
+            "2:1",
+            "did you mean `max_hold`?",
+        ),
+        (
+            "[[rules.scopes]]\nmethod = 'PATCH'\npath = '/{*card}'\nscope = 'shared'",
+            "4:9",
+            "`shared` is not for this server",
         ),
         (
             "[rules]\nmethod_override = { header = 'X', methods = ['QUERY'] }",

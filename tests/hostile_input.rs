@@ -6,7 +6,7 @@
 #[path = "support/properties/mod.rs"]
 mod properties;
 
-use properties::{hrefs, origins, paths, pointers, problems, routes, urls};
+use properties::{destinations, hrefs, origins, paths, pointers, problems, routes, urls};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -268,6 +268,11 @@ proptest! {
     }
 
     #[test]
+    fn destinations_of_a_move(path in paths()) {
+        destinations::a_destination_is_read_as_a_path_is(&path);
+    }
+
+    #[test]
     fn templates((template, path) in routes()) {
         routes::a_route_is_what_a_router_takes_for_it(&template, &path);
     }
@@ -314,6 +319,9 @@ fn the_inputs_are_of_every_kind() {
         let_in(&urls(), |url| urls::a_realm_url_is_canonical(&url)),
         let_in(&paths(), |path| {
             paths::a_key_is_that_of_the_realm_that_a_router_sees(&path)
+        }),
+        let_in(&paths(), |path| {
+            destinations::a_destination_is_read_as_a_path_is(&path)
         }),
         let_in(&routes(), |(template, path)| {
             routes::a_route_is_what_a_router_takes_for_it(&template, &path)
@@ -364,6 +372,7 @@ fn length_is_no_danger() {
         urls::a_realm_url_is_canonical(&format!("https://h/{long}"));
         hrefs::an_href_is_the_resource_of_a_url(&long);
         paths::a_key_is_that_of_the_realm_that_a_router_sees(&format!("/{long}/a"));
+        destinations::a_destination_is_read_as_a_path_is(&format!("/{long}/a"));
         origins::a_host_is_that_of_a_url(&long);
     }
 }

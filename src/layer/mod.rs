@@ -18,6 +18,8 @@
 //! A rejection is an error on all of this way. `answer` is the one place where it becomes a response,
 //! by `Settings::reject`, which also logs and counts it. A `Rejected` has what that needs: the
 //! request's head or its gRPC type, and its unread body, which is drained in the background.
+//! The settings are those of one request: where its route has limits, they are the layer's with these
+//! in their place.
 //!
 //! # Bodies
 //!

@@ -167,12 +167,11 @@ fn owned(parts: Arc<Parts>) -> Parts {
 
 /// The claim on what a request locks.
 pub(super) fn claim(locked: &Locked) -> Claim {
-    match &locked.extent {
-        Extent::Resources(names) => Claim::resources(&locked.first, names),
-        Extent::Whole => {
-            let first = Claim::realm(&locked.first);
-            let others = locked.others.iter().map(Claim::realm);
-            others.fold(first, |all, next| all.and(&next))
-        }
-    }
+    let of = |realm| match &locked.extent {
+        Extent::Whole => Claim::realm(realm),
+        Extent::Shared => Claim::resources::<&str>(realm, []),
+        Extent::Resources(names) => Claim::resources(realm, names),
+    };
+    let others = locked.others.iter().map(of);
+    others.fold(of(&locked.first), |all, next| all.and(&next))
 }

@@ -142,31 +142,50 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
         B: Body + Send + 'static,
         B::Data: Send,
     {
-        let prepared = match self.realms.classify(&Head::of(&request)) {
+        let head = Head::of(&request);
+        let decision = self.realms.classify(&head);
+        let settings = match decision {
+            Decision::Pass => Arc::clone(&self.settings),
+            _ => self.settings_of(&head),
+        };
+        let prepared = match decision {
             Decision::Pass => {
                 return ResponseFuture::passed(self.inner.call(request.map(R::unread)));
             }
             Decision::Claim(locked) => match self.bodies.reads_all() {
                 Some(reads) => {
-                    return self.prepared(Needs::Body(Target::Known(locked), reads), request);
+                    return self.prepared(
+                        settings,
+                        Needs::Body(Target::Known(locked), reads),
+                        request,
+                    );
                 }
                 None => Ok((claim(&locked), request.map(R::unread))),
             },
             Decision::Reject(error) => Err(Rejected::unread(error, request.map(R::unread))),
             Decision::NeedsBody(needs, reads) => {
-                return self.prepared(Needs::Body(Target::InBody(needs), reads), request);
+                return self.prepared(settings, Needs::Body(Target::InBody(needs), reads), request);
             }
             Decision::NeedsLookup(lookup) => {
-                return self.prepared(Needs::Lookup(lookup), request);
+                return self.prepared(settings, Needs::Lookup(lookup), request);
             }
         };
         let inner = self.give_back();
-        ResponseFuture::locked(answer(Arc::clone(&self.settings), inner, prepared))
+        ResponseFuture::locked(answer(settings, inner, prepared))
+    }
+
+    /// The settings of one request: the layer's, with the limits of its route.
+    fn settings_of(&self, head: &Head<'_>) -> Arc<Settings> {
+        match self.realms.limits(head) {
+            Some(limits) => Arc::new(self.settings.on_route(limits)),
+            None => Arc::clone(&self.settings),
+        }
     }
 
     /// A call that is prepared before it asks for its lock.
     fn prepared<A, B>(
         &mut self,
+        settings: Arc<Settings>,
         needs: Needs<R::Reads>,
         request: Request<A>,
     ) -> ResponseFuture<S::Future, B, S::Error>
@@ -180,7 +199,6 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
         B::Data: Send,
     {
         let inner = self.give_back();
-        let settings = Arc::clone(&self.settings);
         // Boxed so that waiters do not carry its space.
         let prepared = Box::pin(prepare(self.bodies, needs, request));
         ResponseFuture::locked(async move {

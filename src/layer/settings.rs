@@ -13,6 +13,7 @@ use super::rejection::Rejection;
 use super::success::Success;
 use crate::lock::locks::RealmLocks;
 use crate::realm::error::RealmError;
+use crate::realm::rules::limits::{MaxHold, RouteLimits};
 
 /// How long a client may take to send a body that is read before its lock, unless the layer says
 /// otherwise.
@@ -71,6 +72,8 @@ pub(super) struct Settings {
     pub(super) body_timeout: Duration,
     /// Makes the responses of rejections in place of [`Rejection::to_response_for`].
     pub(super) rejection: Option<Arc<RejectionFn>>,
+    /// Of the route of one request, if it has limits of its own.
+    route: Option<RouteLimits>,
 }
 
 impl Settings {
@@ -84,12 +87,26 @@ impl Settings {
             on_disconnect: OnDisconnect::default(),
             body_timeout: BODY_TIMEOUT,
             rejection: None,
+            route: None,
         }
     }
 
     /// Whether a hold may last longer than the inner call.
     pub(super) fn may_outlive_response(&self) -> bool {
         self.hold_until == HoldUntil::BodyEnd || self.success.reads_trailers()
+    }
+
+    /// These settings with the limits of a route in place of the layer's.
+    pub(super) fn on_route(&self, limits: &RouteLimits) -> Self {
+        let mut settings = self.clone();
+        if let Some(timeout) = limits.acquire_timeout {
+            settings.locks = settings.locks.acquire_timeout(timeout);
+        }
+        if let Some(MaxHold(max_hold)) = limits.max_hold {
+            settings.locks = settings.locks.max_hold(max_hold);
+        }
+        settings.route = Some(limits.clone());
+        settings
     }
 
     /// What the response of a rejection will need of this request, which the inner service gets.
@@ -105,6 +122,10 @@ impl Settings {
             asked,
             drain,
         } = rejected;
+        let rejection = match &self.route {
+            Some(limits) => rejection.on_route(limits),
+            None => rejection,
+        };
         let code = rejection.code();
         crate::metrics::rejected(code);
         match &rejection {
@@ -113,7 +134,9 @@ impl Settings {
             }
             Rejection::Realm(error) => tracing::debug!(code, %error, "a request was rejected"),
             Rejection::Body(error) => tracing::debug!(code, %error, "a request was rejected"),
-            Rejection::Lock(error) => tracing::warn!(code, %error, "a write was rejected"),
+            Rejection::Lock(error) | Rejection::Busy { error, .. } => {
+                tracing::warn!(code, %error, "a write was rejected");
+            }
         }
         let mut response = asked.response(&rejection, self.rejection.as_deref());
         response.extensions_mut().insert(rejection);

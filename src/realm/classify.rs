@@ -11,13 +11,15 @@ use super::body::ReadsBodies;
 use super::error::RealmError;
 use super::head::Head;
 use super::path::ParsedPath;
+use super::resolve::destination::Destination;
 use super::resolve::found::Found;
 use super::resolve::pointers::RealmPointers;
 use super::resolve::resolver::{RealmBodyResolver, RealmResolver, Routes};
-use super::resolve::source::{BodyClosureFn, ClosureFn, Source};
+use super::resolve::source::{BodyClosureFn, ClosureFn, PathSource, Source};
+use super::rules::limits::RouteLimits;
 use super::rules::lock_rules::{LockRules, Rules};
 use super::rules::methods::Methods;
-use super::rules::scope::{Extent, RouteScope};
+use super::rules::scope::{Extent, RouteScope, rest_of};
 use super::url::RealmUrl;
 
 /// What decides on requests: which are locked, for which realms, and how much of these.
@@ -43,11 +45,11 @@ pub(crate) enum Decision<B> {
     Reject(RealmError),
 }
 
-/// What a request locks: all of one or several realms, or resources of one.
+/// What a request locks: one or several realms, whole or shared, or resources of one.
 #[derive(Debug)]
 pub(crate) struct Locked {
     pub(crate) first: RealmUrl,
-    /// The other realms, where several were found. Then each is locked as a whole.
+    /// The other realms, where several were found. Then the extent names no resources.
     pub(crate) others: Vec<RealmUrl>,
     pub(crate) extent: Extent,
 }
@@ -146,30 +148,50 @@ impl<B: Copy> Realms<B> {
         self.locked(head, &methods).unwrap_or_else(Decision::Reject)
     }
 
+    /// The limits of the route of a locked request; `None` if it has the layer's own.
+    pub(crate) fn limits(&self, head: &Head<'_>) -> Option<&RouteLimits> {
+        self.rules.limits_of(head)
+    }
+
     fn locked(&self, head: &Head<'_>, methods: &Methods) -> Result<Decision<B>, RealmError> {
         let path = head.path();
         let most = self.rules.max_resources();
-        let scope = self.rules.scope_of(methods, path);
-        let needs_body = |realms, reads| {
+        let mut scope = self.rules.scope_of(methods, path);
+        let needs_body = |realms, scope, reads| {
             let narrowing = Narrowing::new(scope, path, most);
             Ok(Decision::NeedsBody(NeedsBody { realms, narrowing }, reads))
         };
-        let needs_lookup = |realms| {
+        let needs_lookup = |realms, scope| {
             let narrowing = Narrowing::new(scope, path, most);
             Ok(Decision::NeedsLookup(NeedsLookup { realms, narrowing }))
         };
-        let source = self.routes.source(methods.iter(), methods.unclear, path)?;
-        let found = match source {
-            Source::Paths(paths) => paths.find(head)?,
-            Source::Mounts(mounts) => mounts.find(path)?,
-            Source::Closure(find) => return needs_lookup(Lookup::Closure(Arc::clone(find))),
+        let has_destination = methods.have_destination();
+        // A realm that is found elsewhere may be that of the path or that of the `Destination`.
+        let elsewhere = scope.filter(|scope| !has_destination || scope.is_shared());
+        let source = match self.routes.source(methods.iter(), methods.unclear, path)? {
+            Source::Path(source) => source,
+            Source::Closure(find) => {
+                return needs_lookup(Lookup::Closure(Arc::clone(find)), elsewhere);
+            }
             Source::Pointers(pointers, reads) => {
-                return needs_body(BodyLookup::Pointers(pointers.clone()), *reads);
+                return needs_body(BodyLookup::Pointers(pointers.clone()), elsewhere, *reads);
             }
             Source::BodyClosure(find, reads) => {
-                return needs_body(BodyLookup::Closure(Arc::clone(find)), *reads);
+                return needs_body(BodyLookup::Closure(Arc::clone(find)), elsewhere, *reads);
             }
         };
+        let mut found = source.find(head, path)?;
+        if has_destination {
+            let to = self.destination(source, head, methods)?;
+            if to.realm != found.realm {
+                let locked = Locked::several(found.realm, vec![to.realm], scope);
+                return Ok(Decision::Claim(locked));
+            }
+            found.destination = to.destination;
+            if found.destination.is_none() {
+                scope = scope.filter(|scope| scope.is_shared());
+            }
+        }
         let Some(scope) = scope else {
             return Ok(Decision::Claim(Locked::whole(found)));
         };
@@ -178,9 +200,35 @@ impl<B: Copy> Realms<B> {
             return Ok(Decision::Claim(Locked::narrowed(found, extent)));
         }
         match scope.needs_body(head.headers) {
-            Some(reads) => needs_body(BodyLookup::Found(found), reads),
-            None => needs_lookup(Lookup::Found(found)),
+            Some(reads) => needs_body(BodyLookup::Found(found), Some(scope), reads),
+            None => needs_lookup(Lookup::Found(found), Some(scope)),
         }
+    }
+
+    /// The realm of a request's `Destination`, found as if the request were for that path, and the
+    /// resource there; no resource if it is not certain which one it is.
+    fn destination(
+        &self,
+        source: &PathSource,
+        head: &Head<'_>,
+        methods: &Methods,
+    ) -> Result<Found, RealmError> {
+        let destination = Destination::of(head.headers)?;
+        let base = source.base(head)?;
+        let path = &destination.path_below(base.as_ref())?;
+        let source = self.routes.source(methods.iter(), methods.unclear, path);
+        let found = source.and_then(|source| match source {
+            Source::Path(source) => source.find(head, path),
+            _ => Err(RealmError::unresolved(
+                "its path is not where its realm is named",
+            )),
+        });
+        let mut found = found.map_err(|error| destination.refused(error))?;
+        destination.check_origin(&found.realm)?;
+        let resource = rest_of(path.segments().into_iter().flatten(), &found);
+        // An empty one is the realm itself, which is replaced.
+        found.destination = resource.filter(|resource| !resource.is_empty());
+        Ok(found)
     }
 }
 
@@ -259,7 +307,8 @@ impl<B: Copy> Narrowing<B> {
         }
     }
 
-    /// Whether there is only one realm, to be narrowed. Several realms are locked as a whole.
+    /// Whether there is only one realm, to be narrowed. Several realms are never narrowed to
+    /// resources.
     fn only(&self, realms: Vec<RealmUrl>) -> Result<Several, RealmError> {
         let mut realms = realms.into_iter();
         let first = realms.next();
@@ -268,11 +317,8 @@ impl<B: Copy> Narrowing<B> {
         if others.is_empty() && self.scope.is_some() {
             return Ok(Several::One(Found::elsewhere(first)));
         }
-        Ok(Several::Locked(Locked {
-            first,
-            others,
-            extent: Extent::Whole,
-        }))
+        let scope = self.scope.as_ref();
+        Ok(Several::Locked(Locked::several(first, others, scope)))
     }
 
     fn needs_body(&self, headers: &HeaderMap) -> Option<B> {
@@ -290,6 +336,24 @@ impl<B: Copy> Narrowing<B> {
 }
 
 impl Locked {
+    fn several<B: Copy>(
+        first: RealmUrl,
+        others: Vec<RealmUrl>,
+        scope: Option<&RouteScope<B>>,
+    ) -> Self {
+        let is_shared = scope.is_some_and(RouteScope::is_shared);
+        let extent = if is_shared {
+            Extent::Shared
+        } else {
+            Extent::Whole
+        };
+        Self {
+            first,
+            others,
+            extent,
+        }
+    }
+
     fn whole(found: Found) -> Self {
         Self::narrowed(found, Extent::Whole)
     }
@@ -306,9 +370,12 @@ impl Locked {
 #[cfg(test)]
 mod tests {
     use http::header::HeaderName;
-    use http::{Method, Request};
+    use http::{HeaderValue, Method, Request};
 
     use super::*;
+    use crate::realm::origin::proxies::TrustedProxies;
+    use crate::realm::origin::request::RequestOrigin;
+    use crate::realm::resolve::mounts::RealmMounts;
     use crate::realm::resolve::paths::RealmPaths;
     use crate::realm::rules::scope::Scope;
 
@@ -369,6 +436,7 @@ mod tests {
     fn claim(locked: &Locked) -> String {
         match &locked.extent {
             Extent::Whole => format!("{}", locked.first),
+            Extent::Shared => format!("{} shared", locked.first),
             Extent::Resources(names) => format!("{} {names:?}", locked.first),
         }
     }
@@ -411,6 +479,222 @@ mod tests {
                 "{method} {path}: {decision}"
             );
         }
+    }
+
+    /// The decision on a MOVE with these headers `Destination`.
+    fn moved(realms: &Realms<ReadsBodies>, path: &str, destinations: &[&str]) -> String {
+        let mut request = Request::builder().method("MOVE").uri(path);
+        for destination in destinations {
+            let value = HeaderValue::from_bytes(destination.as_bytes()).unwrap();
+            request = request.header("destination", value);
+        }
+        match realms.classify(&Head::of(&request.body(()).unwrap())) {
+            Decision::Claim(locked) => {
+                let others = locked.others.iter().map(|realm| format!(" {realm}"));
+                claim(&locked) + &others.collect::<String>()
+            }
+            decision => shown(&decision),
+        }
+    }
+
+    #[test]
+    fn a_move_locks_its_destination_too() {
+        let card = "/{owner}/{realm}/{*card}";
+        let moves = || Method::from_bytes(b"MOVE").unwrap();
+        let scoped = |scope| {
+            let rules = LockRules::new().scope(moves(), card, scope);
+            realms().with_rules(rules.unwrap())
+        };
+        let (a, b) = ("https://r.example/luke/a/", "https://r.example/luke/b/");
+        let both = format!("{a} {b}");
+        let whole = realms();
+        let stem = |path: &str| path.trim_end_matches(".json").to_owned();
+        let resource = scoped(Scope::resource().named_by(stem));
+        let shared = scoped(Scope::shared());
+        let closure = scoped(Scope::from_fn(|_, _| Some(vec!["z".into()])));
+        for (realms, destination, expected) in [
+            (&whole, "/luke/a/y", a),
+            (&whole, "/luke/b/y", &both),
+            (&whole, "/luke/b", &both),
+            (&whole, "https://r.example/luke/b/y", &both),
+            (&whole, "HTTPS://R.example:443/l%75ke/%62", &both),
+            (&resource, "/luke/a/y", &format!("{a} {{\"x\", \"y\"}}")),
+            (
+                &resource,
+                "/luke/a/%79.json",
+                &format!("{a} {{\"x\", \"y\"}}"),
+            ),
+            (&resource, "/luke/a/x/", &format!("{a} {{\"x\"}}")),
+            // It replaces the realm, or it is not certain what it replaces.
+            (&resource, "/luke/a/", a),
+            (&resource, "/luke/a/y%2Fz", a),
+            (&resource, "/luke/b/y", &both),
+            (&shared, "/luke/a/y", &format!("{a} shared")),
+            (&shared, "/luke/a/", &format!("{a} shared")),
+            (&shared, "/luke/b/y", &format!("{a} shared {b}")),
+            (&closure, "/luke/a/y", "lookup"),
+            (&closure, "/luke/b/y", &both),
+        ] {
+            let decision = moved(realms, "/luke/a/x", &[destination]);
+            assert_eq!(decision, expected, "{destination}");
+        }
+        // The scope does not fit this spelling.
+        assert_eq!(moved(&resource, "/luke/a/x%2Fz", &["/luke/a/y"]), a);
+    }
+
+    #[test]
+    fn a_destination_that_cannot_be_told_is_refused_by_name_and_with_the_remedy() {
+        for (destinations, says) in [
+            (&[][..], "it has no header `Destination`; send one"),
+            (
+                &["/luke/a/y", "/luke/a/z"],
+                "`Destination` more than once, as `/luke/a/y` and as `/luke/a/z`",
+            ),
+            (&[""], "neither a URL nor an absolute path"),
+            (&["y"], "`Destination: y` cannot be used"),
+            (&["luke/a/y"], "neither a URL nor an absolute path"),
+            (&["/luke/a/ü"], "`Destination: /luke/a/ü` has characters"),
+            (&["/luke/a/y?z"], "white space, a query or a fragment"),
+            (&["/luke/a/y#z"], "white space, a query or a fragment"),
+            (&["/luke/a/y z"], "white space, a query or a fragment"),
+            (&["//r.example/luke/a/y"], "empty segment"),
+            (&["/luke/a/../b/y"], "dot segment"),
+            (&["/luke/a%2Fb/y"], "encoded slash"),
+            (&["/luke"], "the path `/luke` names no realm"),
+            (&["https://r.example"], "the path `/` names no realm"),
+            (
+                &["https://e.example/luke/b/y"],
+                "one of the realm `https://r.example/luke/b/`",
+            ),
+            (
+                &["http://r.example/luke/b/y"],
+                "one of the realm `https://r.example/luke/b/`",
+            ),
+            (&["https://r.example:8443/luke/b/y"], "one of the realm"),
+            (&["https://u@r.example/luke/b/y"], "user information"),
+            (&["https://r.example.evil/luke/b/y"], "one of the realm"),
+            (&["https://r.example./luke/b/y"], "ends with a dot"),
+            (&["ftp://r.example/luke/b/y"], "must be http or https"),
+            (&["://r.example/luke/b/y"], "must be http or https"),
+            // Below it a closure names realms.
+            (
+                &["/luke/a/_tenant/x"],
+                "`Destination: /luke/a/_tenant/x` cannot be used",
+            ),
+            (
+                &["/luke/a/%5Ftenant/x"],
+                "is ambiguous: in another spelling",
+            ),
+        ] {
+            let tenant = RealmResolver::from_fn(async |_| Ok(Vec::new()));
+            let resolver = RealmBodyResolver::from(paths())
+                .route(
+                    Method::from_bytes(b"MOVE").unwrap(),
+                    "/luke/a/_tenant/{*rest}",
+                    tenant,
+                )
+                .unwrap();
+            let decision = moved(&Realms::of_bodies(resolver), "/luke/a/x", destinations);
+            let refused = "reject: the destination of the request cannot be told: ";
+            assert!(
+                decision.starts_with(refused),
+                "{destinations:?}: {decision}"
+            );
+            assert!(decision.contains(says), "{destinations:?}: {decision}");
+        }
+    }
+
+    #[test]
+    fn a_destination_is_below_the_path_of_the_base_url() {
+        let paths = RealmPaths::new("https://r.example/api", "/{owner}/{realm}").unwrap();
+        let realms = Realms::of_bodies(RealmBodyResolver::from(paths));
+        let both = "https://r.example/api/luke/a/ https://r.example/api/luke/b/";
+        for (destination, expected) in [
+            ("/api/luke/b/y", both),
+            ("https://r.example/api/luke/b/y", both),
+        ] {
+            assert_eq!(moved(&realms, "/luke/a/x", &[destination]), expected);
+        }
+        for destination in ["/luke/b/y", "/apis/luke/b/y", "https://r.example/luke/b/y"] {
+            let decision = moved(&realms, "/luke/a/x", &[destination]);
+            let says = "is not below the base URL `https://r.example/api/`";
+            assert!(decision.contains(says), "{decision}");
+        }
+    }
+
+    #[test]
+    fn a_destination_is_looked_up_among_mounts_as_the_path_is() {
+        let urls = [
+            "https://r.example/a/",
+            "https://r.example/a/b/",
+            "http://other.example/c/",
+        ];
+        let mounts = RealmMounts::new(urls.map(|url| url.parse().unwrap())).unwrap();
+        let realms = Realms::of_bodies(RealmBodyResolver::from(mounts));
+        for (destination, expected) in [
+            ("/a/y", "https://r.example/a/"),
+            ("/a/b/y", "https://r.example/a/ https://r.example/a/b/"),
+            ("/c/y", "https://r.example/a/ http://other.example/c/"),
+            (
+                "http://other.example/c/y",
+                "https://r.example/a/ http://other.example/c/",
+            ),
+        ] {
+            assert_eq!(moved(&realms, "/a/x", &[destination]), expected);
+        }
+        for (destination, says) in [
+            ("/d/y", "the path `/d/y` is in no mounted realm"),
+            (
+                "https://r.example/c/y",
+                "one of the realm `http://other.example/c/` here",
+            ),
+        ] {
+            let decision = moved(&realms, "/a/x", &[destination]);
+            assert!(decision.contains(says), "{decision}");
+        }
+    }
+
+    #[test]
+    fn a_destination_has_the_origin_of_the_request_where_that_counts() {
+        let origin = RequestOrigin::new(TrustedProxies::default());
+        let realms =
+            Realms::of_bodies(RealmBodyResolver::from(paths().origin_from_request(origin)));
+        let moved = |destination: &str| {
+            let request = Request::builder().method("COPY").uri("/luke/a/x");
+            let request = request.header("host", "h.example:8443");
+            let request = request.header("destination", destination).body(()).unwrap();
+            match realms.classify(&Head::of(&request)) {
+                Decision::Claim(locked) => locked.others[0].to_string(),
+                decision => shown(&decision),
+            }
+        };
+        let realm = "https://h.example:8443/luke/b/";
+        assert_eq!(moved("/luke/b/y"), realm);
+        assert_eq!(moved("https://h.example:8443/luke/b/y"), realm);
+        assert!(moved("https://r.example/luke/b/y").starts_with("reject"));
+    }
+
+    #[tokio::test]
+    async fn a_closure_names_the_realm_of_the_destination_and_they_are_not_narrowed() {
+        let rules = LockRules::new()
+            .scope(
+                Method::from_bytes(b"MOVE").unwrap(),
+                "/{*card}",
+                Scope::resource(),
+            )
+            .unwrap();
+        let tenant = RealmResolver::from_fn(async |_| Ok(vec!["https://r.example/".parse()?]));
+        let realms = Realms::of_bodies(tenant.into()).with_rules(rules);
+        // It need not even have one.
+        let parts = parts(&Method::from_bytes(b"MOVE").unwrap(), "/x");
+        let request = Request::from_parts(Parts::clone(&parts), ());
+        let Decision::NeedsLookup(lookup) = realms.classify(&Head::of(&request)) else {
+            panic!("it needs a lookup");
+        };
+        let Ok(LookedUp::Claim(locked)) = lookup.find(&parts).await else {
+            panic!("it is found");
+        };
+        assert_eq!(claim(&locked), "https://r.example/");
     }
 
     #[test]

@@ -100,6 +100,20 @@ pub enum RealmError {
         /// What is wrong.
         problem: String,
     },
+    /// What a MOVE or COPY writes to cannot be told from its header `Destination`.
+    #[error("the destination of the request cannot be told: {problem}")]
+    Destination {
+        /// What is wrong with the header and what would be right.
+        problem: String,
+    },
+    /// A status for the rejections of a route is no status of an error.
+    #[error(
+        "`{status}` cannot answer a request that does not get its lock: write a status from 400 to 599, such as 409, 423 or 503"
+    )]
+    InvalidStatus {
+        /// The status as given.
+        status: String,
+    },
     /// A request can be read as one with another method, for another realm.
     #[error(
         "the method of the request is overridden in a way that leaves open which realm it is for"

@@ -11,8 +11,9 @@
 //!    allocated, and nothing decoded unless a route had to be compared with the path.
 //! 3. `Routes::source` chooses the one way to find realms. A request for which two readers would
 //!    choose two ways is rejected.
-//! 4. The source finds the realms: in the path at once, otherwise by a closure or in the body.
-//! 5. The `RouteScope` narrows the realm to resources, if there is only one realm.
+//! 4. The source finds the realms: in the path at once, otherwise by a closure or in the body. The
+//!    `Destination` of a MOVE or COPY is read as the path of the request is.
+//! 5. The `RouteScope` narrows the realm to resources, if there is only one realm, or shares it.
 //!
 //! `NeedsLookup` and `NeedsBody` own all that they need, so the layer can wait without the head.
 //! Every variant that needs a body holds a `ReadsBodies`. A layer that reads none has no value of
@@ -64,6 +65,7 @@ pub use self::resolve::mounts::RealmMounts;
 pub use self::resolve::paths::RealmPaths;
 pub use self::resolve::pointers::RealmPointers;
 pub use self::resolve::resolver::{RealmBodyResolver, RealmResolver};
+pub use self::rules::limits::RouteLimits;
 pub use self::rules::lock_rules::LockRules;
 pub use self::rules::scope::Scope;
 pub use self::url::RealmUrl;

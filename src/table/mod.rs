@@ -26,6 +26,9 @@ pub(crate) trait Table: Sized {
     /// All keys that it may have.
     const KEYS: &'static [&'static str];
 
+    /// Those of them that need not be there for [`made`](Self::made) to give something.
+    const OPTIONAL: &'static [&'static str] = &[];
+
     /// Takes the value of a key: of one of `KEYS`, and of each once.
     fn set<'de, A: MapAccess<'de>>(self, value: Value<'_, A>) -> Result<Self, A::Error>;
 
@@ -77,7 +80,9 @@ impl<'de, T: Table> Visitor<'de> for Reading<T> {
             table = table.set(Value::new(key, &mut map))?;
         }
         table.made().ok_or_else(|| {
-            let (name, missing) = (T::NAME, listed(missing.borrow().iter()));
+            let missing = missing.borrow();
+            let needed = missing.iter().filter(|key| !T::OPTIONAL.contains(key));
+            let (name, missing) = (T::NAME, listed(needed));
             A::Error::custom(format_args!("{missing} is missing in {name}: add it"))
         })
     }

@@ -2,7 +2,8 @@
 //!
 //! Its `[rules]` are for requests of cards. The server sees to it that they cannot make it wrong unnoticed: a resource has the
 //! name of its card, whole realms and their changes are always locked, writes that pass are logged when it starts, and a header
-//! that overrides the method is refused, as no handler here minds one.
+//! that overrides the method is refused, as no handler here minds one. So is a scope that writers share: each of them reads a
+//! card and writes it back.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -59,6 +60,7 @@ impl File {
         let root = DeTable::parse(text).map_err(tell)?;
         let of = |table, key| entry(root.get_ref(), table, key);
         let overrides = of("rules", "method_override").map(|(key, _)| key.span());
+        let shared = of("rules", "scopes").and_then(|(_, scopes)| shared(scopes.get_ref()));
         let url = of("postgres", "url").and_then(|(_, url)| url.get_ref().as_str());
         let database_url = url.filter(|url| !url.is_empty()).map(str::to_owned);
         let fencing =
@@ -67,6 +69,10 @@ impl File {
         if overrides.is_some() {
             let problem = "`method_override` is not for this server: its handlers mind no such header, and a write would pass for a read; leave it out";
             return Err((overrides, problem.to_owned()));
+        }
+        if shared.is_some() {
+            let problem = "`shared` is not for this server: two writers of one card would lose updates; write `resource`";
+            return Err((shared, problem.to_owned()));
         }
         Ok(Self {
             database_url,
@@ -85,6 +91,14 @@ fn entry<'a, 'i>(
     let find = |table: &'a DeTable<'i>, key| table.iter().find(|(it, _)| it.get_ref() == key);
     let (_, table) = find(root, table)?;
     find(table.get_ref().as_table()?, key)
+}
+
+/// Where the first scope is that writers share.
+fn shared(scopes: &DeValue<'_>) -> Option<Range<usize>> {
+    let scopes = scopes.as_array()?.iter();
+    let mut scopes = scopes.filter_map(|route| route.get_ref().as_table()?.get("scope"));
+    let shared = scopes.find(|scope| scope.get_ref().as_str() == Some("shared"));
+    shared.map(Spanned::span)
 }
 
 /// Line and column, as an editor counts them.

@@ -3,6 +3,7 @@ use std::time::Duration;
 use serde::de::{Deserialize, Deserializer, MapAccess};
 
 use super::settings::Settings;
+use crate::realm::rules::limits::MaxHold;
 use crate::table::value::Value;
 use crate::table::{self, Table};
 
@@ -42,10 +43,6 @@ pub struct Limits {
     max_waiters_per_realm: Option<usize>,
     body_timeout: Option<Duration>,
 }
-
-/// None for no bound.
-#[derive(Debug, Clone, Copy)]
-struct MaxHold(Option<Duration>);
 
 impl Limits {
     /// The settings with those limits that are there.

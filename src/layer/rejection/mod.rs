@@ -1,6 +1,7 @@
 pub(super) mod grpc;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use super::request_body::BodyError;
 use crate::lock::claim::Claim;
 use crate::lock::error::LockError;
 use crate::realm::error::RealmError;
+use crate::realm::rules::limits::RouteLimits;
 use crate::realm::url::RealmUrl;
 
 /// Why a request got a response of the layer's instead of the inner service's.
@@ -28,6 +30,17 @@ pub enum Rejection {
     Body(BodyError),
     /// The lock was not granted, or did not hold.
     Lock(LockError),
+    /// The lock was not granted in time, or too many waited for it, on a route whose
+    /// [limits](RouteLimits) have an answer of their own for that.
+    #[non_exhaustive]
+    Busy {
+        /// Why the lock was not granted: its code is `lock-timeout` or `queue-full`.
+        error: LockError,
+        /// The route's [status](RouteLimits::busy_status).
+        status: StatusCode,
+        /// The route's [text](RouteLimits::busy_detail), if it has one.
+        detail: Option<Arc<str>>,
+    },
 }
 
 /// The part of a rejection that does not depend on the request.
@@ -40,6 +53,20 @@ struct Problem {
 }
 
 impl Rejection {
+    /// The rejection of a request whose route has these limits.
+    pub(super) fn on_route(self, limits: &RouteLimits) -> Self {
+        let (status, detail) = (limits.busy_status, limits.busy_detail.clone());
+        let has_answer = status.is_some() || detail.is_some();
+        match self {
+            Self::Lock(error) if has_answer && is_busy(&error) => Self::Busy {
+                error,
+                status: status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
+                detail,
+            },
+            other => other,
+        }
+    }
+
     fn kind(&self) -> Problem {
         let once = |status, grpc, code, title| Problem {
             status,
@@ -53,7 +80,7 @@ impl Rejection {
             ..once(StatusCode::SERVICE_UNAVAILABLE, grpc, code, title)
         };
         let error = match self {
-            Self::Lock(error) => error.innermost(),
+            Self::Lock(error) | Self::Busy { error, .. } => error.innermost(),
             Self::Realm(RealmError::Unavailable { .. }) => {
                 let title = "The realm cannot be looked up";
                 return busy(GrpcStatus::Unavailable, "realm-unavailable", title);
@@ -130,7 +157,10 @@ impl Rejection {
     /// The status of the response.
     #[must_use]
     pub fn status(&self) -> StatusCode {
-        self.kind().status
+        match self {
+            Self::Busy { status, .. } => *status,
+            _ => self.kind().status,
+        }
     }
 
     /// What happened, in one stable word: `lock-timeout`, `queue-full`, `lock-unavailable`,
@@ -161,7 +191,14 @@ impl Rejection {
             (_, "realm-unavailable") => {
                 "the realm of the request could not be looked up and nothing was written; try again later".into()
             }
-            (Self::Lock(error), _) => error.to_string(),
+            (
+                Self::Busy {
+                    detail: Some(detail),
+                    ..
+                },
+                _,
+            ) => (**detail).to_owned(),
+            (Self::Lock(error) | Self::Busy { error, .. }, _) => error.to_string(),
             (Self::Realm(error), _) => error.to_string(),
             (Self::Body(error), _) => error.to_string(),
         }
@@ -190,7 +227,9 @@ impl Rejection {
     #[must_use]
     pub fn realms(&self) -> &[RealmUrl] {
         match self {
-            Self::Lock(error) => error.claim().map_or(&[], Claim::realms),
+            Self::Lock(error) | Self::Busy { error, .. } => {
+                error.claim().map_or(&[], Claim::realms)
+            }
             Self::Realm(_) | Self::Body(_) => &[],
         }
     }
@@ -263,6 +302,14 @@ impl Rejection {
             None => self.to_response(),
         }
     }
+}
+
+/// Whether the lock could be had a little later.
+fn is_busy(error: &LockError) -> bool {
+    matches!(
+        error.innermost(),
+        LockError::Timeout { .. } | LockError::Taken { .. } | LockError::QueueFull { .. }
+    )
 }
 
 /// What a client may read: the [`detail`](Rejection::detail).

@@ -88,11 +88,21 @@ impl RealmPaths {
             .map(|found| found.realm)
     }
 
-    pub(in crate::realm) fn find(&self, head: &Head<'_>) -> Result<Found, RealmError> {
+    /// The realm that a path names for a request: its own path, or that of its `Destination`.
+    pub(in crate::realm) fn find(
+        &self,
+        head: &Head<'_>,
+        path: &ParsedPath<'_>,
+    ) -> Result<Found, RealmError> {
+        self.find_below(&self.base(head)?, path)
+    }
+
+    /// The base URL of a request.
+    pub(in crate::realm) fn base(&self, head: &Head<'_>) -> Result<RealmUrl, RealmError> {
         let Paths { base, origin, .. } = &*self.0;
         match origin {
-            None => self.find_below(base, head.path()),
-            Some(origin) => self.find_below(&origin.base_of(head, base)?, head.path()),
+            None => Ok(base.clone()),
+            Some(origin) => origin.base_of(head, base),
         }
     }
 

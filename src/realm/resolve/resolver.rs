@@ -10,7 +10,7 @@ use http::request::Parts;
 use super::mounts::RealmMounts;
 use super::paths::RealmPaths;
 use super::pointers::RealmPointers;
-use super::source::Source;
+use super::source::{PathSource, Source};
 use crate::realm::body::ReadsBodies;
 use crate::realm::error::{RealmError, shown};
 use crate::realm::path::{ParsedPath, PathProblem};
@@ -67,6 +67,9 @@ impl RealmResolver {
     /// It gets the request's head, and is asked before anything is locked. An error is answered
     /// with 400, or with 503 if it is [`RealmError::unavailable`]; an empty list with 400. There is
     /// no time limit: give it your own. All replicas must find the same realms.
+    ///
+    /// For a MOVE or COPY the closure must name the realm of the header `Destination` as well: the
+    /// layer does not read that header then.
     ///
     /// ```
     /// use tower_realm_lock::{RealmError, RealmResolver, RealmUrl};
@@ -252,13 +255,13 @@ impl Routes<Infallible> {
 
 impl From<RealmPaths> for RealmResolver {
     fn from(paths: RealmPaths) -> Self {
-        Self(Routes::all(Source::Paths(paths)))
+        Self(Routes::all(Source::Path(PathSource::Template(paths))))
     }
 }
 
 impl From<RealmMounts> for RealmResolver {
     fn from(mounts: RealmMounts) -> Self {
-        Self(Routes::all(Source::Mounts(mounts)))
+        Self(Routes::all(Source::Path(PathSource::Mounts(mounts))))
     }
 }
 

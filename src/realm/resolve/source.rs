@@ -7,11 +7,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::request::Parts;
 
+use super::found::Found;
 use super::mounts::RealmMounts;
 use super::paths::RealmPaths;
 use super::pointers::RealmPointers;
 use crate::realm::body::ReadsBodies;
 use crate::realm::error::RealmError;
+use crate::realm::head::Head;
+use crate::realm::path::ParsedPath;
 use crate::realm::url::RealmUrl;
 
 pub(in crate::realm) type Resolving =
@@ -25,19 +28,46 @@ pub(in crate::realm) type BodyClosureFn = dyn Fn(Arc<Parts>, Bytes) -> Resolving
 /// all. Cheap to clone.
 #[derive(Clone)]
 pub(in crate::realm) enum Source<B> {
-    Paths(RealmPaths),
-    Mounts(RealmMounts),
+    Path(PathSource),
     Closure(Arc<ClosureFn>),
     Pointers(RealmPointers, B),
     BodyClosure(Arc<BodyClosureFn>, B),
+}
+
+/// A way to find realms in paths.
+#[derive(Clone)]
+pub(in crate::realm) enum PathSource {
+    Template(RealmPaths),
+    Mounts(RealmMounts),
+}
+
+impl PathSource {
+    /// The realm that a path names for a request: its own path, or that of its `Destination`.
+    pub(in crate::realm) fn find(
+        &self,
+        head: &Head<'_>,
+        path: &ParsedPath<'_>,
+    ) -> Result<Found, RealmError> {
+        match self {
+            Self::Template(paths) => paths.find(head, path),
+            Self::Mounts(mounts) => mounts.find(path),
+        }
+    }
+
+    /// The URL below which the server is published. Its path is not a part of the paths of requests.
+    pub(in crate::realm) fn base(&self, head: &Head<'_>) -> Result<Option<RealmUrl>, RealmError> {
+        match self {
+            Self::Template(paths) => paths.base(head).map(Some),
+            Self::Mounts(_) => Ok(None),
+        }
+    }
 }
 
 impl Source<Infallible> {
     /// The same for a layer that reads bodies.
     pub(in crate::realm) fn with_bodies(self) -> Source<ReadsBodies> {
         match self {
-            Self::Paths(paths) => Source::Paths(paths),
-            Self::Mounts(mounts) => Source::Mounts(mounts),
+            Self::Path(source) => Source::Path(source),
             Self::Closure(find) => Source::Closure(find),
             Self::Pointers(_, never) | Self::BodyClosure(_, never) => match never {},
         }
@@ -47,8 +77,8 @@ impl Source<Infallible> {
 impl<B> fmt::Debug for Source<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Paths(paths) => paths.fmt(f),
-            Self::Mounts(mounts) => mounts.fmt(f),
+            Self::Path(PathSource::Template(paths)) => paths.fmt(f),
+            Self::Path(PathSource::Mounts(mounts)) => mounts.fmt(f),
             Self::Closure(_) => f.write_str("from_fn"),
             Self::Pointers(pointers, _) => pointers.fmt(f),
             Self::BodyClosure(..) => f.write_str("from_body_fn"),

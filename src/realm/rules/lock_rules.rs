@@ -3,7 +3,8 @@ use std::convert::Infallible;
 use http::Method;
 use http::header::HeaderName;
 
-use super::methods::Methods;
+use super::limits::RouteLimits;
+use super::methods::{Methods, is_safe};
 use super::scope::{RouteScope, Scope};
 use crate::realm::body::ReadsBodies;
 use crate::realm::error::{RealmError, shown};
@@ -16,9 +17,10 @@ const MAX_RESOURCES: usize = 16;
 
 /// Which requests are locked, by method and path, and how much of their realm.
 ///
-/// By default the safe methods (GET, HEAD, OPTIONS, TRACE, QUERY; RFC 9110 section 9.2.1) pass, and
-/// every other method, known or not, is locked. Routes are exceptions to that; they are tried in
-/// the order they were added, and the first that fits decides.
+/// By default the methods that the IANA HTTP method registry marks safe pass (GET, HEAD, OPTIONS,
+/// TRACE, QUERY, PROPFIND, REPORT and SEARCH), and every other method, known or not, is locked.
+/// Routes are exceptions to that; they are tried in the order they were added, and the first that
+/// fits decides.
 ///
 /// Route patterns are written as in axum: `{name}` is one segment, `{*name}` at the end one or
 /// more.
@@ -49,6 +51,39 @@ const MAX_RESOURCES: usize = 16;
 /// # let _ = rules;
 /// # Ok::<(), tower_realm_lock::RealmError>(())
 /// ```
+///
+/// # MOVE and COPY
+///
+/// A MOVE or COPY (RFC 4918) locks the realm of its header `Destination` as well: both realms in
+/// one claim, or, where its scope is by resource, both resources of one realm. The header is an
+/// absolute path or a URL, as clients write the paths of requests, below the base URL. It names the
+/// realm that a request for that path would have; origins, percent-encoding and ambiguous paths are
+/// treated alike. A request is rejected with 400 `realm-unresolved` if the header is missing, there
+/// more than once, cannot be read, has a query, or leads out of the base URL.
+///
+/// Where a closure or the body names the realms of a request, it must name that of the
+/// `Destination` as well: the layer does not read the header then. Such a MOVE or COPY takes the
+/// realms as a whole, or shared, and is not narrowed to resources.
+///
+/// # CONNECT and WebSockets
+///
+/// Over HTTP/1.1 a WebSocket begins as a GET and passes. Over HTTP/2 and HTTP/3 it begins as an
+/// extended CONNECT (RFC 8441), which has a path. CONNECT is not a safe method, so the request is
+/// locked until its response is made. An exempt route lets it pass:
+///
+/// ```
+/// use http::Method;
+/// use tower_realm_lock::LockRules;
+///
+/// let rules = LockRules::new().exempt(Method::CONNECT, "/{owner}/{realm}/_events")?;
+/// assert!(!rules.locks(&Method::CONNECT, "/luke/my-realm/_events"));
+/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// ```
+///
+/// The layer does not see what is written through the WebSocket. Its handler takes the lock for
+/// each message that writes, with
+/// [`RealmLocks::with_write_lock`](crate::RealmLocks::with_write_lock). A CONNECT to a host and port
+/// has no path, so it names no realm and is rejected.
 #[derive(Debug, Clone, Default)]
 pub struct LockRules(pub(super) Rules<ReadsBodies>);
 
@@ -56,7 +91,8 @@ pub struct LockRules(pub(super) Rules<ReadsBodies>);
 #[derive(Debug, Clone)]
 pub(in crate::realm) struct Rules<B> {
     pub(super) routes: Vec<Route>,
-    pub(super) scopes: Vec<ScopeRoute<B>>,
+    pub(super) scopes: Vec<Ruled<RouteScope<B>>>,
+    pub(super) limits: Vec<Ruled<RouteLimits>>,
     pub(super) max_resources: usize,
     /// The header, and the methods that it may name.
     pub(super) method_override: Option<(HeaderName, Vec<Method>)>,
@@ -67,17 +103,19 @@ impl<B> Default for Rules<B> {
         Self {
             routes: Vec::new(),
             scopes: Vec::new(),
+            limits: Vec::new(),
             max_resources: MAX_RESOURCES,
             method_override: None,
         }
     }
 }
 
+/// What the rules give to the requests of a route.
 #[derive(Debug, Clone)]
-pub(super) struct ScopeRoute<B> {
+pub(super) struct Ruled<T> {
     pub(super) method: Method,
     pub(super) pattern: PathTemplate,
-    pub(super) scope: RouteScope<B>,
+    pub(super) given: T,
 }
 
 #[derive(Debug, Clone)]
@@ -150,10 +188,36 @@ impl LockRules {
         scope: Scope,
     ) -> Result<Self, RealmError> {
         let pattern = PathTemplate::parse(pattern)?;
-        self.0.scopes.push(ScopeRoute {
+        self.0.scopes.push(Ruled {
             method,
             pattern,
-            scope: scope.0,
+            given: scope.0,
+        });
+        Ok(self)
+    }
+
+    /// Limits of a route, instead of the layer's: how long its requests wait and hold, and how they
+    /// are answered when the lock is taken. Whether the route is locked, and how much of its realm,
+    /// is not changed by this.
+    ///
+    /// Limits are tried in the order they were added, and the first whose pattern fits any spelling
+    /// of the path decides. They count only if method and path fit to the letter; another spelling
+    /// has the layer's limits.
+    ///
+    /// # Errors
+    ///
+    /// [`RealmError::InvalidTemplate`] for a bad pattern.
+    pub fn limits(
+        mut self,
+        method: Method,
+        pattern: &str,
+        limits: RouteLimits,
+    ) -> Result<Self, RealmError> {
+        let pattern = PathTemplate::parse(pattern)?;
+        self.0.limits.push(Ruled {
+            method,
+            pattern,
+            given: limits,
         });
         Ok(self)
     }
@@ -178,7 +242,7 @@ impl LockRules {
         F: Fn(&str) -> String + Clone + Send + Sync + 'static,
     {
         for route in &mut self.0.scopes {
-            route.scope.name_unnamed(name.clone());
+            route.given.name_unnamed(name.clone());
         }
         self
     }
@@ -234,25 +298,26 @@ impl Rules<ReadsBodies> {
     /// [`RealmError::BodyNeeded`] for the first scope that needs the body.
     pub(in crate::realm) fn without_bodies(self) -> Result<Rules<Infallible>, RealmError> {
         let scopes = self.scopes.into_iter().map(|route| {
-            let ScopeRoute {
+            let Ruled {
                 method,
                 pattern,
-                scope,
+                given,
             } = route;
-            let scope = scope
+            let given = given
                 .without_bodies()
                 .ok_or_else(|| RealmError::BodyNeeded {
                     route: shown(&format!("{method} {}", pattern.source())),
                 })?;
-            Ok(ScopeRoute {
+            Ok(Ruled {
                 method,
                 pattern,
-                scope,
+                given,
             })
         });
         Ok(Rules {
             routes: self.routes,
             scopes: scopes.collect::<Result<_, _>>()?,
+            limits: self.limits,
             max_resources: self.max_resources,
             method_override: self.method_override,
         })
@@ -262,14 +327,15 @@ impl Rules<ReadsBodies> {
 impl Rules<Infallible> {
     /// The same for a layer that reads bodies.
     pub(in crate::realm) fn with_bodies(self) -> Rules<ReadsBodies> {
-        let scopes = self.scopes.into_iter().map(|route| ScopeRoute {
+        let scopes = self.scopes.into_iter().map(|route| Ruled {
             method: route.method,
             pattern: route.pattern,
-            scope: route.scope.with_bodies(),
+            given: route.given.with_bodies(),
         });
         Rules {
             routes: self.routes,
             scopes: scopes.collect(),
+            limits: self.limits,
             max_resources: self.max_resources,
             method_override: self.method_override,
         }
@@ -292,7 +358,7 @@ impl<B> Rules<B> {
             .iter()
             .filter(|route| route.is_for(method))
             .find_map(|route| route.verdict(path))
-            .unwrap_or_else(|| !method.is_safe())
+            .unwrap_or_else(|| !is_safe(method))
     }
 
     /// The narrower scope than the realm that a request has; `None` if it has none, or if that is
@@ -302,26 +368,36 @@ impl<B> Rules<B> {
         methods: &Methods,
         path: &ParsedPath<'_>,
     ) -> Option<&RouteScope<B>> {
-        let mut of_each = methods.iter().map(|method| self.scope_for(method, path));
-        let scope = of_each.next()?.filter(|_| !methods.unclear)?;
-        let is_same = |other: Option<&_>| other.is_some_and(|other| std::ptr::eq(other, scope));
-        of_each.all(is_same).then_some(scope)
+        given(&self.scopes, methods, path)
+    }
+
+    /// The limits of the route of a request; `None` if it has none, or if that is not certain.
+    pub(in crate::realm) fn limits_of(&self, head: &Head<'_>) -> Option<&RouteLimits> {
+        if self.limits.is_empty() {
+            return None;
+        }
+        given(&self.limits, &self.methods(head), head.path())
     }
 
     /// The most resources that a request locks by themselves.
     pub(in crate::realm) fn max_resources(&self) -> usize {
         self.max_resources
     }
+}
 
-    fn scope_for(&self, method: &Method, path: &ParsedPath<'_>) -> Option<&RouteScope<B>> {
-        let mut fitting = self
-            .scopes
-            .iter()
-            .filter(|route| route.method == *method && route.pattern.matches_any_spelling(path));
-        let route = fitting.next()?;
+/// What the first route that fits gives to a request; `None` if none does, if another one does for
+/// another reading of the method, or if the request fits only in another spelling.
+fn given<'r, T>(routes: &'r [Ruled<T>], methods: &Methods, path: &ParsedPath<'_>) -> Option<&'r T> {
+    let route_for = |method: &Method| {
+        let mut of_method = routes.iter().filter(|route| route.method == *method);
+        let route = of_method.find(|route| route.pattern.matches_any_spelling(path))?;
         let is_certain = route.pattern.matches_exactly(path) && path.is_unambiguous();
-        is_certain.then_some(&route.scope)
-    }
+        is_certain.then_some(&route.given)
+    };
+    let mut of_each = methods.iter().map(route_for);
+    let first = of_each.next()?.filter(|_| !methods.unclear)?;
+    let is_same = |other: Option<&T>| other.is_some_and(|other| std::ptr::eq(other, first));
+    of_each.all(is_same).then_some(first)
 }
 
 impl Route {

@@ -1,6 +1,24 @@
 use http::header::HeaderName;
 use http::{HeaderMap, Method};
 
+/// The methods that the IANA HTTP method registry marks safe, so that requests with them pass.
+///
+/// PRI is marked safe too, but no request has it: it belongs to the preface of an HTTP/2 connection
+/// (RFC 9113, section 3.4).
+const SAFE: [&str; 8] = [
+    "GET", "HEAD", "OPTIONS", "TRACE", "QUERY", "PROPFIND", "REPORT", "SEARCH",
+];
+
+pub(super) fn is_safe(method: &Method) -> bool {
+    SAFE.contains(&method.as_str())
+}
+
+/// Whether a request with this method writes to its `Destination` too (RFC 4918, sections 9.8 and
+/// 9.9).
+fn has_destination(method: &Method) -> bool {
+    matches!(method.as_str(), "COPY" | "MOVE")
+}
+
 /// The methods that a request can be read with: its own, and what a header overrides it with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::realm) struct Methods {
@@ -60,6 +78,11 @@ impl Methods {
 
     pub(in crate::realm) fn iter(&self) -> impl Iterator<Item = &Method> + Clone {
         std::iter::once(&self.first).chain(&self.others)
+    }
+
+    /// Whether the request, in any reading, writes to its `Destination` too.
+    pub(in crate::realm) fn have_destination(&self) -> bool {
+        self.iter().any(has_destination)
     }
 }
 

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "serde")]
 mod file;
+pub(crate) mod limits;
 pub(crate) mod lock_rules;
 pub(super) mod methods;
 pub(crate) mod scope;

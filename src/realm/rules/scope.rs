@@ -13,7 +13,7 @@ use crate::realm::resolve::found::Found;
 use crate::realm::resolve::json::{Answer, Step, seek};
 use crate::realm::url::RealmUrl;
 
-/// How much of its realm a request locks: all of it, or some of its resources.
+/// How much of its realm a request locks: all of it, some of its resources, or a share of it.
 ///
 /// A request with resources takes its realm shared and each resource exclusively, so that it
 /// excludes those that write the same resource and those that take the realm whole. A resource is
@@ -42,6 +42,7 @@ type BodyPathsFn = dyn Fn(&Parts, &RealmUrl, &Bytes) -> Option<Vec<String>> + Se
 #[derive(Clone)]
 enum Kind<B> {
     Realm,
+    Shared,
     Resource,
     Closure(Arc<PathsFn>),
     AtomicHrefs(B),
@@ -53,6 +54,8 @@ enum Kind<B> {
 pub(crate) enum Extent {
     /// Its realms as a whole.
     Whole,
+    /// Its realms, shared with all others that share them.
+    Shared,
     /// These resources of its only realm.
     Resources(BTreeSet<String>),
 }
@@ -68,11 +71,40 @@ impl Scope {
         Self::of(Kind::Realm)
     }
 
-    /// The resource that the request's path names: what follows the realm in it.
+    /// The realm, shared: such requests run side by side, and exclude those that take the realm as
+    /// a whole.
+    ///
+    /// For a handler that must not run beside ordinary writers, such as a purge or a backup. Give
+    /// this scope to the ordinary writers, and leave the other route the realm as a whole:
+    ///
+    /// ```
+    /// use http::Method;
+    /// use tower_realm_lock::{LockRules, Scope};
+    ///
+    /// let rules = LockRules::new()
+    ///     .scope(Method::POST, "/{owner}/{realm}/_purge", Scope::realm())?
+    ///     .scope(Method::POST, "/{owner}/{realm}/{*rest}", Scope::shared())?;
+    /// # let _ = rules;
+    /// # Ok::<(), tower_realm_lock::RealmError>(())
+    /// ```
+    ///
+    /// **The layer does not protect such writers from each other.** Their store must: with a
+    /// transaction, a conditional write, or a lock of its own. A request for several realms shares
+    /// all of them.
+    #[must_use]
+    pub const fn shared() -> Self {
+        Self::of(Kind::Shared)
+    }
+
+    /// The resource that the request's path names: what follows the realm in it. A MOVE or COPY
+    /// locks the resource that its `Destination` names too.
     ///
     /// A path that ends with the realm names no resource: it takes the realm shared, so that a
     /// handler can create a resource with a name that it makes up. Leave such a path out of the
     /// pattern, as `/{owner}/{realm}/{*card}` does, where its handler changes more than that.
+    ///
+    /// A resource does not include those below it. Where a handler deletes, moves or copies a whole
+    /// collection, give its route the realm as a whole.
     #[must_use]
     pub const fn resource() -> Self {
         Self::of(Kind::Resource)
@@ -96,7 +128,8 @@ impl Scope {
     /// realm as a whole.
     ///
     /// They are read as an `href` is in [`atomic_hrefs`](Self::atomic_hrefs): in any spelling, and
-    /// the realm is taken whole if one leaves it.
+    /// the realm is taken whole if one leaves it. The resource in the `Destination` of a MOVE or
+    /// COPY is added to them.
     #[must_use]
     pub fn from_fn<F>(paths: F) -> Self
     where
@@ -154,6 +187,7 @@ impl RouteScope<ReadsBodies> {
     pub(super) fn without_bodies(self) -> Option<RouteScope<Infallible>> {
         let kind = match self.kind {
             Kind::Realm => Kind::Realm,
+            Kind::Shared => Kind::Shared,
             Kind::Resource => Kind::Resource,
             Kind::Closure(paths) => Kind::Closure(paths),
             Kind::AtomicHrefs(_) | Kind::BodyClosure(..) => return None,
@@ -168,6 +202,7 @@ impl RouteScope<Infallible> {
     pub(super) fn with_bodies(self) -> RouteScope<ReadsBodies> {
         let kind = match self.kind {
             Kind::Realm => Kind::Realm,
+            Kind::Shared => Kind::Shared,
             Kind::Resource => Kind::Resource,
             Kind::Closure(paths) => Kind::Closure(paths),
             Kind::AtomicHrefs(never) | Kind::BodyClosure(_, never) => match never {},
@@ -180,6 +215,10 @@ impl RouteScope<Infallible> {
 impl<B: Copy> RouteScope<B> {
     pub(in crate::realm) fn is_realm(&self) -> bool {
         matches!(self.kind, Kind::Realm)
+    }
+
+    pub(in crate::realm) fn is_shared(&self) -> bool {
+        matches!(self.kind, Kind::Shared)
     }
 
     /// Whether it reads the request's path.
@@ -207,9 +246,10 @@ impl<B: Copy> RouteScope<B> {
     ) -> Option<Extent> {
         match self.kind {
             Kind::Realm => Some(Extent::Whole),
+            Kind::Shared => Some(Extent::Shared),
             Kind::Resource => {
                 let name = rest_of(segments, found);
-                Some(self.extent(std::iter::once(name), most))
+                Some(self.extent(std::iter::once(name), found, most))
             }
             _ => None,
         }
@@ -228,9 +268,10 @@ impl<B: Copy> RouteScope<B> {
         let realm = &found.realm;
         let hrefs = match &self.kind {
             Kind::Realm => return Extent::Whole,
+            Kind::Shared => return Extent::Shared,
             Kind::Resource => {
                 let name = rest_of(segments, found);
-                return self.extent(std::iter::once(name), most);
+                return self.extent(std::iter::once(name), found, most);
             }
             Kind::AtomicHrefs(_) if encoding(&parts.headers).is_some() => None,
             Kind::AtomicHrefs(_) => hrefs_of(body),
@@ -242,13 +283,20 @@ impl<B: Copy> RouteScope<B> {
         };
         // An empty one is the realm itself.
         let resource = |href: String| resolve(&href, realm).filter(|path| !path.is_empty());
-        self.extent(hrefs.into_iter().map(resource), most)
+        self.extent(hrefs.into_iter().map(resource), found, most)
     }
 
-    /// `paths` are read no further than to the first that is not certain, or to the ceiling.
-    fn extent(&self, paths: impl Iterator<Item = Option<String>>, most: usize) -> Extent {
+    /// These resources, and that of the request's `Destination`. `paths` are read no further than to
+    /// the first that is not certain, or to the ceiling.
+    fn extent(
+        &self,
+        paths: impl Iterator<Item = Option<String>>,
+        found: &Found,
+        most: usize,
+    ) -> Extent {
         let mut names = BTreeSet::new();
-        for path in paths {
+        let destination = found.destination.clone().map(Some);
+        for path in paths.chain(destination) {
             let Some(path) = path else {
                 return Extent::Whole;
             };
@@ -268,8 +316,11 @@ impl<B: Copy> RouteScope<B> {
     }
 }
 
-/// What follows the realm in a request's path, in its one spelling; none if that is not certain.
-fn rest_of<'a>(segments: impl Iterator<Item = &'a str>, found: &Found) -> Option<String> {
+/// What follows the realm in a path, in its one spelling; none if that is not certain.
+pub(in crate::realm) fn rest_of<'a>(
+    segments: impl Iterator<Item = &'a str>,
+    found: &Found,
+) -> Option<String> {
     let mut rest = canonical(segments.skip(found.depth.unwrap_or(0)))?;
     if found.depth.is_none() {
         // The realm was not found in the path: it must be there all the same.
@@ -342,6 +393,7 @@ impl<B> fmt::Debug for RouteScope<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind {
             Kind::Realm => "realm",
+            Kind::Shared => "shared",
             Kind::Resource => "resource",
             Kind::Closure(_) => "from_fn",
             Kind::AtomicHrefs(_) => "atomic_hrefs",

@@ -8,6 +8,7 @@
 #![allow(dead_code)]
 
 pub mod answer;
+pub mod destinations;
 pub mod hrefs;
 pub mod origins;
 pub mod paths;

@@ -1,12 +1,14 @@
 //! [`LockRules`] in a configuration file.
 
-use http::Method;
 use http::header::HeaderName;
+use http::{Method, StatusCode};
 use serde::de::{Deserialize, Deserializer, MapAccess};
 
-use super::lock_rules::{LockRules, Route, ScopeRoute};
-use super::scope::Scope;
+use super::limits::RouteLimits;
+use super::lock_rules::{LockRules, Route, Ruled};
+use super::scope::{RouteScope, Scope};
 use crate::realm::body::ReadsBodies;
+use crate::realm::error::RealmError;
 use crate::realm::template::PathTemplate;
 use crate::table::value::Value;
 use crate::table::words::shown;
@@ -14,13 +16,15 @@ use crate::table::{self, Table};
 
 const METHOD: &str = "a method, such as \"POST\",";
 const HEADER: &str = "a header's name, such as \"X-HTTP-Method-Override\",";
+const DETAIL: &str = "a text for clients";
 const PATTERN: &str = "a path, such as \"/{owner}/{realm}/_search\",";
 
 type NewScope = fn() -> Scope;
 
 /// What needs no closure.
-const SCOPES: [(&str, NewScope); 3] = [
+const SCOPES: [(&str, NewScope); 4] = [
     ("realm", Scope::realm),
+    ("shared", Scope::shared),
     ("resource", Scope::resource),
     ("atomic-hrefs", Scope::atomic_hrefs),
 ];
@@ -30,7 +34,8 @@ const SCOPES: [(&str, NewScope); 3] = [
 /// | key | |
 /// | --- | --- |
 /// | `routes` | `{ method, path, lock }` each: `lock = false` as [`exempt`](LockRules::exempt), `lock = true` as [`lock`](LockRules::lock). The first that fits decides |
-/// | `scopes` | `{ method, path, scope }` each: `"realm"`, `"resource"` or `"atomic-hrefs"` of a [`Scope`]. The first that fits decides |
+/// | `scopes` | `{ method, path, scope }` each: `"realm"`, `"shared"`, `"resource"` or `"atomic-hrefs"` of a [`Scope`]. The first that fits decides |
+/// | `limits` | `{ method, path, acquire_timeout, max_hold, busy_status, busy_detail }` each, of [`RouteLimits`]: times with a unit (`max_hold` may be `"none"`), a number and a text, all but method and path optional. The first that fits decides |
 /// | `max_resources` | [`max_resources`](LockRules::max_resources) |
 /// | `method_override` | `{ header, methods }` of [`method_override`](LockRules::method_override) |
 ///
@@ -45,6 +50,12 @@ const SCOPES: [(&str, NewScope); 3] = [
 ///     max_resources = 32
 ///     routes = [{ method = "POST", path = "/{owner}/{realm}/_search", lock = false }]
 ///     scopes = [{ method = "PATCH", path = "/{owner}/{realm}/{*card}", scope = "resource" }]
+///
+///     [[limits]]
+///     method = "POST"
+///     path = "/{owner}/{realm}/_export"
+///     acquire_timeout = "0s"
+///     busy_status = 423
 /// "#)?;
 /// assert!(!rules.locks(&Method::POST, "/luke/my-realm/_search"));
 ///
@@ -62,12 +73,19 @@ impl Table for LockRules {
     type Made = Self;
 
     const NAME: &'static str = "the rules";
-    const KEYS: &'static [&'static str] = &["routes", "scopes", "max_resources", "method_override"];
+    const KEYS: &'static [&'static str] = &[
+        "routes",
+        "scopes",
+        "limits",
+        "max_resources",
+        "method_override",
+    ];
 
     fn set<'de, A: MapAccess<'de>>(mut self, value: Value<'_, A>) -> Result<Self, A::Error> {
         match value.key {
             "routes" => self.0.routes = value.tables(RouteKeys::default())?,
             "scopes" => self.0.scopes = value.tables(ScopeKeys::default())?,
+            "limits" => self.0.limits = value.tables(LimitKeys::default())?,
             "max_resources" => {
                 return value.whole(|number| Ok(self.max_resources(number as usize)));
             }
@@ -120,7 +138,7 @@ struct ScopeKeys {
 }
 
 impl Table for ScopeKeys {
-    type Made = ScopeRoute<ReadsBodies>;
+    type Made = Ruled<RouteScope<ReadsBodies>>;
 
     const NAME: &'static str = "a scope of the rules";
     const KEYS: &'static [&'static str] = &["method", "path", "scope"];
@@ -134,11 +152,61 @@ impl Table for ScopeKeys {
         Ok(self)
     }
 
-    fn made(self) -> Option<ScopeRoute<ReadsBodies>> {
-        Some(ScopeRoute {
+    fn made(self) -> Option<Self::Made> {
+        Some(Ruled {
             method: self.method?,
             pattern: self.pattern?,
-            scope: self.scope?.0,
+            given: self.scope?.0,
+        })
+    }
+}
+
+#[derive(Clone, Default)]
+struct LimitKeys {
+    method: Option<Method>,
+    pattern: Option<PathTemplate>,
+    limits: RouteLimits,
+}
+
+impl Table for LimitKeys {
+    type Made = Ruled<RouteLimits>;
+
+    const NAME: &'static str = "the limits of a route";
+    const KEYS: &'static [&'static str] = &[
+        "method",
+        "path",
+        "acquire_timeout",
+        "max_hold",
+        "busy_status",
+        "busy_detail",
+    ];
+    const OPTIONAL: &'static [&'static str] =
+        &["acquire_timeout", "max_hold", "busy_status", "busy_detail"];
+
+    fn set<'de, A: MapAccess<'de>>(mut self, value: Value<'_, A>) -> Result<Self, A::Error> {
+        let limits = self.limits;
+        self.limits = match value.key {
+            "method" => {
+                self.method = Some(value.text(METHOD, method)?);
+                limits
+            }
+            "path" => {
+                self.pattern = Some(value.text(PATTERN, pattern)?);
+                limits
+            }
+            "acquire_timeout" => value.time(|time| Ok(limits.acquire_timeout(time)))?,
+            "max_hold" => value.time_or("none", |time| Ok(limits.max_hold(time)))?,
+            "busy_status" => value.whole(|number| busy_status(limits, number))?,
+            _ => value.text(DETAIL, |text| Ok(limits.busy_detail(text)))?,
+        };
+        Ok(self)
+    }
+
+    fn made(self) -> Option<Self::Made> {
+        Some(Ruled {
+            method: self.method?,
+            pattern: self.pattern?,
+            given: self.limits,
         })
     }
 }
@@ -182,6 +250,17 @@ fn header(text: &str) -> Result<HeaderName, String> {
         let text = shown(text);
         format!("{text} is not the name of a header: write one such as `X-HTTP-Method-Override`")
     })
+}
+
+fn busy_status(limits: RouteLimits, number: u32) -> Result<RouteLimits, String> {
+    let status = u16::try_from(number).ok();
+    let limits = match status.and_then(|status| StatusCode::from_u16(status).ok()) {
+        Some(status) => limits.busy_status(status),
+        None => Err(RealmError::InvalidStatus {
+            status: number.to_string(),
+        }),
+    };
+    limits.map_err(|error| error.to_string())
 }
 
 fn pattern(text: &str) -> Result<PathTemplate, String> {

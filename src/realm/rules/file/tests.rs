@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use super::*;
 use crate::realm::path::ParsedPath;
 use crate::realm::resolve::found::Found;
@@ -17,6 +19,12 @@ fn refused(file: &str) -> (String, &str) {
     (error.message().to_owned(), &file[span])
 }
 
+fn assert_refused(file: &str, place: &str, says: &str) {
+    let (message, at) = refused(file);
+    assert!(message.contains(says), "{file}: {message}");
+    assert_eq!(at, place, "{file}: {message}");
+}
+
 #[test]
 fn a_file_says_all_that_the_methods_do() {
     let file = "
@@ -29,11 +37,32 @@ fn a_file_says_all_that_the_methods_do() {
             { method = 'PUT', path = '/{o}/{r}/{*card}', scope = 'realm' },
             { method = 'PATCH', path = '/{o}/{r}/{*card}', scope = 'resource' },
             { method = 'POST', path = '/{o}/{r}/_atomic', scope = 'atomic-hrefs' },
+            { method = 'POST', path = '/{o}/{r}/{*card}', scope = 'shared' },
         ]
+        [[limits]]
+        method = 'POST'
+        path = '/{o}/{r}/_batch'
+        acquire_timeout = '1m'
+        max_hold = 'none'
+        [[limits]]
+        method = 'POST'
+        path = '/{o}/{r}/_export'
+        max_hold = '30s'
+        acquire_timeout = '0s'
+        busy_status = 423
+        busy_detail = 'export it later'
+        [[limits]]
+        method = 'PUT'
+        path = '/{o}/{r}/'
         [method_override]
         header = 'X-HTTP-Method-Override'
         methods = ['QUERY', 'PROPFIND']
     ";
+    let batch = RouteLimits::new().acquire_timeout(Duration::from_secs(60));
+    let export = RouteLimits::new().acquire_timeout(Duration::ZERO);
+    let export = export.max_hold(Duration::from_secs(30));
+    let export = export.busy_status(StatusCode::LOCKED).unwrap();
+    let export = export.busy_detail("export it later");
     let by_hand = LockRules::new()
         .max_resources(3)
         .exempt(Method::POST, "/{o}/{r}/_search")
@@ -41,6 +70,10 @@ fn a_file_says_all_that_the_methods_do() {
         .and_then(|rules| rules.scope(Method::PUT, "/{o}/{r}/{*card}", Scope::realm()))
         .and_then(|rules| rules.scope(Method::PATCH, "/{o}/{r}/{*card}", Scope::resource()))
         .and_then(|rules| rules.scope(Method::POST, "/{o}/{r}/_atomic", Scope::atomic_hrefs()))
+        .and_then(|rules| rules.scope(Method::POST, "/{o}/{r}/{*card}", Scope::shared()))
+        .and_then(|rules| rules.limits(Method::POST, "/{o}/{r}/_batch", batch.max_hold(None)))
+        .and_then(|rules| rules.limits(Method::POST, "/{o}/{r}/_export", export))
+        .and_then(|rules| rules.limits(Method::PUT, "/{o}/{r}/", RouteLimits::new()))
         .unwrap()
         .method_override(
             HeaderName::from_static("x-http-method-override"),
@@ -53,9 +86,16 @@ fn a_file_says_all_that_the_methods_do() {
     let LockRules(Rules {
         routes: _,
         scopes: _,
+        limits: _,
         max_resources: _,
         method_override: _,
     }) = rules("");
+    let RouteLimits {
+        acquire_timeout: _,
+        max_hold: _,
+        busy_status: _,
+        busy_detail: _,
+    } = RouteLimits::new();
 }
 
 #[test]
@@ -88,7 +128,7 @@ fn what_is_wrong_is_told_with_its_place_and_the_remedy() {
         (
             "paths = []",
             "paths",
-            "unknown key `paths` in the rules: write `routes`, `scopes`, `max_resources` or `method_override`",
+            "unknown key `paths` in the rules: write `routes`, `scopes`, `limits`, `max_resources` or `method_override`",
         ),
         ("routes = 5", "5", "expected a list for `routes`"),
         ("routes = 'a'", "'a'", "invalid type: a text"),
@@ -128,7 +168,7 @@ fn what_is_wrong_is_told_with_its_place_and_the_remedy() {
         (
             "scopes = [{ scope = 'card' }]",
             "'card'",
-            "write `realm`, `resource` or `atomic-hrefs`",
+            "write `realm`, `shared`, `resource` or `atomic-hrefs`",
         ),
         ("scopes = [{ pat = '/' }]", "pat", "did you mean `path`?"),
         (
@@ -161,9 +201,66 @@ fn what_is_wrong_is_told_with_its_place_and_the_remedy() {
             "`methods` is missing in the method override: add it",
         ),
     ] {
-        let (message, at) = refused(file);
-        assert!(message.contains(says), "{file}: {message}");
-        assert_eq!(at, place, "{file}: {message}");
+        assert_refused(file, place, says);
+    }
+}
+
+#[test]
+fn what_is_wrong_with_the_limits_of_a_route_is_told_with_its_place_and_the_remedy() {
+    for (file, place, says) in [
+        (
+            "limits = [{ aquire_timeout = '1s' }]",
+            "aquire_timeout",
+            "in the limits of a route: did you mean `acquire_timeout`?",
+        ),
+        (
+            "limits = [{ max_waiters = 1 }]",
+            "max_waiters",
+            "write `method`, `path`, `acquire_timeout`, `max_hold`, `busy_status` or `busy_detail`",
+        ),
+        (
+            "limits = [{ max_hold = '1s' }]",
+            "{ max_hold = '1s' }",
+            "`method` or `path` is missing in the limits of a route: add it",
+        ),
+        (
+            "limits = [{ path = '/{a' }]",
+            "'/{a'",
+            "`/{a` is not a path template",
+        ),
+        (
+            "limits = [{ acquire_timeout = 5 }]",
+            "5",
+            "expected a time with its unit",
+        ),
+        (
+            "limits = [{ max_hold = 'non' }]",
+            "'non'",
+            r#""500ms", or "none" for `max_hold`"#,
+        ),
+        (
+            "limits = [{ busy_status = '423' }]",
+            "'423'",
+            "expected a whole number",
+        ),
+        (
+            "limits = [{ busy_status = 302 }]",
+            "302",
+            "`busy_status`: `302` cannot answer a request that does not get its lock: write a status from 400 to 599",
+        ),
+        (
+            "limits = [{ busy_status = 66000 }]",
+            "66000",
+            "`66000` cannot answer",
+        ),
+        (
+            "limits = [{ busy_detail = 1 }]",
+            "1",
+            "expected a text for clients",
+        ),
+        ("limits = 5", "5", "expected a list for `limits`"),
+    ] {
+        assert_refused(file, place, says);
     }
 }
 
@@ -176,7 +273,7 @@ fn a_name_for_resources_goes_to_each_scope_that_has_none() {
     let found = Found::at("https://r.example/a/b/".parse().unwrap(), 2);
     let names = |rules: &LockRules| -> Vec<Extent> {
         let path = ParsedPath::new("/a/b/x.json");
-        let scopes = rules.0.scopes.iter().map(|route| &route.scope);
+        let scopes = rules.0.scopes.iter().map(|route| &route.given);
         let extents = scopes.map(|scope| {
             let segments = path.segments().unwrap();
             scope.extent_of_path(segments, &found, 1).unwrap()
