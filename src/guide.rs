@@ -5,6 +5,9 @@
 #[doc = include_str!("../docs/guarantees.md")]
 pub mod guarantees {}
 
+#[doc = include_str!("../docs/layers.md")]
+pub mod layers {}
+
 #[doc = "[scaling]: self::scaling\n\n"]
 #[doc = include_str!("../docs/migrating.md")]
 pub mod migrating {}

@@ -187,6 +187,7 @@
 //! - [guarantees](guide::guarantees): what is promised, under which faults, with the test of each promise; and what no lock can promise.
 //! - [migrating](guide::migrating): from locks written by hand, with old and new replicas side by side.
 //! - [options](guide::options): all of them in tables, and configuration files.
+//! - [layers](guide::layers): where CORS, compression and conditional requests go, and what a weak `If-Match` gets.
 //! - [operations](guide::operations): what to look at, and what to do when a realm is stuck.
 //! - [scaling](guide::scaling): how many connections, when sessions, what one PostgreSQL carries.
 //!
@@ -242,5 +243,5 @@ pub use self::lock::{
 };
 pub use self::realm::{
     LockRules, PeerAddr, RealmBodyResolver, RealmError, RealmMounts, RealmPaths, RealmPointers,
-    RealmResolver, RealmUrl, RequestOrigin, RouteLimits, Scope, TrustedProxies,
+    RealmResolver, RealmUrl, RequestOrigin, RouteLimits, Scope, TrustedProxies, UnixPeer,
 };

@@ -203,3 +203,93 @@ async fn axums_word_on_the_peer_counts() {
         assert_eq!(body, realm);
     }
 }
+
+/// The socket of an axum server that is not told who its peers are, or is in the one or the other way.
+#[cfg(all(feature = "axum", unix))]
+fn serve_unix(dir: &std::path::Path, proxies: &[&str], how: &str) -> std::path::PathBuf {
+    use axum::body::Body;
+    use tower_realm_lock::UnixPeer;
+
+    let socket = dir.join(format!("{}-{how}", proxies.join("-").replace('/', "-")));
+    let origin = RequestOrigin::new(TrustedProxies::new(proxies).unwrap());
+    let realms = RealmPaths::new("https://base.example", "/{owner}/{realm}").unwrap();
+    let realms = realms.origin_from_request(origin);
+    let app = axum::Router::new()
+        .fallback_service(service_fn(told::<Body>))
+        .layer(RealmWriteLockLayer::new(RealmLocks::in_process(), realms));
+    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+    match how {
+        "told" => {
+            let app = app.into_make_service_with_connect_info::<UnixPeer>();
+            tokio::spawn(axum::serve(listener, app).into_future());
+        }
+        "extension" => {
+            let app = app.layer(axum::Extension(UnixPeer));
+            tokio::spawn(axum::serve(listener, app).into_future());
+        }
+        _ => drop(tokio::spawn(axum::serve(listener, app).into_future())),
+    }
+    socket
+}
+
+#[cfg(all(feature = "axum", unix))]
+#[tokio::test]
+async fn a_proxy_on_a_unix_socket_is_trusted_by_name() {
+    use support::raw::raw_on;
+    use tokio::net::UnixStream;
+
+    let dir = tempfile::tempdir().unwrap();
+    let head = "PATCH /luke/a/x HTTP/1.1\r\nhost: inner\r\n";
+    let forwarded = "forwarded: host=evil, for=192.0.2.9;host=outer;proto=http";
+    let x_forwarded = "x-forwarded-host: outer\r\nx-forwarded-proto: http";
+    for (proxies, how, realm) in [
+        (&["unix"][..], "told", "http://outer/luke/a/"),
+        (&["unix"], "extension", "http://outer/luke/a/"),
+        (&["10.0.0.0/8", "unix"], "told", "http://outer/luke/a/"),
+        (&["unix"], "untold", "https://inner/luke/a/"),
+        (&["0.0.0.0/0", "::/0"], "told", "https://inner/luke/a/"),
+        (&[], "told", "https://inner/luke/a/"),
+    ] {
+        let socket = serve_unix(dir.path(), proxies, how);
+        for headers in [forwarded, x_forwarded] {
+            let stream = UnixStream::connect(&socket).await.unwrap();
+            let head = format!("{head}{headers}");
+            let answer = raw_on(stream, head.as_bytes(), "").await;
+            assert_eq!(
+                answer,
+                (200, realm.to_owned()),
+                "{proxies:?} {how}: {headers}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_peer_of_a_network_does_not_count_as_one_on_a_unix_socket() {
+    let address = serve(by_request("unix")).await;
+    let head = "PATCH /luke/a/x HTTP/1.1\r\nhost: inner\r\nx-forwarded-host: evil";
+    let realm = "https://inner/luke/a/".to_owned();
+    assert_eq!(raw(address, head.as_bytes(), "").await, (200, realm));
+}
+
+#[cfg(feature = "serde")]
+#[test]
+fn trusted_proxies_are_read_from_a_configuration_file() {
+    #[derive(Debug, serde::Deserialize)]
+    struct Config {
+        trusted_proxies: TrustedProxies,
+    }
+    let read = |text: &str| toml::from_str::<Config>(text);
+    let config = read(r#"trusted_proxies = ["unix", "10.0.0.0/8"]"#).unwrap();
+    let named = TrustedProxies::new(["unix", "10.0.0.0/8"]).unwrap();
+    assert_eq!(
+        format!("{:?}", config.trusted_proxies),
+        format!("{named:?}")
+    );
+    let refused = read(r#"trusted_proxies = ["unix:/run/proxy.sock"]"#).unwrap_err();
+    assert!(
+        refused.message().contains("10.0.0.0/8"),
+        "{}",
+        refused.message()
+    );
+}

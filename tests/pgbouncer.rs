@@ -285,3 +285,35 @@ async fn a_bouncer_in_session_mode_does_as_well() {
     gate.entered().await.answer(200);
     assert_eq!(answered(second).await.status(), 200);
 }
+
+#[tokio::test]
+async fn what_a_handler_does_to_its_session_does_not_stay_on_the_server_connection() {
+    let database = database().await;
+    let bouncer = bouncer(&database, 1).await;
+    let url = bouncer.url(database.url());
+    let layer = layer(&url).await.share_transaction(true);
+    let through_bouncer = try_connect(&url).await.unwrap();
+    let (handler, mut gate) = gate();
+    for status in [200, 404] {
+        let write = patch(&layer, &handler, PATH);
+        let call = gate.entered().await;
+        let backend = database.holder_pid(key(PATH)).await.expect("a holder");
+        let client = call.transaction().client().unwrap();
+        let change = "SET search_path = elsewhere; SET my.secret = 'luke'; \
+                      PREPARE secret AS SELECT 1; CREATE TEMP TABLE secret (n int); \
+                      SELECT pg_advisory_lock(42); LISTEN news; SET ROLE pg_monitor";
+        client.batch_execute(change).await.unwrap();
+        drop(client);
+        call.answer(status);
+        assert_eq!(answered(write).await.status(), status);
+        let left = "SELECT concat_ws(' ', current_setting('search_path'), current_user, \
+                    nullif(current_setting('my.secret', true), ''), \
+                    to_regclass('pg_temp.secret'), \
+                    (SELECT count(*) FROM pg_prepared_statements), \
+                    (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()), \
+                    (SELECT count(*) FROM pg_listening_channels()))";
+        let clean = "\"$user\", public postgres 0 0 0";
+        assert_eq!(answer(&through_bouncer, left).await, clean, "{status}");
+        assert_eq!(pid(&through_bouncer).await, backend);
+    }
+}

@@ -3,12 +3,16 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use support::database::{TestDatabase, database};
 use support::gate::{code, gate, key, patch, postgres_layer_with};
 use support::wait::wait_until;
-use tower_realm_lock::{LockError, RealmWriteLockLayer};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio_postgres::{Config, NoTls};
+use tower_realm_lock::{LockError, RealmWriteLockLayer, TransactionClient};
 
 const PATH: &str = "/luke/a/card";
 const OTHER: &str = "/leia/b/card";
@@ -67,8 +71,17 @@ async fn a_client_that_is_kept_past_the_hold_writes_nowhere() {
 #[tokio::test]
 async fn what_a_handler_does_to_its_session_does_not_reach_the_next_hold() {
     let (database, layer) = set_up().await;
-    let change = "SET search_path = elsewhere; SET statement_timeout = '7s'; SET ROLE pg_monitor; \
-        SELECT pg_advisory_lock(42); CREATE TEMP TABLE secret (n int); LISTEN news";
+    let client = database.connect().await;
+    client
+        .batch_execute("CREATE SEQUENCE public.counter")
+        .await
+        .unwrap();
+    let change = "SET search_path = elsewhere; SET statement_timeout = '7s'; \
+        SELECT pg_advisory_lock(42); CREATE TEMP TABLE secret (n int); LISTEN news; \
+        SELECT nextval('public.counter'); SET my.secret = 'luke'; \
+        SELECT lo_creat(-1); \
+        DECLARE kept CURSOR WITH HOLD FOR SELECT 'of luke'; \
+        SET SESSION AUTHORIZATION pg_monitor; SET ROLE pg_read_all_settings";
     for (status, ends_itself) in [(200, false), (404, false), (200, true)] {
         let (handler, mut gate) = gate();
         let one = patch(&layer, &handler, PATH);
@@ -94,14 +107,25 @@ async fn what_a_handler_does_to_its_session_does_not_reach_the_next_hold() {
         let row = client
             .query_one(
                 "SELECT concat_ws(' ', current_setting('search_path'), current_setting('statement_timeout'), \
-                 current_user = session_user, to_regclass('pg_temp.secret'), \
-                 (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 42), \
-                 (SELECT count(*) FROM pg_listening_channels()))",
+                 current_user, session_user, to_regclass('pg_temp.secret'), \
+                 (SELECT count(*) FROM pg_locks WHERE objid = 42 AND pid = pg_backend_pid()), \
+                 (SELECT count(*) FROM pg_listening_channels()), (SELECT count(*) FROM pg_cursors WHERE name = 'kept'), \
+                 nullif(current_setting('my.secret', true), ''))",
                 &[],
             )
             .await
             .unwrap();
-        assert_eq!(row.get::<_, &str>(0), "\"$user\", public 0 t 0 0");
+        assert_eq!(
+            row.get::<_, &str>(0),
+            "\"$user\", public 0 postgres postgres 0 0 0"
+        );
+        let current = client.query_one("SAVEPOINT s", &[]).await;
+        drop(current);
+        let current = client
+            .batch_execute("SELECT currval('public.counter')")
+            .await;
+        assert!(current.is_err(), "it is not of this session");
+        client.batch_execute("ROLLBACK TO s").await.unwrap();
         let unknown = "SELECT 'a'::public.two";
         client.query_one(unknown, &[]).await.unwrap();
         drop(client);
@@ -129,4 +153,156 @@ async fn a_time_out_of_the_servers_is_not_taken_for_the_acquire_timeout() {
     let patient = layer.acquire_timeout(Duration::from_secs(60));
     let response = patch(&patient, &handler, PATH).await.unwrap().unwrap();
     assert_eq!(code(&response), "lock-unavailable");
+}
+
+/// The answer to a question that prepares nothing.
+async fn ask(client: &TransactionClient, question: &str) -> String {
+    let row = client.query_typed_one(question, &[]).await.unwrap();
+    row.get(0)
+}
+
+const PREPARED: &str = "SELECT coalesce(string_agg(statement, '; '), 'none') \
+                        FROM pg_prepared_statements";
+
+#[tokio::test]
+async fn what_a_handler_prepares_is_neither_read_nor_in_the_way_in_the_next_hold() {
+    let (database, layer) = set_up().await;
+    for (status, with_own_type) in [(200, false), (404, false), (200, true)] {
+        let (handler, mut gate) = gate();
+        let one = patch(&layer, &handler, PATH);
+        let call = gate.entered().await;
+        let client = call.transaction().client().unwrap();
+        client
+            .batch_execute("PREPARE secret AS SELECT 'of luke'")
+            .await
+            .unwrap();
+        if with_own_type {
+            client.query_one("SELECT 'a'::one", &[]).await.unwrap();
+        }
+        let kept = client.prepare("SELECT 'kept by luke'").await.unwrap();
+        drop(client);
+        call.answer(status);
+        assert_eq!(one.await.unwrap().unwrap().status(), status);
+
+        let two = patch(&layer, &handler, OTHER);
+        let call = gate.entered().await;
+        let client = call.transaction().client().unwrap();
+        assert_eq!(ask(&client, PREPARED).await, "none");
+        let own = "PREPARE secret AS SELECT 'of leia'";
+        client.batch_execute(own).await.unwrap();
+        assert!(client.query(&kept, &[]).await.is_err());
+        drop(client);
+        call.answer(404);
+        two.await.unwrap().unwrap();
+    }
+    database.wait_for_granted(key(OTHER), 0).await;
+}
+
+#[tokio::test]
+async fn a_handler_that_forgets_all_statements_does_not_spoil_the_drivers_for_the_next() {
+    let (_database, layer) = set_up().await;
+    let (handler, mut gate) = gate();
+    for (own, forget) in [("SELECT 'a'::one", true), ("SELECT 'a'::two", false)] {
+        let write = patch(&layer, &handler, PATH);
+        let call = gate.entered().await;
+        let client = call.transaction().client().unwrap();
+        client.query_one(own, &[]).await.unwrap();
+        if forget {
+            client.batch_execute("DEALLOCATE ALL").await.unwrap();
+        }
+        drop(client);
+        call.answer(200);
+        assert_eq!(write.await.unwrap().unwrap().status(), 200);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_clean_is_used_again() {
+    let (_database, layer) = set_up().await;
+    let (handler, mut gate) = gate();
+    let mut seen = BTreeSet::new();
+    // Types that are looked up by statements which the driver keeps.
+    for (status, own) in [
+        (200, "SELECT 1"),
+        (404, "SELECT 1"),
+        (200, "SELECT 'a'::public.one"),
+        (404, "SELECT '(1)'::public.writes"),
+        (200, "SELECT 'a'::public.two"),
+        (200, "SELECT 1"),
+    ] {
+        let write = patch(&layer, &handler, PATH);
+        let call = gate.entered().await;
+        let client = call.transaction().client().unwrap();
+        let change = "SET search_path = elsewhere; CREATE TEMP TABLE secret (n int)";
+        client.batch_execute(change).await.unwrap();
+        client.query_one(own, &[]).await.unwrap();
+        let pid = client.query_one("SELECT pg_backend_pid()", &[]).await;
+        seen.insert(pid.unwrap().get::<_, i32>(0));
+        drop(client);
+        call.answer(status);
+        assert_eq!(write.await.unwrap().unwrap().status(), status);
+    }
+    assert_eq!(seen.len(), 1);
+}
+
+#[tokio::test]
+async fn a_cancel_token_that_is_kept_cancels_nothing_in_the_next_hold() {
+    let (database, layer) = set_up().await;
+    let (handler, mut gate) = gate();
+    let one = patch(&layer, &handler, PATH);
+    let call = gate.entered().await;
+    let token = call.transaction().client().unwrap().cancel_token();
+    call.answer(200);
+    assert_eq!(one.await.unwrap().unwrap().status(), 200);
+
+    let gatekeeper = database.hold(42).await;
+    let two = patch(&layer, &handler, OTHER);
+    let call = gate.entered().await;
+    let client = call.transaction().client().unwrap();
+    let statement = tokio::spawn(async move {
+        let waited = client.batch_execute("SELECT pg_advisory_xact_lock(42)");
+        waited.await
+    });
+    database.wait_for_waiting(42, 1).await;
+    let server: Config = database.url().parse().unwrap();
+    let mut stream = TcpStream::connect(("127.0.0.1", server.get_ports()[0]))
+        .await
+        .unwrap();
+    token.cancel_query_raw(&mut stream, NoTls).await.unwrap();
+    // The server closes the connection when it has done with the request.
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+    gatekeeper.batch_execute("COMMIT").await.unwrap();
+    statement.await.unwrap().unwrap();
+    call.answer(200);
+    assert_eq!(two.await.unwrap().unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn a_library_that_a_handler_loads_is_not_in_the_next_holds_session() {
+    let (_database, layer) = set_up().await;
+    let (handler, mut gate) = gate();
+    for status in [200, 404] {
+        let write = patch(&layer, &handler, PATH);
+        let call = gate.entered().await;
+        let client = call.transaction().client().unwrap();
+        let loaded = "SELECT count(*)::text FROM pg_settings WHERE name LIKE 'auto_explain.%'";
+        assert_eq!(ask(&client, loaded).await, "0");
+        client.batch_execute("LOAD 'auto_explain'").await.unwrap();
+        assert_ne!(ask(&client, loaded).await, "0");
+        drop(client);
+        call.answer(status);
+        assert_eq!(write.await.unwrap().unwrap().status(), status);
+    }
+    let last = patch(&layer, &handler, OTHER);
+    let call = gate.entered().await;
+    let client = call.transaction().client().unwrap();
+    assert!(
+        client
+            .batch_execute("SHOW auto_explain.log_nested_statements")
+            .await
+            .is_err()
+    );
+    drop(client);
+    call.answer(404);
+    last.await.unwrap().unwrap();
 }

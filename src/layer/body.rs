@@ -52,6 +52,14 @@ impl<B: Body + Send + 'static> LockBody<B> {
     }
 }
 
+/// An empty body, which layers outside of the lock need for answers of their own, such as tower-http's
+/// CORS.
+impl<B: Body> Default for LockBody<B> {
+    fn default() -> Self {
+        Self(BodySource::Rejected(None))
+    }
+}
+
 impl<B> Body for LockBody<B>
 where
     B: Body,

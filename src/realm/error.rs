@@ -80,8 +80,10 @@ pub enum RealmError {
         /// What is there instead.
         problem: String,
     },
-    /// A text is neither an IP address nor a network.
-    #[error("`{value}` is not a proxy's address: write `10.0.0.7`, `10.0.0.0/8` or `fd00::/8`")]
+    /// A text is no IP address, no network and not `unix`.
+    #[error(
+        "`{value}` is not a proxy's address: write `10.0.0.7`, `10.0.0.0/8`, `fd00::/8` or `unix`"
+    )]
     InvalidProxy {
         /// The text as given.
         value: String,

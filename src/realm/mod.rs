@@ -58,7 +58,7 @@ mod template;
 pub(crate) mod url;
 
 pub use self::error::RealmError;
-pub use self::origin::proxies::{PeerAddr, TrustedProxies};
+pub use self::origin::proxies::{PeerAddr, TrustedProxies, UnixPeer};
 pub use self::origin::request::RequestOrigin;
 pub use self::path::PathProblem;
 pub use self::resolve::mounts::RealmMounts;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -10,7 +10,16 @@ use super::wait::PATIENCE;
 
 /// What a server answers to these bytes of a head, and a body: its status, and the body.
 pub async fn raw(server: SocketAddr, head: &[u8], body: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(server).await.unwrap();
+    let stream = TcpStream::connect(server).await.unwrap();
+    raw_on(stream, head, body).await
+}
+
+/// The same on a connection of the test's own.
+pub async fn raw_on<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    head: &[u8],
+    body: &str,
+) -> (u16, String) {
     let length = body.len();
     let rest = format!("\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}");
     let request = [head, rest.as_bytes()].concat();

@@ -1,15 +1,16 @@
-use std::error::Error;
 use std::future::Future;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, duplex};
+use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
-use tokio_postgres::CancelToken;
 
 use super::address::Address;
-use super::tls::encryption::Encryption;
+use super::tls::encryption::{Encryption, Unreached};
 use super::tls::settings::When;
-use super::tls::wire::{Established, Wire};
+use super::traffic::CancelKey;
+
+/// What a CancelRequest begins with: its length, and a number that no version of the protocol has.
+const CANCEL_REQUEST: [u8; 8] = [0, 0, 0, 16, 4, 210, 22, 46];
 
 /// How long a CancelRequest is given before it is sent again: it may have overtaken the statement it is meant for.
 const PATIENCE: Duration = Duration::from_millis(200);
@@ -24,7 +25,7 @@ pub(super) const GIVEN: Duration = PATIENCE.saturating_mul(TRIES);
 /// The means to cancel what a connection runs.
 #[derive(Clone)]
 pub(super) struct Canceller {
-    token: CancelToken,
+    key: CancelKey,
     address: Address,
     encryption: Encryption,
     /// As the connection itself.
@@ -34,14 +35,14 @@ pub(super) struct Canceller {
 impl Canceller {
     /// For a connection to `address` that is encrypted, or not.
     pub(super) fn new(
-        token: CancelToken,
+        key: CancelKey,
         address: Address,
         encryption: Encryption,
         encrypted: bool,
     ) -> Self {
         let when = if encrypted { When::Always } else { When::Never };
         Self {
-            token,
+            key,
             address,
             encryption,
             when,
@@ -76,21 +77,20 @@ impl Canceller {
     ///
     /// The driver closes its side at once. PgBouncer takes that for a client that has left and drops the request; 1.18 even
     /// ends itself (pgbouncer issue 801).
-    async fn request(&self) -> Result<(), Box<dyn Error + Send + Sync>> {
+    async fn request(&self) -> Result<(), Unreached> {
         let (wire, _) = self.encryption.connect(&self.address, self.when).await?;
-        let wire = wire.until_closed();
-        Ok(self.token.cancel_query_raw(wire, Established).await?)
+        let mut wire = wire.until_closed();
+        let sent = async {
+            wire.write_all(&[CANCEL_REQUEST, self.key].concat()).await?;
+            wire.flush().await?;
+            wire.shutdown().await
+        };
+        sent.await.map_err(Unreached::Network)
     }
 
     /// The process id that the server announced for this connection.
-    ///
-    /// The driver keeps it to itself, but writes it into each CancelRequest: length, code, process id and secret, four bytes each.
-    pub(super) async fn process_id(&self) -> Option<i32> {
-        let (near, mut far) = duplex(16);
-        let wire = Wire::plain(Box::new(near));
-        let written = self.token.cancel_query_raw(wire, Established).await;
-        written.ok()?;
-        far.read_u64().await.ok()?;
-        far.read_i32().await.ok()
+    pub(super) fn process_id(&self) -> i32 {
+        let [id @ .., _, _, _, _] = self.key;
+        i32::from_be_bytes(id)
     }
 }

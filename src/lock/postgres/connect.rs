@@ -9,7 +9,8 @@ use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, Notification, SimpleQueryMessage};
 
 use super::address::Address;
-use super::connection::{Busy, LockConnection};
+use super::answer::value;
+use super::connection::LockConnection;
 use super::url::Database;
 use crate::lock::error::LockError;
 use crate::lock::tasks::{TaskGroup, Tasks};
@@ -17,7 +18,7 @@ use crate::lock::tasks::{TaskGroup, Tasks};
 /// Whether the server is a primary, and whether an advisory lock that it grants shows up among its locks. The lock is shared,
 /// so that replicas which connect together do not meet, and ends with the message, which is one transaction. Its key is the
 /// bytes `tower-re`, which nobody else is likely to lock.
-const PROBE: &str = "SELECT pg_is_in_recovery(); \
+const PROBE: &str = "SELECT pg_is_in_recovery(), pg_backend_pid(); \
      SELECT pg_advisory_xact_lock_shared(8390055908405506661); \
      SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted \
      AND (classid::bigint << 32) | objid::bigint = 8390055908405506661";
@@ -85,7 +86,7 @@ impl Connector {
     async fn open_at(&self, address: &Address) -> Result<LockConnection, LockError> {
         let server = self.describe(address);
         let logged_in = self.database.log_in(address, &server).await?;
-        let (client, mut connection, canceller) = logged_in;
+        let (client, mut connection, canceller, traffic) = logged_in;
         let on_notification = Arc::clone(&self.on_notification);
         let driven = poll_fn(move |cx| {
             loop {
@@ -98,11 +99,13 @@ impl Connector {
             }
         });
         let tasks = Tasks::new(&self.group);
-        let connection = LockConnection::start(client, driven, canceller, server, tasks);
+        let connection = LockConnection::start(client, driven, canceller, &traffic, server, tasks);
         let answers = connection.client.simple_query(PROBE).await;
         let answers = answers.map_err(|error| connection.failed(error))?;
         self.judge(address, &answers)?;
-        Ok(Busy::into_idle(connection))
+        let mut connection = connection.into_idle();
+        connection.answered_by(value(&answers, "pg_backend_pid"));
+        Ok(connection)
     }
 
     /// Refuses a server by its answers to [`PROBE`].

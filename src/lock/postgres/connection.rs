@@ -6,23 +6,33 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_postgres::error::{DbError, Severity};
-use tokio_postgres::{Client, Error};
+use tokio_postgres::{Client, Error, SimpleQueryMessage};
 use tokio_util::sync::CancellationToken;
 
 use super::answer::value;
 use super::canceller::Canceller;
-use super::confirmation::{Asker, Confirmation, Urgency, questions};
-use crate::lock::error::LockError;
+use super::confirmation::{Asker, Confirmation, Urgency, questions, send};
+use super::traffic::{Lookout, Obstacle, Traffic, lookout};
+use crate::lock::error::{LockError, chain};
 use crate::lock::lease::Lease;
 use crate::lock::tasks::Tasks;
 
-/// What `DISCARD ALL` does, except for prepared statements: the driver still counts on some of its
-/// own.
+/// What `DISCARD ALL` does, except for prepared statements. That itself must be a message of its own:
+/// behind a pooler it would reach another server.
 const RESET: &str = "SET SESSION AUTHORIZATION DEFAULT; RESET ALL; CLOSE ALL; UNLISTEN *; \
      SELECT pg_advisory_unlock_all(); DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES";
+
+/// The MD5 hashes of the statements that the driver prepares for itself, and keeps: it looks up types,
+/// the labels of enums, and the fields of composites. With a driver that has others, connections on
+/// which it did so are closed; a test finds that out.
+const LOOKUPS: &str = "'c4e273ea7daab61f9aba1085aca9da0b', '0a388b9b957e54783bd3839c06ec62a1', 'f98aa68d9cb686adad4390ff4fcf30cd'";
+
+/// The column that says `t` where no prepared statements are left but the driver's.
+const ONLY_LOOKUPS: &str = "tower_realm_lock_only_lookups";
 
 /// How long a ROLLBACK may take before whatever keeps it waiting is cancelled.
 const ROLLBACK_PATIENCE: Duration = Duration::from_secs(1);
@@ -37,10 +47,13 @@ pub(super) struct LockConnection {
     pub(super) ending: Option<Confirmation>,
     /// Host, port and database.
     pub(super) server: Arc<str>,
+    /// Whether the server itself answers, and not a pooler with several servers.
+    is_direct: bool,
     /// Runs what is left to do on the connection when its user has gone.
     pub(super) tasks: Tasks,
     canceller: Canceller,
     asker: Asker,
+    lookout: Lookout,
     task: AbortHandle,
 }
 
@@ -62,6 +75,7 @@ impl LockConnection {
         client: Client,
         connection: impl Future<Output = Result<(), E>> + Send + 'static,
         canceller: Canceller,
+        traffic: &Arc<Traffic>,
         server: Arc<str>,
         tasks: Tasks,
     ) -> Busy<Self>
@@ -72,10 +86,12 @@ impl LockConnection {
         let closed = CancellationToken::new();
         let signal = closed.clone().drop_guard();
         let (asker, mut reader) = questions(&client);
+        let (lookout, mut watchman) = lookout(traffic);
         let task = tokio::spawn(async move {
             let mut connection = pin!(connection);
             poll_fn(|cx| {
                 loop {
+                    watchman.begin_poll();
                     if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
                         if let Err(error) = ended {
                             tracing::debug!(%error, "a lock connection ended");
@@ -85,12 +101,15 @@ impl LockConnection {
                         return Poll::Ready(());
                     }
                     match reader.poll(cx) {
-                        Poll::Ready(true) => {}
+                        Poll::Ready(true) => continue,
                         Poll::Ready(false) => {
                             tracing::debug!("a lock connection was silent for too long");
                             return Poll::Ready(());
                         }
-                        Poll::Pending => return Poll::Pending,
+                        Poll::Pending => {}
+                    }
+                    if watchman.poll(cx).is_pending() {
+                        return Poll::Pending;
                     }
                 }
             })
@@ -102,9 +121,11 @@ impl LockConnection {
             closed,
             ending: None,
             server,
+            is_direct: false,
             tasks,
             canceller,
             asker,
+            lookout,
             task: task.abort_handle(),
         })
     }
@@ -120,19 +141,20 @@ impl LockConnection {
         }
     }
 
-    /// Whether the server itself answers, and not a pooler, which announces a number of its own to
-    /// its clients.
-    pub(super) async fn refuse_pooler(&self) -> Result<(), LockError> {
-        let backend = self.client.simple_query("SELECT pg_backend_pid()").await;
-        let backend = backend.map_err(|error| self.failed(error))?;
-        let announced = self.canceller.process_id().await;
-        let answering = value(&backend, "pg_backend_pid").and_then(|id| id.parse().ok());
-        if announced.is_none() || answering != announced {
-            return Err(LockError::Pooler {
-                server: Arc::clone(&self.server),
-            });
+    /// Takes down which process answers: a pooler announces a number of its own to its clients.
+    pub(super) fn answered_by(&mut self, process_id: Option<&str>) {
+        let announced = self.canceller.process_id().to_string();
+        self.is_direct = process_id == Some(&announced);
+    }
+
+    /// Refuses a pooler.
+    pub(super) fn refuse_pooler(&self) -> Result<(), LockError> {
+        if self.is_direct {
+            return Ok(());
         }
-        Ok(())
+        Err(LockError::Pooler {
+            server: Arc::clone(&self.server),
+        })
     }
 
     /// Sends messages behind all that were sent before, the waiting ping among them, and asks for
@@ -154,6 +176,66 @@ impl LockConnection {
         lease: &Arc<Lease>,
     ) -> Confirmation {
         self.asker.ping(&self.client, urgency, comment, lease)
+    }
+
+    /// What the user before has left open, so that no statement can be sent or answered any more.
+    ///
+    /// Only that user's own statements, and heartbeats, may be under way. A statement that still runs
+    /// is waited for.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub(super) async fn obstacle(&self) -> Option<Obstacle> {
+        let (answer, obstacle) = self.lookout.watch(|| send(&self.client, ""));
+        let answered = async {
+            if let Some(mut answer) = answer {
+                while let Some(Ok(_)) = answer.next().await {}
+            }
+        };
+        tokio::select! {
+            biased;
+            () = answered => None,
+            obstacle = obstacle => Some(obstacle),
+        }
+    }
+
+    /// The rows of a message's answer, up to an error.
+    pub(super) async fn rows(&self, message: &str) -> (Vec<SimpleQueryMessage>, Option<Error>) {
+        let mut rows = Vec::new();
+        let mut answer = match self.client.simple_query_raw(message).await {
+            Ok(answer) => pin!(answer),
+            Err(error) => return (rows, Some(error)),
+        };
+        loop {
+            match answer.next().await {
+                Some(Ok(row)) => rows.push(row),
+                Some(Err(error)) => return (rows, Some(error)),
+                None => return (rows, None),
+            }
+        }
+    }
+
+    /// What undoes whatever a handler did to the session. Nothing of the handler's may be under way.
+    pub(super) fn reset(&self) -> String {
+        let statements = self.lookout.traffic().statements();
+        if statements == 0 || !self.is_direct {
+            return format!("{RESET}; DEALLOCATE ALL");
+        }
+        // The driver counts on each of them, and a handler may have deallocated some.
+        format!(
+            "{RESET}; SELECT count(*) = {statements} \
+             AND bool_and(NOT from_sql AND md5(statement) IN ({LOOKUPS})) AS {ONLY_LOOKUPS} \
+             FROM pg_prepared_statements"
+        )
+    }
+
+    /// Whether the next user finds the session as a new one, by the answer to a
+    /// [`reset`](Self::reset).
+    pub(super) fn is_as_new(&self, reset: &[SimpleQueryMessage]) -> bool {
+        let traffic = self.lookout.traffic();
+        let has_others = traffic.statements() != 0 && value(reset, ONLY_LOOKUPS) != Some("t");
+        !has_others && !traffic.has_loaded_library()
     }
 
     pub(super) fn canceller(&self) -> &Canceller {
@@ -179,32 +261,49 @@ impl<C: Borrow<LockConnection>> Busy<C> {
     /// Ends the transaction, whatever state it is in; `None` if the connection cannot be used
     /// again.
     ///
-    /// A statement that a handler left running is cancelled. The connection is then given up: a
-    /// cancellation that comes late would hit a statement of its next user.
+    /// A statement that is left running is cancelled. The connection is then given up: a cancellation
+    /// that comes late would hit a statement of its next user.
     ///
     /// # Cancel safety
     ///
     /// If dropped, the connection is closed.
     pub(super) async fn roll_back(self) -> Option<C> {
-        let ended = {
-            let mut rolled_back = pin!(self.client.batch_execute("ROLLBACK"));
-            let ended = timeout(ROLLBACK_PATIENCE, &mut rolled_back).await;
-            if ended.is_err() {
-                self.canceller.cancel_until_ended(&mut rolled_back).await;
-            }
-            ended
-        };
-        matches!(ended, Ok(Ok(()))).then(|| self.into_idle())
+        let rolled_back = self.roll_back_with("ROLLBACK").await;
+        rolled_back.map(|_| self.into_idle())
     }
 
-    /// Undoes what a handler did to the session, outside of any transaction; `None` if that fails.
+    /// The same after a handler had the client: undoes what it did to the session, too, and publishes
+    /// the writes of nested holds.
     ///
     /// # Cancel safety
     ///
     /// If dropped, the connection is closed.
-    pub(super) async fn reset(self) -> Option<C> {
-        let reset = timeout(ROLLBACK_PATIENCE, self.client.batch_execute(RESET)).await;
-        matches!(reset, Ok(Ok(()))).then(|| self.into_idle())
+    pub(super) async fn roll_back_shared(self, publication: Option<String>) -> Option<C> {
+        // A ROLLBACK would wait behind what the handler has left open.
+        if let Ok(Some(_)) = timeout(ROLLBACK_PATIENCE, self.obstacle()).await {
+            self.canceller.cancel().await;
+            return None;
+        }
+        let message = format!("ROLLBACK; {}", self.reset());
+        let reset = self.roll_back_with(&message).await?;
+        if let Some(publication) = publication
+            && let Err(error) = self.client.batch_execute(&publication).await
+        {
+            tracing::warn!(error = %chain(&error), "a nested write could not be published");
+        }
+        self.is_as_new(&reset).then(|| self.into_idle())
+    }
+
+    /// The answer, if it comes without a cancellation.
+    async fn roll_back_with(&self, message: &str) -> Option<Vec<SimpleQueryMessage>> {
+        let mut rolled_back = pin!(self.client.simple_query(message));
+        match timeout(ROLLBACK_PATIENCE, &mut rolled_back).await {
+            Ok(answer) => answer.ok(),
+            Err(_) => {
+                self.canceller.cancel_until_ended(&mut rolled_back).await;
+                None
+            }
+        }
     }
 }
 

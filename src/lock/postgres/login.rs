@@ -9,11 +9,12 @@ use super::tls::encryption::Unreached;
 use super::tls::fault::refused;
 use super::tls::settings::When;
 use super::tls::wire::{Established, Wire};
+use super::traffic::Traffic;
 use super::url::Database;
 use crate::lock::error::LockError;
 
-/// What a login gives: the driver's two ends, and the means to cancel.
-type LoggedIn = (Client, Connection<Wire, Wire>, Canceller);
+/// What a login gives: the driver's two ends, the means to cancel, and what is seen on the wire.
+type LoggedIn = (Client, Connection<Wire, Wire>, Canceller, Arc<Traffic>);
 
 impl Database {
     /// Connects and logs in. Where TLS is not asked for, what it fails with is tried without, as libpq does.
@@ -55,6 +56,7 @@ impl Database {
             }
         };
         let encrypted = wire.is_encrypted();
+        let traffic = Arc::clone(wire.traffic());
         let mut config = self.config.clone();
         wire.announce(&mut config);
         let logged_in = config.connect_raw(wire, Established).await;
@@ -64,7 +66,7 @@ impl Database {
             (refused(server, error, encrypted), by_tls)
         })?;
         let encryption = self.encryption.clone();
-        let canceller = Canceller::new(client.cancel_token(), peer, encryption, encrypted);
-        Ok((client, connection, canceller))
+        let canceller = Canceller::new(traffic.cancel_key(), peer, encryption, encrypted);
+        Ok((client, connection, canceller, traffic))
     }
 }

@@ -21,12 +21,20 @@
 //! answer to a question that was sent after the work had ended. The task of the connection reads
 //! these answers in order and publishes them to all who wait.
 //!
+//! # A shared transaction
+//!
+//! A handler that shares the transaction has the driver's client, and with it the session. When it has
+//! ended, [`Traffic`](traffic::Traffic), which reads along on the wire, shows what it has left open;
+//! with nothing open, one message commits and resets the session. The connection goes back to the pool
+//! if no prepared statement is left but those with which the driver looks types up, and else is closed.
+//!
 //! # Invariants
 //!
 //! - A connection that may hold a lock is [`Busy`](connection::Busy), and closes when it is dropped.
 //!   Only the end of its transaction makes it idle.
 //! - A connection is cancelled only while its own statement runs, and never used again after that:
 //!   a late CancelRequest would hit the next user's statement.
+//! - Only this crate can cancel a connection: the driver, and so a handler, never learns its key.
 //! - Nothing here waits for a turn of the queue, and no wait for a lock takes a pooled connection
 //!   from another pool.
 //!
@@ -55,6 +63,7 @@ mod statement;
     allow(dead_code, unreachable_code, unused_variables, clippy::unused_async)
 )]
 pub(super) mod tls;
+mod traffic;
 pub(super) mod transaction;
 mod url;
 

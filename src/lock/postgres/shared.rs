@@ -20,15 +20,39 @@ use crate::lock::error::LockError;
 /// handler works behind a savepoint.
 ///
 /// The handler must leave the transaction itself alone: after a `COMMIT` or `ROLLBACK` of its own there is no lock any
-/// more. That is found out at the end, and answered with 503 `commit-failed`; what it has committed itself stands. Savepoints
+/// more, and after a `PREPARE TRANSACTION` the realm stays locked until that is committed or rolled back. That is found out at the end, and answered with 503 `commit-failed`; what it has committed itself stands. Savepoints
 /// are fine. Under [`HoldUntil::BodyEnd`](crate::HoldUntil) the transaction commits when the body has ended well, after the head
 /// of the response has left.
 ///
 /// A statement that runs for longer than a third of the lease keeps heartbeats from being answered, and so ends in a lost lock:
 /// set a lease of more than three times the longest one.
 ///
-/// What the handler changes of the *session* does not reach the next hold: settings, roles, temporary tables, session-level
-/// advisory locks and LISTEN are reset before the connection is used again, and a connection that cannot be reset is closed.
+/// # What is left open
+///
+/// A COMMIT waits for every answer before it. So a handler that ends while the rows of a query or the
+/// data of a `COPY TO` are unread, a `COPY FROM` is neither finished nor dropped, or a
+/// [`TransactionClient`] is in use, is answered with 503 `commit-failed` at once. The log and
+/// [`LockError::CommitFailed`] say which of them it was; nothing that the handler wrote stands, and the
+/// connection is closed. A statement that still runs, whose future was dropped, is waited for. To
+/// stream rows as the body of the response, use [`HoldUntil::BodyEnd`](crate::HoldUntil).
+///
+/// # What the next hold sees
+///
+/// Nothing: it gets the session as a new one, or a new connection. Settings, roles, prepared
+/// statements, temporary tables, cursors, sequences' current values, session-level advisory locks and
+/// LISTEN are reset after the COMMIT or ROLLBACK, and a `CancelToken` of the client cancels nothing at
+/// any time. The connection is closed where a reset is not enough:
+///
+/// - a `Statement` is kept past the hold, or a statement could not be prepared;
+/// - a statement's parameters or results had a type that is not PostgreSQL's own, such as an enum, and
+///   the handler has used `PREPARE` or `DEALLOCATE` too, or a pooler answers: the driver prepares
+///   statements to look such types up, and counts on them later;
+/// - a `LOAD` brought in a library.
+///
+/// The next hold then waits for a login, some 5 to 10 ms.
+///
+/// What `DISCARD ALL` does not undo stays: the name of a setting of your own, without its value, and
+/// what an extension keeps in the session, such as `dblink`'s connections or PL/Perl's `%_SHARED`.
 ///
 /// Through PgBouncer in transaction mode prefer `query_typed`, which prepares nothing.
 ///
@@ -54,11 +78,14 @@ pub struct LockTransaction {
     client: Arc<RwLock<Option<Arc<Client>>>>,
     /// Set when the hold ends, even where a client is still in use.
     ended: Arc<AtomicBool>,
+    /// Whether a client was ever handed out.
+    used: Arc<AtomicBool>,
 }
 
-/// The client of an open [`LockTransaction`]: everything that `tokio_postgres` can do but to begin another one.
+/// The client of an open [`LockTransaction`]: everything that `tokio_postgres` can do except to begin another transaction.
 ///
-/// Drop it before the handler ends. A hold that ends while one is in use is rolled back, and the connection closed under it.
+/// Drop it before the handler ends, and what it has opened: see [`LockTransaction`](LockTransaction#what-is-left-open). Its
+/// `cancel_token()` cancels nothing; end a statement with `max_hold` or `statement_timeout`.
 pub struct TransactionClient(OwnedRwLockReadGuard<Option<Arc<Client>>, Client>);
 
 impl LockTransaction {
@@ -67,6 +94,7 @@ impl LockTransaction {
             claim,
             client: Arc::new(RwLock::new(Some(client))),
             ended: Arc::default(),
+            used: Arc::default(),
         }
     }
 
@@ -85,9 +113,20 @@ impl LockTransaction {
         if self.ended.load(Ordering::SeqCst) {
             return Err(ended());
         }
+        self.used.store(true, Ordering::SeqCst);
         OwnedRwLockReadGuard::try_map(guard, Option::as_deref)
             .map(TransactionClient)
             .map_err(|_| ended())
+    }
+
+    /// Whether the handler had the client, and so may have changed the session. Final once
+    /// [`close`](Self::close) has returned.
+    pub(super) fn is_used(&self) -> bool {
+        self.used.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn claim(&self) -> &Claim {
+        &self.claim
     }
 
     /// Takes the client away from the handler; `false` if some of its code still uses it. That code keeps the connection to

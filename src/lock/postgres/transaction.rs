@@ -5,6 +5,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 
+use super::answer::value;
 use super::confirmation::{Confirmation, Unconfirmed, Urgency};
 use super::connection::{Busy, is_disconnect};
 use super::pool::Pooled;
@@ -26,6 +27,9 @@ pub(super) const SHARE: &str = "; SET LOCAL lock_timeout TO DEFAULT; \
 /// aborted the statement fails too; a plain `COMMIT` would roll back without an error.
 const PROVE_SHARED: &str = "SELECT 1 / (current_setting('tower_realm_lock.shared', true) \
      IS NOT DISTINCT FROM 'yes')::int";
+
+/// The column that follows a COMMIT: an error after it is one of the reset.
+const COMMITTED: &str = "tower_realm_lock_committed";
 
 /// A transaction that holds advisory locks, on its pooled connection. It can serve several holds,
 /// one after the other.
@@ -130,31 +134,30 @@ impl TransactionLock {
     /// lock is lost, or the handler still uses its client, the connection is closed. Publishes
     /// the writes of nested holds all the same.
     pub(in crate::lock) fn roll_back(self, publication: Option<String>) {
-        let is_current = self.heart.lease.is_current();
-        if self.shared.is_none() && is_current {
+        let is_closed = self.close_shared();
+        if is_closed && !self.is_used() && self.heart.lease.is_current() {
             match publication {
                 Some(publication) => drop(self.commit(Some(&publication))),
                 None => drop(self.end(["ROLLBACK"])),
             }
             return;
         }
+        let tasks = self.connection.tasks.clone();
+        tasks.spawn(self.roll_back_used(publication));
+    }
+
+    async fn roll_back_used(self, publication: Option<String>) {
         // Code of a handler that goes on with the client would go on in the connection's next
         // transaction, or in none.
-        let is_closed = self.close_shared();
-        let deadline = self.heart.lease.ends();
-        let tasks = self.connection.tasks.clone();
-        if is_closed && is_current {
-            tasks.spawn(timeout_at(deadline, async move {
-                let idle = self.connection.roll_back().await;
-                clean_up(idle.map(Busy::new), publication).await;
-            }));
-        } else {
-            tasks.spawn(async move {
-                // A statement of the handler's may still run there, and hold the lock.
-                if !self.connection.is_closed() {
-                    self.connection.canceller().cancel().await;
-                }
-            });
+        if self.close_shared() && self.heart.lease.is_current() {
+            let deadline = self.heart.lease.ends();
+            let rolled_back = self.connection.roll_back_shared(publication);
+            if let Ok(Some(connection)) = timeout_at(deadline, rolled_back).await {
+                connection.give_back();
+            }
+        } else if !self.connection.is_closed() {
+            // A statement of the handler's may still run there, and hold the lock.
+            self.connection.canceller().cancel().await;
         }
     }
 
@@ -170,29 +173,63 @@ impl TransactionLock {
         self,
         publication: Option<String>,
     ) -> (Result<(), Unconfirmed>, Remains) {
-        if !self.close_shared() {
-            self.roll_back(None);
-            return (
-                not_committed("the handler still uses it"),
-                Remains(Left::Nothing),
-            );
+        let is_closed = self.close_shared();
+        if is_closed && !self.is_used() {
+            let answer = self.commit(publication.as_deref()).answered().await;
+            return (answer, Remains(None));
         }
-        let publication = publication.map_or_else(String::new, |statement| statement + "; ");
-        let commit = format!("{PROVE_SHARED}; {publication}COMMIT");
         let answer = tokio::select! {
             // First: an answer is the proof, even where the connection ends right after it.
             biased;
-            answer = self.connection.client.batch_execute(&commit) => answer,
-            () = self.heart.keep() => return (Err(Unconfirmed::Lost), Remains(Left::Nothing)),
+            answer = self.commit_used(is_closed, publication) => answer,
+            () = self.heart.keep() => Err(Unconfirmed::Lost),
         };
         match answer {
-            Ok(()) => (Ok(()), Remains(Left::Session(self.connection))),
-            Err(error) if !is_disconnect(&error) => (
-                not_committed(&reason(&error)),
-                Remains(Left::Transaction(self)),
-            ),
-            Err(_) => (Err(Unconfirmed::Lost), Remains(Left::Nothing)),
+            Ok(is_as_new) => {
+                if is_as_new {
+                    self.connection.into_idle().give_back();
+                }
+                (Ok(()), Remains(None))
+            }
+            Err(Unconfirmed::NotCommitted(problem)) => {
+                let claim = self.shared.as_ref().map(LockTransaction::claim);
+                tracing::warn!(claim = claim.map(tracing::field::display), %problem, "a shared transaction could not commit");
+                (Err(Unconfirmed::NotCommitted(problem)), Remains(Some(self)))
+            }
+            Err(Unconfirmed::Lost) => (Err(Unconfirmed::Lost), Remains(None)),
         }
+    }
+
+    /// Commits, and undoes what the handler did to the session; whether that is as new then.
+    async fn commit_used(
+        &self,
+        is_closed: bool,
+        publication: Option<String>,
+    ) -> Result<bool, Unconfirmed> {
+        if !is_closed {
+            return Err(not_committed("the handler still has its client in use"));
+        }
+        // The COMMIT would wait behind it.
+        if let Some(obstacle) = self.connection.obstacle().await {
+            return Err(not_committed(&obstacle.to_string()));
+        }
+        let publication = publication.map_or_else(String::new, |statement| statement + "; ");
+        // One message, so that a pooler has it run on one server.
+        let reset = self.connection.reset();
+        let message =
+            format!("{PROVE_SHARED}; {publication}COMMIT; SELECT 't' AS {COMMITTED}; {reset}");
+        let (rows, error) = self.connection.rows(&message).await;
+        let is_committed = value(&rows, COMMITTED).is_some();
+        match error {
+            _ if is_committed => Ok(error.is_none() && self.connection.is_as_new(&rows)),
+            Some(error) if !is_disconnect(&error) => Err(not_committed(&reason(&error))),
+            _ => Err(Unconfirmed::Lost),
+        }
+    }
+
+    /// Whether a handler had the client of a shared transaction.
+    fn is_used(&self) -> bool {
+        self.shared.as_ref().is_some_and(LockTransaction::is_used)
     }
 
     fn close_shared(&self) -> bool {
@@ -200,40 +237,14 @@ impl TransactionLock {
     }
 }
 
-/// What a shared transaction leaves to be done when the result of its COMMIT is known.
-pub(in crate::lock) struct Remains(Left);
-
-enum Left {
-    /// The connection is closed.
-    Nothing,
-    /// It committed; the handler may have changed the session.
-    Session(Busy<Pooled>),
-    /// It did not commit, and must be rolled back.
-    Transaction(TransactionLock),
-}
+/// A shared transaction that did not commit, and must be rolled back.
+pub(in crate::lock) struct Remains(Option<TransactionLock>);
 
 impl Remains {
     pub(in crate::lock) async fn clean_up(self) {
-        match self.0 {
-            Left::Nothing => {}
-            Left::Session(connection) => clean_up(Some(connection), None).await,
-            Left::Transaction(transaction) => transaction.roll_back(None),
+        if let Some(transaction) = self.0 {
+            transaction.roll_back_used(None).await;
         }
-    }
-}
-
-/// Publishes writes, and makes a connection fit for the next hold, or closes it.
-async fn clean_up(connection: Option<Busy<Pooled>>, publication: Option<String>) {
-    let Some(connection) = connection else {
-        return;
-    };
-    if let Some(publication) = publication
-        && let Err(error) = connection.client.batch_execute(&publication).await
-    {
-        tracing::warn!(error = %chain(&error), "a nested write could not be published");
-    }
-    if let Some(connection) = connection.reset().await {
-        connection.give_back();
     }
 }
 
@@ -249,14 +260,16 @@ impl Heart {
     }
 }
 
-fn not_committed(problem: &str) -> Result<(), Unconfirmed> {
-    Err(Unconfirmed::NotCommitted(problem.into()))
+fn not_committed(problem: &str) -> Unconfirmed {
+    Unconfirmed::NotCommitted(problem.into())
 }
 
 /// Why a shared transaction did not commit.
 fn reason(error: &Error) -> String {
     if error.code() == Some(&SqlState::DIVISION_BY_ZERO) {
-        return "the handler ended it with a COMMIT or ROLLBACK of its own, and so its lock".into();
+        return "the handler ended it with a COMMIT, ROLLBACK or PREPARE TRANSACTION of its own, \
+                and so its lock"
+            .into();
     }
     chain(error)
 }

@@ -2,7 +2,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::HeaderMap;
 
-use super::proxies::TrustedProxies;
+use super::proxies::{Peer, TrustedProxies};
 use crate::realm::error::shown;
 
 /// What trusted proxies say of a request as its client sent it.
@@ -110,7 +110,8 @@ fn of_elements(list: &str, proxies: &TrustedProxies) -> Option<Forwarded> {
     for element in elements.into_iter().rev() {
         forwarded.host = element.host.or(forwarded.host);
         forwarded.proto = element.proto.or(forwarded.proto);
-        let trusted = |from: String| address(&from).is_some_and(|from| proxies.trusts(from));
+        let trusted =
+            |from: String| address(&from).is_some_and(|from| proxies.trusts(Peer::Address(from)));
         if !element.from.is_some_and(trusted) {
             break;
         }

@@ -23,53 +23,126 @@ use crate::realm::head::Head;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PeerAddr(pub SocketAddr);
 
-/// The proxies whose word on a request counts, by their addresses. Default: none. Cheap to clone.
+/// Says that a request came over a Unix socket, whose peer has no address: an extension of the
+/// request.
+///
+/// With the feature `axum`, a router that is served on a [`UnixListener`](tokio::net::UnixListener)
+/// with `into_make_service_with_connect_info::<UnixPeer>()` has it in each request. Where the router
+/// needs a type of its own there, put the layer `axum::Extension(UnixPeer)` outside of this crate's.
+///
+/// ```
+/// use tower_realm_lock::UnixPeer;
+///
+/// let mut request = http::Request::new(());
+/// request.extensions_mut().insert(UnixPeer);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct UnixPeer;
+
+#[cfg(all(feature = "axum", unix))]
+impl
+    axum::extract::connect_info::Connected<
+        axum::serve::IncomingStream<'_, tokio::net::UnixListener>,
+    > for UnixPeer
+{
+    fn connect_info(_: axum::serve::IncomingStream<'_, tokio::net::UnixListener>) -> Self {
+        Self
+    }
+}
+
+/// The proxies whose word on a request counts. Default: none. Cheap to clone.
+///
+/// With the feature `serde` it is read from a list of what [`new`](Self::new) takes, such as
+/// `trusted_proxies = ["unix", "10.0.0.0/8"]`.
 #[derive(Debug, Clone, Default)]
-pub struct TrustedProxies(Arc<[IpNet]>);
+pub struct TrustedProxies {
+    networks: Arc<[IpNet]>,
+    unix: bool,
+}
+
+/// Where a request came from.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Peer {
+    Address(IpAddr),
+    Unix,
+}
+
+/// The name of every peer on a Unix socket.
+const UNIX: &str = "unix";
 
 impl TrustedProxies {
-    /// These addresses and networks, such as `10.0.0.7`, `10.0.0.0/8` or `fd00::/8`.
+    /// These addresses and networks, such as `10.0.0.7`, `10.0.0.0/8` or `fd00::/8`, and with `unix`
+    /// every peer on a Unix socket: see [`UnixPeer`]. The permissions of the socket's file then say
+    /// whose word counts.
     ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidProxy`] for what is neither.
+    /// [`RealmError::InvalidProxy`] for what is none of them.
     pub fn new<P: AsRef<str>>(proxies: impl IntoIterator<Item = P>) -> Result<Self, RealmError> {
         let network = |text: &str| {
             let address = || text.parse::<IpAddr>().map(IpNet::from);
             text.parse().or_else(|_| address())
         };
-        let proxies = proxies.into_iter().map(|proxy| {
+        let mut unix = false;
+        let mut networks = Vec::new();
+        for proxy in proxies {
+            if proxy.as_ref() == UNIX {
+                unix = true;
+                continue;
+            }
             let refused = || RealmError::InvalidProxy {
                 value: shown(proxy.as_ref()),
             };
             let network: IpNet = network(proxy.as_ref()).map_err(|_| refused())?;
             // An IPv4 address in IPv6 form is compared as what it is, and so would never be in it.
             match network {
-                IpNet::V6(network) if network.addr().to_ipv4_mapped().is_some() => Err(refused()),
-                network => Ok(network),
+                IpNet::V6(network) if network.addr().to_ipv4_mapped().is_some() => {
+                    return Err(refused());
+                }
+                network => networks.push(network),
             }
-        });
-        proxies.collect::<Result<_, _>>().map(Self)
+        }
+        let networks = networks.into();
+        Ok(Self { networks, unix })
     }
 
-    pub(super) fn trusts(&self, address: IpAddr) -> bool {
-        // A socket for both versions shows an IPv4 peer as an IPv6 address.
-        let address = address.to_canonical();
-        self.0.iter().any(|network| network.contains(&address))
+    pub(super) fn trusts(&self, peer: Peer) -> bool {
+        match peer {
+            Peer::Address(address) => {
+                // A socket for both versions shows an IPv4 peer as an IPv6 address.
+                let address = address.to_canonical();
+                self.networks.iter().any(|it| it.contains(&address))
+            }
+            Peer::Unix => self.unix,
+        }
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for TrustedProxies {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let proxies = Vec::<String>::deserialize(deserializer)?;
+        Self::new(proxies).map_err(serde::de::Error::custom)
     }
 }
 
 /// Where a request came from, if its server says so.
-pub(super) fn peer(head: &Head<'_>) -> Option<IpAddr> {
+pub(super) fn peer(head: &Head<'_>) -> Option<Peer> {
     if let Some(PeerAddr(peer)) = head.extensions.get() {
-        return Some(peer.ip());
+        return Some(Peer::Address(peer.ip()));
+    }
+    if let Some(UnixPeer) = head.extensions.get() {
+        return Some(Peer::Unix);
     }
     #[cfg(feature = "axum")]
-    if let Some(axum::extract::ConnectInfo(peer)) = head
-        .extensions
-        .get::<axum::extract::ConnectInfo<SocketAddr>>()
     {
-        return Some(peer.ip());
+        use axum::extract::ConnectInfo;
+        if let Some(ConnectInfo(peer)) = head.extensions.get::<ConnectInfo<SocketAddr>>() {
+            return Some(Peer::Address(peer.ip()));
+        }
+        if let Some(ConnectInfo(UnixPeer)) = head.extensions.get() {
+            return Some(Peer::Unix);
+        }
     }
     None
 }
@@ -80,13 +153,27 @@ mod tests {
 
     #[test]
     fn a_proxy_is_an_address_or_a_network() {
-        for bad in ["", "10.0.0.0/33", "proxy.example", "10.0.0.1:80", "x\n"] {
+        for bad in [
+            "",
+            "10.0.0.0/33",
+            "proxy.example",
+            "10.0.0.1:80",
+            "x\n",
+            "Unix",
+            "unix:",
+        ] {
             let error = TrustedProxies::new([bad]).unwrap_err().to_string();
             assert!(error.contains("proxy") && !error.contains('\n'), "{error}");
         }
+        let address = |text: &str| Peer::Address(text.parse().unwrap());
         let one = TrustedProxies::new(["10.0.0.1"]).unwrap();
-        assert!(one.trusts("10.0.0.1".parse().unwrap()));
-        assert!(!one.trusts("10.0.0.2".parse().unwrap()));
-        assert!(!TrustedProxies::default().trusts("127.0.0.1".parse().unwrap()));
+        assert!(one.trusts(address("10.0.0.1")));
+        assert!(!one.trusts(address("10.0.0.2")));
+        assert!(!one.trusts(Peer::Unix));
+        assert!(!TrustedProxies::default().trusts(address("127.0.0.1")));
+        assert!(!TrustedProxies::default().trusts(Peer::Unix));
+        let unix = TrustedProxies::new(["unix", "10.0.0.1"]).unwrap();
+        assert!(unix.trusts(Peer::Unix) && unix.trusts(address("10.0.0.1")));
+        assert!(!unix.trusts(address("127.0.0.1")));
     }
 }

@@ -133,7 +133,7 @@ async fn listen(connector: &Connector) -> Result<Busy<LockConnection>, LockError
     let connection = Busy::new(connector.open().await?);
     let after = connector.timeout();
     let listening = async {
-        connection.refuse_pooler().await?;
+        connection.refuse_pooler()?;
         let listen = format!("LISTEN {CHANNEL}");
         let listening = connection.client.batch_execute(&listen).await;
         listening.map_err(|error| connection.failed(error))

@@ -28,7 +28,7 @@ pub(super) async fn connect(
 
 async fn prepare(connection: &LockConnection, period: Duration) -> Result<Lease, LockError> {
     // Before anything is changed in a session that may be somebody else's as well.
-    connection.refuse_pooler().await?;
+    connection.refuse_pooler()?;
     let sent = Instant::now();
     let milliseconds = milliseconds(period);
     let limited = connection

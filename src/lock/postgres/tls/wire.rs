@@ -2,6 +2,7 @@ use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -10,6 +11,7 @@ use tokio_postgres::config::{SslMode, SslNegotiation};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
 use crate::lock::postgres::address::Stream;
+use crate::lock::postgres::traffic::{Messages, Traffic};
 
 /// A connection as the driver takes it: whatever is to be encrypted is so already.
 pub(in crate::lock::postgres) struct Wire {
@@ -19,6 +21,9 @@ pub(in crate::lock::postgres) struct Wire {
     end_point: Option<Vec<u8>>,
     /// Whether it shuts down only when the other side does.
     until_closed: bool,
+    traffic: Arc<Traffic>,
+    sent: Messages,
+    received: Messages,
 }
 
 /// What the driver is told to encrypt a [`Wire`] with.
@@ -32,6 +37,9 @@ impl Wire {
             encrypted: false,
             end_point: None,
             until_closed: false,
+            traffic: Arc::default(),
+            sent: Messages::of_client(),
+            received: Messages::default(),
         }
     }
 
@@ -45,6 +53,11 @@ impl Wire {
 
     pub(in crate::lock::postgres) fn is_encrypted(&self) -> bool {
         self.encrypted
+    }
+
+    /// What is seen of its messages.
+    pub(in crate::lock::postgres) fn traffic(&self) -> &Arc<Traffic> {
+        &self.traffic
     }
 
     /// Waits with its shutdown until the other side has closed.
@@ -85,21 +98,33 @@ impl TlsStream for Wire {
 
 impl AsyncRead for Wire {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(cx, buffer);
+        this.traffic.reading(read.is_pending());
+        ready!(read)?;
+        let bytes = &mut buffer.filled_mut()[before..];
+        this.traffic.received(&mut this.received, bytes);
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Wire {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.stream).poll_write(cx, bytes);
+        this.traffic.writing(written.is_pending());
+        let written = ready!(written)?;
+        this.traffic.sent(&mut this.sent, &bytes[..written]);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

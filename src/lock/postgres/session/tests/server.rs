@@ -40,13 +40,15 @@ impl Server {
         config.user("test");
         let wire = Wire::plain(Box::new(client_end));
         wire.announce(&mut config);
+        let traffic = Arc::clone(wire.traffic());
         let (connected, ()) = tokio::join!(config.connect_raw(wire, Established), server.greet());
         let (client, connection) = connected.unwrap();
         let peer = Address::tcp("test".into(), 0);
-        let canceller = Canceller::new(client.cancel_token(), peer, Encryption::default(), false);
+        let canceller = Canceller::new(traffic.cancel_key(), peer, Encryption::default(), false);
         let tasks = Tasks::new(&TaskGroup::default());
         let server_name = Arc::from("test");
-        let connection = LockConnection::start(client, connection, canceller, server_name, tasks);
+        let connection =
+            LockConnection::start(client, connection, canceller, &traffic, server_name, tasks);
         // As the connector leaves it.
         let connection = connection.into_idle();
         let lease = Lease::new(LEASE, Instant::now(), &connection.closed);

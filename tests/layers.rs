@@ -1,0 +1,294 @@
+//! The order of layers that `docs/layers.md` recommends, through real connections, and what another order costs.
+
+mod support;
+
+use std::io::Read;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Request, State};
+use axum::middleware::{Next, from_fn_with_state, map_response};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router, routing};
+use flate2::read::GzDecoder;
+use futures_util::stream;
+use http::header::{
+    ACCEPT_ENCODING, ACCESS_CONTROL_ALLOW_ORIGIN, ACCESS_CONTROL_EXPOSE_HEADERS,
+    ACCESS_CONTROL_REQUEST_METHOD, CONTENT_ENCODING, ETAG, IF_MATCH, ORIGIN, RETRY_AFTER,
+};
+use http::{HeaderValue, Method, StatusCode};
+use support::database::{TestDatabase, database, rows};
+use support::gate::{key, postgres_layer, realms};
+use support::wait::{PATIENCE, wait_until};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tower::ServiceBuilder;
+use tower_http::compression::CompressionLayer;
+use tower_http::cors::{Any, CorsLayer};
+use tower_realm_lock::{HoldUntil, LockTransaction, RealmLocks, RealmWriteLockLayer};
+
+const PATH: &str = "/luke/a/card";
+
+/// One card, whose writers wait inside for the test.
+struct Card {
+    version: Mutex<u64>,
+    inside: mpsc::UnboundedSender<oneshot::Sender<()>>,
+}
+
+impl Card {
+    fn tag(&self) -> HeaderValue {
+        let version = *self.version.lock().unwrap();
+        HeaderValue::from_str(&format!("\"{version}\"")).unwrap()
+    }
+}
+
+/// The routes, without layers, and who is inside a write.
+fn card() -> (
+    Router,
+    Arc<Card>,
+    mpsc::UnboundedReceiver<oneshot::Sender<()>>,
+) {
+    let (inside, entered) = mpsc::unbounded_channel();
+    let card = Arc::new(Card {
+        version: Mutex::new(1),
+        inside,
+    });
+    let routes = Router::new()
+        .route(PATH, routing::get(read).patch(write))
+        .with_state(Arc::clone(&card));
+    (routes, card, entered)
+}
+
+async fn read(State(card): State<Arc<Card>>) -> Response {
+    ([(ETAG, card.tag())], "x".repeat(1000)).into_response()
+}
+
+async fn write(State(card): State<Arc<Card>>) -> Response {
+    let (go_on, told) = oneshot::channel();
+    card.inside.send(go_on).unwrap();
+    told.await.unwrap();
+    *card.version.lock().unwrap() += 1;
+    ([(ETAG, card.tag())], "written").into_response()
+}
+
+/// Answers 412 unless `If-Match` names the card's version: a strong comparison (RFC 9110, 13.1.1).
+async fn conditional(State(card): State<Arc<Card>>, request: Request, next: Next) -> Response {
+    match request.headers().get(IF_MATCH) {
+        Some(tag) if *tag != card.tag() => StatusCode::PRECONDITION_FAILED.into_response(),
+        _ => next.run(request).await,
+    }
+}
+
+/// Makes the tag of a compressed response weak, as nginx does.
+async fn weaken(mut response: Response) -> Response {
+    if response.headers().contains_key(CONTENT_ENCODING)
+        && let Some(tag) = response.headers_mut().get_mut(ETAG)
+        && !tag.as_bytes().starts_with(b"W/")
+    {
+        let weak = [b"W/", tag.as_bytes()].concat();
+        *tag = HeaderValue::from_bytes(&weak).unwrap();
+    }
+    response
+}
+
+fn cors() -> CorsLayer {
+    CorsLayer::new()
+        .allow_origin(Any)
+        .allow_methods([Method::PATCH])
+        .allow_headers([IF_MATCH])
+        .expose_headers([ETAG, RETRY_AFTER])
+}
+
+async fn serve(app: Router) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}{PATH}", listener.local_addr().unwrap());
+    tokio::spawn(axum::serve(listener, app).into_future());
+    url
+}
+
+async fn answer(request: reqwest::RequestBuilder) -> reqwest::Response {
+    let answer = timeout(PATIENCE, request.send()).await;
+    answer.expect("an answer in time").unwrap()
+}
+
+fn patch(url: &str) -> reqwest::RequestBuilder {
+    reqwest::Client::new().patch(url)
+}
+
+#[tokio::test]
+async fn a_script_reads_the_rejection_and_when_to_try_again_if_cors_is_outside() {
+    for cors_is_outside in [true, false] {
+        let (routes, _card, mut entered) = card();
+        let lock = RealmWriteLockLayer::new(RealmLocks::in_process(), realms())
+            .acquire_timeout(Duration::from_millis(50));
+        let app = if cors_is_outside {
+            routes.layer(ServiceBuilder::new().layer(cors()).layer(lock))
+        } else {
+            routes.layer(cors()).layer(lock)
+        };
+        let url = serve(app).await;
+        let first = tokio::spawn(answer(patch(&url)));
+        let go_on = entered.recv().await.unwrap();
+
+        // A preflight request is not a write: it waits for nobody.
+        let preflight = reqwest::Client::new()
+            .request(Method::OPTIONS, &url)
+            .header(ORIGIN, "https://app.example")
+            .header(ACCESS_CONTROL_REQUEST_METHOD, "PATCH");
+        assert_eq!(answer(preflight).await.status(), 200);
+
+        let busy = answer(patch(&url).header(ORIGIN, "https://app.example")).await;
+        assert_eq!(busy.status(), 503);
+        assert!(busy.headers().contains_key(RETRY_AFTER));
+        let allowed = busy.headers().get(ACCESS_CONTROL_ALLOW_ORIGIN);
+        let exposed = busy.headers().get(ACCESS_CONTROL_EXPOSE_HEADERS);
+        if cors_is_outside {
+            assert_eq!(allowed.unwrap(), "*");
+            assert_eq!(exposed.unwrap(), "etag,retry-after");
+        } else {
+            // A browser tells the script of a network error, and of nothing else.
+            assert_eq!((allowed, exposed), (None, None));
+        }
+        go_on.send(()).unwrap();
+        assert_eq!(first.await.unwrap().status(), 200);
+    }
+}
+
+#[tokio::test]
+async fn a_precondition_is_one_only_under_the_lock() {
+    for (is_under_the_lock, second_status) in [(true, 412), (false, 200)] {
+        let (routes, card, mut entered) = card();
+        let locks = RealmLocks::in_process();
+        let lock = RealmWriteLockLayer::new(locks.clone(), realms());
+        let conditional = from_fn_with_state(Arc::clone(&card), conditional);
+        let app = if is_under_the_lock {
+            routes.layer(conditional).layer(lock)
+        } else {
+            routes.layer(lock).layer(conditional)
+        };
+        let url = serve(app).await;
+        let write = || tokio::spawn(answer(patch(&url).header(IF_MATCH, "\"1\"")));
+        let first = write();
+        let go_on = entered.recv().await.unwrap();
+        let second = write();
+        wait_until("the second write waits", async || {
+            locks.status().iter().any(|status| !status.is_held())
+        })
+        .await;
+        go_on.send(()).unwrap();
+        assert_eq!(first.await.unwrap().status(), 200);
+        if !is_under_the_lock {
+            // It was checked against what the first has overwritten since.
+            entered.recv().await.unwrap().send(()).unwrap();
+        }
+        assert_eq!(second.await.unwrap().status(), second_status);
+    }
+}
+
+#[tokio::test]
+async fn a_weak_tag_of_a_compressed_response_matches_nothing() {
+    let (routes, card, mut entered) = card();
+    let app = routes
+        .layer(from_fn_with_state(card, conditional))
+        .layer(RealmWriteLockLayer::new(RealmLocks::in_process(), realms()))
+        .layer(CompressionLayer::new())
+        .layer(map_response(weaken));
+    let url = serve(app).await;
+    let get = |encoding| {
+        reqwest::Client::new()
+            .get(&url)
+            .header(ACCEPT_ENCODING, encoding)
+    };
+    let compressed = answer(get("gzip")).await;
+    assert_eq!(compressed.headers()[CONTENT_ENCODING], "gzip");
+    assert_eq!(compressed.headers()[ETAG], "W/\"1\"");
+    let refused = answer(patch(&url).header(IF_MATCH, &compressed.headers()[ETAG])).await;
+    assert_eq!(refused.status(), 412);
+
+    let plain = answer(get("identity")).await;
+    assert_eq!(plain.headers()[ETAG], "\"1\"");
+    let request = patch(&url).header(IF_MATCH, &plain.headers()[ETAG]);
+    let written = tokio::spawn(answer(request));
+    entered.recv().await.unwrap().send(()).unwrap();
+    assert_eq!(written.await.unwrap().status(), 200);
+}
+
+/// A table of writes, and a layer that shares its transaction with handlers.
+async fn shared(hold_until: HoldUntil) -> (TestDatabase, RealmWriteLockLayer) {
+    let database = database().await;
+    let client = database.connect().await;
+    let table = "CREATE TABLE writes (n int)";
+    client.batch_execute(table).await.unwrap();
+    let layer = postgres_layer(database.url()).await;
+    (
+        database,
+        layer.share_transaction(true).hold_until(hold_until),
+    )
+}
+
+async fn written(database: &TestDatabase) -> String {
+    let client = database.connect().await;
+    let counted = rows(&client, "SELECT count(*) FROM writes").await;
+    counted[0].get(0).unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_compressed_body_ends_well_only_if_the_hold_does() {
+    let (database, lock) = shared(HoldUntil::BodyEnd).await;
+    for (statement, commits) in [
+        ("INSERT INTO writes VALUES (1)", true),
+        ("INSERT INTO writes VALUES (2); ROLLBACK", false),
+    ] {
+        let handler = move |Extension(transaction): Extension<LockTransaction>| async move {
+            let client = transaction.client().unwrap();
+            client.batch_execute(statement).await.unwrap();
+            let parts = ["a".repeat(1000), "b".repeat(1000)];
+            let parts = parts.map(|part| Ok::<_, std::convert::Infallible>(Bytes::from(part)));
+            Body::from_stream(stream::iter(parts)).into_response()
+        };
+        let app = Router::new()
+            .route(PATH, routing::patch(handler))
+            .layer(lock.clone())
+            .layer(CompressionLayer::new());
+        let url = serve(app).await;
+        let response = answer(patch(&url).header(ACCEPT_ENCODING, "gzip")).await;
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()[CONTENT_ENCODING], "gzip");
+        let body = timeout(PATIENCE, response.bytes()).await.unwrap();
+        assert_eq!(body.is_ok(), commits, "{statement}");
+        if let Ok(body) = body {
+            let mut text = String::new();
+            GzDecoder::new(&*body).read_to_string(&mut text).unwrap();
+            assert_eq!(text, "a".repeat(1000) + &"b".repeat(1000));
+        }
+        database.wait_for_granted(key(PATH), 0).await;
+        assert_eq!(written(&database).await, "1");
+    }
+}
+
+#[tokio::test]
+async fn a_status_that_compression_changes_decides_the_write_if_it_is_inside() {
+    let (database, lock) = shared(HoldUntil::Response).await;
+    for (compression_is_outside, count) in [(false, "0"), (true, "1")] {
+        let handler = async |Extension(transaction): Extension<LockTransaction>| {
+            let client = transaction.client().unwrap();
+            let insert = "INSERT INTO writes VALUES (1)";
+            client.batch_execute(insert).await.unwrap();
+            "written"
+        };
+        let routes = Router::new().route(PATH, routing::patch(handler));
+        let app = if compression_is_outside {
+            routes.layer(lock.clone()).layer(CompressionLayer::new())
+        } else {
+            routes.layer(CompressionLayer::new()).layer(lock.clone())
+        };
+        let url = serve(app).await;
+        // A client that takes neither gzip nor the bytes as they are.
+        let request = patch(&url).header(ACCEPT_ENCODING, "br, identity;q=0");
+        assert_eq!(answer(request).await.status(), 406);
+        database.wait_for_granted(key(PATH), 0).await;
+        assert_eq!(written(&database).await, count);
+    }
+}
