@@ -45,6 +45,22 @@ async fn a_locked_request_is_told_how_long_it_waited_and_held() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_hold_that_its_handler_releases_ends_there() {
+    let layer = layer().server_timing(true);
+    let (handler, mut gate) = gate();
+    let write = patch(&layer, &handler, "/luke/a/x");
+    let inside = gate.entered().await;
+    advance(Duration::from_millis(5)).await;
+    inside.held.as_ref().unwrap().release().await.unwrap();
+    advance(Duration::from_millis(70)).await;
+    inside.answer(200);
+    assert_eq!(
+        timings(&answered(write).await),
+        ["lock-wait;dur=0.000, lock-hold;dur=5.000"]
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_rejection_is_told_too() {
     let layer = layer().server_timing(true);
     let (handler, mut gate) = gate();

@@ -305,7 +305,8 @@ where
     };
     clock.granted();
     let asked = settings.asked(&request);
-    insert(&mut request, &HeldLock::of(&hold));
+    let held = HeldLock::of(&hold);
+    insert(&mut request, &held);
     let method = request.method().clone();
     // Boxed so that waiters do not carry space for the inner future.
     let call = Box::pin(inner.oneshot(request));
@@ -315,7 +316,10 @@ where
         OnDisconnect::Cancel => work.await,
     };
     // Before the confirmation: by then the next writer is inside.
-    *timing = is_timed.then(|| clock.header());
+    *timing = is_timed.then(|| {
+        clock.released(held.released_at());
+        clock.header()
+    });
     let confirmed = async {
         let (response, ending) = called?;
         if let Some(ending) = ending {

@@ -11,6 +11,7 @@ const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 pub(super) struct Timing {
     asked: Instant,
     granted: Option<Instant>,
+    released: Option<Instant>,
 }
 
 impl Timing {
@@ -18,6 +19,7 @@ impl Timing {
         Self {
             asked: Instant::now(),
             granted: None,
+            released: None,
         }
     }
 
@@ -25,9 +27,14 @@ impl Timing {
         self.granted = Some(Instant::now());
     }
 
+    /// Ends the hold before the call, if the handler has released it.
+    pub(super) fn released(&mut self, at: Option<Instant>) {
+        self.released = at;
+    }
+
     /// What to tell, as of now.
     pub(super) fn header(self) -> HeaderValue {
-        let now = Instant::now();
+        let now = self.released.unwrap_or_else(Instant::now);
         let wait = milliseconds(self.granted.unwrap_or(now) - self.asked);
         let text = match self.granted {
             Some(granted) => format!(

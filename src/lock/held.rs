@@ -2,6 +2,8 @@ use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::claim::Claim;
 use super::error::LockError;
 use super::hold::{Core, Hold};
@@ -177,6 +179,11 @@ impl HeldLock {
     /// Cancel safe: it can be dropped and called again.
     pub async fn lost(&self) {
         self.0.lost().await;
+    }
+
+    /// When its own work has released it.
+    pub(crate) fn released_at(&self) -> Option<Instant> {
+        self.0.released_at()
     }
 
     /// Whether the next step of the work may be made: under the lock, or after its release.

@@ -99,6 +99,7 @@ pub(crate) struct Core {
 
 /// The end of a hold that was released before its work ended.
 struct Released {
+    at: Instant,
     fate: Fate,
     proofs: Vec<Confirmation>,
 }
@@ -658,10 +659,16 @@ impl Core {
             return Err(self.loss());
         };
         *released = Some(Released {
+            at: Instant::now(),
             fate: ending.fate,
             proofs: ending.proofs.clone(),
         });
         Ok(ending)
+    }
+
+    pub(super) fn released_at(&self) -> Option<Instant> {
+        let released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        released.as_ref().map(|released| released.at)
     }
 
     fn released(self: &Arc<Self>) -> Option<Ending> {

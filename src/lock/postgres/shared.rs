@@ -11,8 +11,9 @@ use crate::lock::error::LockError;
 
 /// The locked transaction, for the handler's own SQL.
 ///
-/// What the handler writes through it stands or falls with the request: a success commits it before the response leaves;
-/// a 4xx or 5xx, an error, a panic and a lost lock roll it back. A handler finds it in the request extensions
+/// What the handler writes through it stands or falls with the request: a success commits it before the response leaves, or at
+/// [`HeldLock::release`](crate::HeldLock::release); any other response, an error, a panic and a lost lock roll it back. What a
+/// success is, [`Success`](crate::Success) says: by default a status below 400. A handler finds it in the request extensions
 /// (`Extension<LockTransaction>` in axum) or with [`HeldLock::transaction`](crate::HeldLock::transaction), if
 /// `share_transaction(true)` was set. Cheap to clone.
 ///
