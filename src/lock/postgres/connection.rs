@@ -297,13 +297,11 @@ impl<C: Borrow<LockConnection>> Busy<C> {
     /// The answer, if it comes without a cancellation.
     async fn roll_back_with(&self, message: &str) -> Option<Vec<SimpleQueryMessage>> {
         let mut rolled_back = pin!(self.client.simple_query(message));
-        match timeout(ROLLBACK_PATIENCE, &mut rolled_back).await {
-            Ok(answer) => answer.ok(),
-            Err(_) => {
-                self.canceller.cancel_until_ended(&mut rolled_back).await;
-                None
-            }
+        if let Ok(answer) = timeout(ROLLBACK_PATIENCE, &mut rolled_back).await {
+            return answer.ok();
         }
+        self.canceller.cancel_until_ended(&mut rolled_back).await;
+        None
     }
 }
 
