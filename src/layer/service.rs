@@ -305,8 +305,8 @@ where
     };
     clock.granted();
     let asked = settings.asked(&request);
-    let held = HeldLock::of(&hold);
-    insert(&mut request, &held);
+    let handle = HeldLock::of(&hold);
+    insert(&mut request, &handle);
     let method = request.method().clone();
     // Boxed so that waiters do not carry space for the inner future.
     let call = Box::pin(inner.oneshot(request));
@@ -317,7 +317,7 @@ where
     };
     // Before the confirmation: by then the next writer is inside.
     *timing = is_timed.then(|| {
-        clock.released(held.released_at());
+        clock.released(handle.released_at());
         clock.header()
     });
     let confirmed = async {
