@@ -130,3 +130,20 @@ async fn reads_of_tonic_minimal_do_not_wait_and_writes_do() {
     let (spent, ()) = tokio::join!(ledger.spend(1), release);
     assert_eq!(spent.unwrap(), 1);
 }
+
+#[tokio::test]
+async fn a_rejection_of_the_layer_is_a_status_of_the_call() {
+    let database = database().await;
+    let server = Server::start("tonic_minimal", Some(&database)).await;
+    let mut ledger = Ledger::of(&server).await;
+    ledger.0.ready().await.unwrap();
+    let codec = ProstCodec::<Spending, Sum>::default();
+    let nowhere = Request::new(Spending { amount: 1 });
+    let refused = ledger.0.unary(nowhere, path("Spend"), codec).await;
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(
+        refused.message().contains("the metadata has no `realm`"),
+        "{refused}"
+    );
+}
