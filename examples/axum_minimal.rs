@@ -1,5 +1,5 @@
-//! The layer on an axum router: several writers change one card, a file, at the same time, and every
-//! change stands.
+//! The layer on an axum router: several writers change one card, a file, at the same time, and
+//! every change stands.
 //!
 //! ```text
 //! cargo run --example axum_minimal
@@ -13,8 +13,8 @@
 //! The last answer has all three fields. Without the line `.layer(…)` it has one, though each PATCH
 //! was answered with 200. `change` shows how to write a file under the lock.
 //!
-//! With `DATABASE_URL` the locks are in PostgreSQL, and hold across replicas that share a `DATA_DIR`:
-//! a temporary directory if not set. `PORT` is where to listen: 3000 if not set.
+//! With `DATABASE_URL` the locks are in PostgreSQL, and hold across replicas that share a
+//! `DATA_DIR`: a temporary directory if not set. `PORT` is where to listen: 3000 if not set.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -86,7 +86,7 @@ async fn change(
 ) -> Result<Json<Card>, StatusCode> {
     let file = cards.file(&name).ok_or(StatusCode::NOT_FOUND)?;
     let lock = held.clone();
-    // As a part of the hold: whatever happens to this request, the lock is not given back before the
+    // As part of the hold: whatever happens to this request, the lock is not given back before the
     // closure has returned. With tokio's own `spawn_blocking` or `tokio::fs` it would be.
     let changed = held.spawn_blocking(move || -> io::Result<Card> {
         let mut card = read(&file)?.unwrap_or_default();
@@ -98,7 +98,7 @@ async fn change(
         let new = NamedTempFile::new_in(directory)?;
         serde_json::to_writer(&new, &card)?;
         new.as_file().sync_all()?;
-        // From here on others see the write, so not without the lock.
+        // From here on others see the write, so the lock must still be held.
         lock.ensure_held().map_err(io::Error::other)?;
         new.persist(&file)?;
         File::open(directory)?.sync_all()?;

@@ -74,8 +74,8 @@ async fn every_night(night: Duration, locks: RealmLocks, realm: RealmUrl, stop: 
     }
 }
 
-/// If the lock is lost, this is dropped at its `await`. Nothing can stop the thread, so that has to
-/// ask; and until it has ended nobody else gets the lock.
+/// If the lock is lost, this is dropped at its `await`. Nothing can stop the thread, so it asks
+/// whether the lock is still held. Nobody else gets the lock until the thread has ended.
 async fn index(held: HeldLock) -> Result<u32, LockError> {
     let lock = held.clone();
     let indexing = held.spawn_blocking(move || {

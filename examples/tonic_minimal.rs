@@ -1,6 +1,6 @@
 //! The layer on a tonic service: the `grpc-status` of a call decides whether its SQL commits.
 //!
-//! Each realm may spend 100. A call writes first and decides then; it never has to take a row back
+//! Each realm may spend 100. A call writes first and decides afterwards; it never has to undo a row
 //! itself. The realm of a call is in its metadata.
 //!
 //! ```text
@@ -15,7 +15,8 @@
 //! $call $ledger/Total                                # 70
 //! ```
 //!
-//! A gRPC call that fails has the HTTP status 200. Without the line `.success(…)` all of them commit.
+//! A gRPC call that fails has the HTTP status 200. Without the line `.success(…)` all of them
+//! commit.
 //!
 //! It makes the table `example_ledger`, where what was spent stays: drop it to begin again. `PORT`
 //! is where to listen: 3000 if not set.
@@ -47,7 +48,7 @@ const TABLE: &str = "CREATE TABLE IF NOT EXISTS example_ledger (realm text, amou
 async fn main() -> Result<(), Box<dyn Error>> {
     let url = env::var("DATABASE_URL")
         .map_err(|_| "this example needs PostgreSQL: set DATABASE_URL=postgres://…")?;
-    // Reads go past the lock, on a connection of their own.
+    // Reads bypass the lock, on a connection of their own.
     let (reader, connection) = tokio_postgres::connect(&url, NoTls).await?;
     tokio::spawn(connection);
     reader.batch_execute(TABLE).await?;
@@ -75,7 +76,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         })
         .serve_with_incoming_shutdown(TcpIncoming::from(listener), stop)
         .await?;
-    // Writes whose clients have gone.
+    // In-flight writes whose clients have disconnected.
     Ok(locks.shutdown(Duration::from_secs(30)).await?)
 }
 
@@ -148,7 +149,7 @@ fn failed(cause: impl Error) -> Status {
     Status::internal("the write failed")
 }
 
-/// What `tonic-prost-build` makes of `ledger.proto` in a build script, in short.
+/// A short version of what `tonic-prost-build` generates from `ledger.proto` in a build script.
 mod ledger {
     use std::convert::Infallible;
     use std::sync::Arc;

@@ -53,7 +53,7 @@
 //!
 //! A blocking thread cannot be stopped, and all of `tokio::fs` runs on such threads. When a handler
 //! is dropped, by `max_hold`, a panic, a lost lock or [`OnDisconnect::Cancel`], its file work runs
-//! on. So start it as a part of the hold: [`HeldLock::spawn_blocking`] keeps the lock until the work
+//! on. So start it as part of the hold: [`HeldLock::spawn_blocking`] keeps the lock until the work
 //! has ended, while the response leaves on time. Immediately before the write becomes visible,
 //! [`HeldLock::ensure_held`] stops a writer that has lost its lock:
 //!
@@ -140,9 +140,10 @@
 //! Ambiguous requests are locked more widely or rejected: a path that two servers read differently, a
 //! name that stands twice in a JSON object, a header that overrides the method and says two things.
 //!
-//! The rules also let ordinary writers [share](Scope::shared) a realm that a purge takes as a whole,
-//! and give a route [limits](LockRules::limits) and an answer of its own for a busy realm. WebDAV's
-//! MOVE and COPY lock the realm of their `Destination` too: see [`LockRules`](LockRules#move-and-copy).
+//! The rules also let ordinary writers [share](Scope::shared) a realm that a purge takes as a
+//! whole, and give a route [limits](LockRules::limits) and an answer of its own for a busy realm.
+//! WebDAV's MOVE and COPY lock the realm of their `Destination` too: see
+//! [`LockRules`](LockRules#move-and-copy).
 //!
 //! # What replicas tell each other
 //!
@@ -178,16 +179,17 @@
 //!   features `tls-rustls` and `tls-native` they are in clear text, and a URL with `sslmode=require` is refused. Over a network that is not
 //!   yours alone use `sslmode=verify-full`.
 //! - Every way to write must be inside the layer, or take the same lock: jobs with [`RealmLocks::with_write_lock`].
-//! - Blocking work is started with [`HeldLock::spawn_blocking`], never with tokio's own function or `tokio::fs`: see
-//!   [Writing files](#writing-files). Where not even a write may land that was under way when the lock was lost, let the store
-//!   compare the [`FencingToken`].
+//! - Start blocking work with [`HeldLock::spawn_blocking`], never with tokio's own `spawn_blocking`
+//!   or `tokio::fs`: see [Writing files](#writing-files). If even a write that was in flight when
+//!   the lock was lost must not land, let the store compare the [`FencingToken`].
 //!
 //! # Further reading
 //!
 //! - [guarantees](guide::guarantees): what is promised, under which faults, with the test of each promise; and what no lock can promise.
 //! - [migrating](guide::migrating): from locks written by hand, with old and new replicas side by side.
 //! - [options](guide::options): all of them in tables, and configuration files.
-//! - [layers](guide::layers): where CORS, compression and conditional requests go, and what a weak `If-Match` gets.
+//! - [layers](guide::layers): where CORS, compression and conditional requests go, and what a weak
+//!   `If-Match` gets.
 //! - [operations](guide::operations): what to look at, and what to do when a realm is stuck.
 //! - [scaling](guide::scaling): how many connections, when sessions, what one PostgreSQL carries.
 //!
@@ -198,7 +200,7 @@
 //!
 //! A gRPC request gets a `grpc-status` instead: status 200, no body, and in the headers
 //! `grpc-status` and, percent-encoded in `grpc-message`, the detail. A gRPC-Web request gets the
-//! same headers with its own content type. [`Rejection::to_response_for`] says which is which.
+//! same headers with its own content type. [`Rejection::to_response_for`] describes both.
 //!
 //! | situation | status | code | `grpc-status` |
 //! | --- | --- | --- | --- |
@@ -211,11 +213,11 @@
 //! | <a id="realm-unresolved"></a>no realm in the request, or a request that can be read in two ways | 400 | `realm-unresolved` | 3 `INVALID_ARGUMENT` |
 //! | <a id="realm-unavailable"></a>a resolver of the application's own could not look the realm up | 503, `Retry-After` | `realm-unavailable` | 14 `UNAVAILABLE` |
 //! | <a id="body-too-large"></a>a body that the layer reads is over the limit | 413 | `body-too-large` | 8 `RESOURCE_EXHAUSTED` |
-//! | <a id="body-timeout"></a>such a body did not come in time | 408 | `body-timeout` | 4 `DEADLINE_EXCEEDED` |
+//! | <a id="body-timeout"></a>such a body did not arrive within `body_timeout` | 408 | `body-timeout` | 4 `DEADLINE_EXCEEDED` |
 //! | <a id="body-broken"></a>such a body broke off | 400 | `body-broken` | 3 `INVALID_ARGUMENT` |
 //!
-//! A route may have another [status](RouteLimits::busy_status) for `lock-timeout` and `queue-full`, such
-//! as 409 or 423.
+//! A route may have another [status](RouteLimits::busy_status) for `lock-timeout` and `queue-full`,
+//! such as 409 or 423.
 
 // docs.rs builds with a nightly Rust, and says of each item which feature it needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -204,7 +204,7 @@ async fn axums_word_on_the_peer_counts() {
     }
 }
 
-/// The socket of an axum server that is not told who its peers are, or is in the one or the other way.
+/// The socket of an axum server. `how` is the way in which it learns who its peers are, if it does.
 #[cfg(all(feature = "axum", unix))]
 fn serve_unix(dir: &std::path::Path, proxies: &[&str], how: &str) -> std::path::PathBuf {
     use axum::body::Body;

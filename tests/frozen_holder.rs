@@ -1,5 +1,6 @@
-//! A replica that is frozen while it holds a realm: another one gets the realm within a lease, the frozen one is told when
-//! it goes on, and what it had begun does no harm any more. A session keeps these promises as a transaction does.
+//! A replica that is frozen while it holds a realm: another one gets the realm within a lease, the
+//! frozen one is told when it goes on, and what it had begun does no harm any more. A session keeps
+//! these promises as a transaction does.
 
 // Looks at the threads of a replica, in `/proc`.
 #![cfg(target_os = "linux")]

@@ -28,7 +28,7 @@ fn layer(locks: &RealmLocks) -> RealmWriteLockLayer {
     RealmWriteLockLayer::new(locks.clone(), realms())
 }
 
-/// Starts work of either kind, which stays in the room until the test lets it go, and then tells
+/// Starts work of either kind, which stays in the room until the test lets it go, and then reports
 /// whether its write may become visible.
 fn start(held: &HeldLock, room: &Room, blocks: bool) -> (Running, HeldTask<&'static str>) {
     let (enter, entered) = oneshot::channel();

@@ -126,7 +126,8 @@ impl Scene {
     }
 }
 
-/// Whether a thread of the process sleeps for a time, as between a read and its write; others wait for events.
+/// Whether a thread of the process sleeps for a time, as between a read and its write; others wait
+/// for events.
 fn sleeps(pid: u32) -> bool {
     let threads = fs::read_dir(format!("/proc/{pid}/task"));
     threads

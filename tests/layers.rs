@@ -1,4 +1,5 @@
-//! The order of layers that `docs/layers.md` recommends, through real connections, and what another order costs.
+//! The order of layers that `docs/layers.md` recommends, through real connections, and what another
+//! order costs.
 
 mod support;
 
@@ -148,7 +149,7 @@ async fn a_script_reads_the_rejection_and_when_to_try_again_if_cors_is_outside()
             assert_eq!(allowed.unwrap(), "*");
             assert_eq!(exposed.unwrap(), "etag,retry-after");
         } else {
-            // A browser tells the script of a network error, and of nothing else.
+            // A browser reports only a network error to the script.
             assert_eq!((allowed, exposed), (None, None));
         }
         go_on.send(()).unwrap();

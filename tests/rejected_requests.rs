@@ -183,7 +183,7 @@ where
     client
 }
 
-/// A body of so many chunks, and what tells that all of them were sent.
+/// A body of so many chunks, and a receiver that resolves when all of them were sent.
 fn watched(
     chunks: usize,
 ) -> (
@@ -241,7 +241,7 @@ async fn a_grpc_client_gets_the_status_of_its_call() {
         (server, "/luke/a/x", "14", "http://realms.test/luke/a/"),
         (full, "/luke/a/x", "8", "http://realms.test/luke/a/"),
         (server, "/luke", "3", "`/luke`"),
-        // The inner service has got this one.
+        // The inner service has received this one.
         (server, "/luke/b/x", "4", "http://realms.test/luke/b/"),
     ] {
         for (sent, expected) in [

@@ -1,5 +1,5 @@
-//! What the rules give to a route: writers that share their realm, limits, and an answer for a realm
-//! that is busy.
+//! What the rules give to a route: writers that share their realm, limits, and an answer for a
+//! realm that is busy.
 
 mod support;
 
@@ -87,7 +87,7 @@ async fn writers_share_their_realm_and_a_purge_has_it_alone() {
         );
         let purge = send(&other, &handler, Method::POST, "/luke/a/_purge");
         assert_nobody_enters(&other, &handler, &mut gate).await;
-        // Who comes later does not overtake it.
+        // A later writer does not overtake it.
         writes.push(patch(&other, &handler, "/luke/a/y"));
         for call in inside {
             assert_nobody_enters(&one, &handler, &mut gate).await;

@@ -1,5 +1,6 @@
-//! A handler that ends while something of its shared transaction is open is told what it is, at once: its COMMIT would
-//! wait for an answer that nobody reads, or for a COPY that nobody ends.
+//! A handler that ends while something of its shared transaction is open fails at once, with the
+//! name of what is open: its COMMIT would wait for an answer that nobody reads, or for a COPY that
+//! nobody ends.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! A layer's `Success` decides what commits, is published and is confirmed. The response of a failure
-//! reaches its client as the handler made it.
+//! A layer's `Success` decides what commits, is published and is confirmed. The response of a
+//! failure reaches its client as the handler made it.
 
 mod support;
 

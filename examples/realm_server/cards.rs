@@ -75,7 +75,7 @@ impl Cards {
                     cache.forget_card(&operation.card);
                 }
                 if lock.is_some_and(|lock| !lock.is_held()) {
-                    // It ended after its request was answered, and after others were told of that.
+                    // It ended after its request was answered, and after others were notified.
                     if let Some(operation) = operations.first() {
                         // All of them are of one realm.
                         cards.tell(operation.card.realm());
@@ -92,8 +92,9 @@ impl Cards {
         json!({ "data": card.resource_at(&path.url(&self.base_url)) })
     }
 
-    /// Runs one piece of file work, from its first read to its last write, on a thread that may block. Once begun it
-    /// runs to its end, even if the request is dropped. So under a lock it is a part of the hold, which lasts until then.
+    /// Runs one piece of file work, from its first read to its last write, on a thread that may
+    /// block. Once begun it runs to its end, even if the request is dropped. So under a lock it is
+    /// part of the hold, which lasts until then.
     pub async fn on_disk<T: Send + 'static>(
         &self,
         held: Option<&HeldLock>,

@@ -38,8 +38,8 @@ impl<B: Body> LockBody<B> {
 }
 
 impl<B: Body + Send + 'static> LockBody<B> {
-    /// A body of so many bytes, if that is known, that keeps the hold to its end, where the verdict
-    /// decides how that ends. Must be called within a runtime.
+    /// A body of `length` bytes, if that is known, that keeps the hold until it ends; then the
+    /// verdict decides how the hold ends. Must be called within a runtime.
     pub(super) fn holding(
         body: B,
         length: Option<u64>,
@@ -52,8 +52,8 @@ impl<B: Body + Send + 'static> LockBody<B> {
     }
 }
 
-/// An empty body, which layers outside of the lock need for answers of their own, such as tower-http's
-/// CORS.
+/// An empty body. Layers outside the lock, such as tower-http's CORS, need it for their own
+/// responses.
 impl<B: Body> Default for LockBody<B> {
     fn default() -> Self {
         Self(BodySource::Rejected(None))

@@ -29,7 +29,7 @@ impl Drain {
     /// A body of which nothing was read; `None` if there is nothing to drain.
     ///
     /// A client that sent `Expect: 100-continue` waits for the response before it sends its body.
-    /// To read would be to ask for it.
+    /// Reading would ask for it.
     pub(super) fn of_unread<A>(headers: &HeaderMap, body: A) -> Option<Self>
     where
         A: Body + Send + 'static,
@@ -59,7 +59,7 @@ async fn drain<A: Body>(body: A) {
     let mut body = pin!(body);
     let reading = async {
         let mut left = MOST_BYTES;
-        // Of a frame only its length leaves the closure: it may not be sent between threads.
+        // Only the length of a frame leaves the closure, because the frame may not be `Send`.
         while let Some(length) = poll_fn(|cx| {
             let frame = body.as_mut().poll_frame(cx);
             frame.map(|frame| Some(frame?.ok()?.data_ref().map_or(0, Buf::remaining)))
@@ -74,7 +74,7 @@ async fn drain<A: Body>(body: A) {
             consume_budget().await;
         }
     };
-    // Out of time is out of bounds.
+    // The time is a bound like the number of bytes.
     let _ = timeout(MOST_TIME, reading).await;
 }
 

@@ -22,9 +22,9 @@ pub(super) type BoxError = Box<dyn Error + Send + Sync>;
 /// What one poll of a body gives.
 type Step<B> = Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>;
 
-/// Where a body is, for the server that polls it and for the hold that may have to drop it; empty once
-/// it is dropped. Locked during each of its steps, its destructor included, so that the hold ends
-/// before or after them.
+/// Holds a body for the server that polls it and for the hold that may have to drop it; empty once
+/// the body is dropped. Locked during each step of the body, its destructor included, so that the
+/// hold ends before or after the step.
 type Place<B> = Mutex<Option<Pin<Box<B>>>>;
 
 /// A body that keeps the lock until it has ended.
@@ -40,12 +40,12 @@ pub(super) struct Holding<B: Body> {
     hold: StreamHold,
 }
 
-/// A hold that lasts as long as a body, on a task of its own: it ends on time, and heartbeats go on,
-/// when the client reads slowly or not at all.
+/// A hold that lasts as long as a body, on a task of its own: it ends on time, and heartbeats go
+/// on, when the client reads slowly or not at all.
 struct StreamHold {
     held: HeldLock,
-    /// Sends when the body has ended: whether the response is a success. Dropped where the body broke
-    /// off.
+    /// Sends when the body has ended: whether the response is a success. Dropped where the body
+    /// broke off.
     ended: Option<oneshot::Sender<bool>>,
     outcome: JoinHandle<Result<(), LockError>>,
     finished: bool,
@@ -113,7 +113,7 @@ where
         if hold.finished {
             return Poll::Ready(None);
         }
-        // Where that fails the hold has ended too early, and drops the body.
+        // If locking fails, the hold has ended too early and is dropping the body.
         while let Ok(mut place) = place.try_lock()
             && let Some(body) = place.as_mut()
         {
@@ -203,9 +203,9 @@ impl StreamHold {
                         let _ = hold.end(Outcome::Failure);
                         Ok(())
                     }
-                    // The body was dropped, failed or found its lock lost. What it wrote in a shared
-                    // transaction is rolled back. What else it wrote may stand, and its client saw
-                    // the head of a response, so it is published.
+                    // The body was dropped, failed or found its lock lost. What it wrote in a
+                    // shared transaction is rolled back. What else it wrote may stand, and its
+                    // client saw the head of a response, so it is published.
                     Ok(Err(_)) => {
                         let claim = hold.claim().clone();
                         // Only a body that has found its lock lost reads this.
@@ -240,7 +240,7 @@ impl StreamHold {
         })
     }
 
-    /// Tells the hold that the body has ended, and whether the response is a success.
+    /// Reports to the hold that the body has ended, and whether the response is a success.
     fn end(&mut self, is_success: bool) {
         if let Some(ended) = self.ended.take() {
             // A hold that has ended before says so in its outcome.
@@ -248,7 +248,7 @@ impl StreamHold {
         }
     }
 
-    /// Tells the hold that the body has broken off, unless it has ended before.
+    /// Reports to the hold that the body has broken off, unless it has ended before.
     fn break_off(&mut self) {
         self.ended = None;
     }

@@ -23,8 +23,8 @@ use crate::realm::rules::lock_rules::LockRules;
 /// Holds the write lock of a request's realm for the whole inner call.
 ///
 /// For every service over `http` requests and responses, with any request body, and any response
-/// body whose data can be made of [`Bytes`]. Both are [`http_body::Body`]s. The error type stays the
-/// inner service's own. Cheap to clone.
+/// body whose data can be made of [`Bytes`]. Both are [`http_body::Body`]s. The error type stays
+/// the inner service's own. Cheap to clone.
 ///
 /// Put it outside of what reads the request body and inside of what should see rejections, such as
 /// tracing. Every route that writes to a realm must be inside it. Axum's `nest` takes away the
@@ -209,13 +209,13 @@ macro_rules! options {
         }
 
         /// Makes the responses of rejections, from the rejection and the head of its request.
-        /// Default [`Rejection::to_response_for`], which is also there for what the closure leaves
-        /// as it is.
+        /// Default [`Rejection::to_response_for`], which the closure can call for rejections that
+        /// it does not change.
         ///
-        /// It is called for each rejected request, those of gRPC too, and must not block. The head
-        /// is the one that the layer got. With a closure, each granted request has its head copied,
-        /// extensions included. Whatever the closure makes, the [`Rejection`] is added to the
-        /// response's extensions.
+        /// It is called for each rejected request, including gRPC requests, and must not block. The
+        /// head is the one that the layer received. With a closure, the head of each granted
+        /// request is copied, extensions included. Whatever the closure makes, the [`Rejection`] is
+        /// added to the response's extensions.
         ///
         /// ```
         /// use http::StatusCode;
@@ -301,9 +301,9 @@ impl RealmWriteLockLayer {
         })
     }
 
-    /// The same layer, with the same options, that also reads bodies of up to `limit` bytes: to be
-    /// given [`rules`](RealmBodyLockLayer::rules) with scopes that need them, or to read
-    /// [all of them](RealmBodyLockLayer::read_all).
+    /// The same layer, with the same options, that also reads bodies of up to `limit` bytes: for
+    /// [`rules`](RealmBodyLockLayer::rules) with scopes that need them, or to
+    /// [read all bodies](RealmBodyLockLayer::read_all).
     ///
     /// A [`RealmBodyResolver`] goes to [`RealmBodyLockLayer::new`].
     #[must_use]
@@ -346,22 +346,22 @@ impl RealmBodyLockLayer {
         }
     }
 
-    /// Whether the body of each locked request is read before the request waits for its lock, also
-    /// where nothing in it has to be found. Default `false`.
+    /// Whether the body of each locked request is read before the request waits for its lock, even
+    /// if nothing has to be found in it. Default `false`.
     ///
     /// Without it, the handler reads such a body under the lock:
     ///
     /// - A client that sends slowly, or stops, holds its realm and a lock connection, up to
-    ///   [`max_hold`](Self::max_hold). As many of them as the pool has connections keep every other
-    ///   realm waiting.
-    /// - A client that vanishes while it waits is noticed late over HTTP/1.1. A server reads nothing
-    ///   more from the connection until somebody reads the body, so it misses the disconnect unless
-    ///   the first read brought the whole body. The request keeps its place in the queue until
-    ///   [`acquire_timeout`](Self::acquire_timeout).
+    ///   [`max_hold`](Self::max_hold). Once there are as many of them as the pool has connections,
+    ///   every other realm waits.
+    /// - A client that vanishes while it waits is noticed late over HTTP/1.1. A server reads
+    ///   nothing more from the connection until somebody reads the body, so it misses the
+    ///   disconnect unless the first read brought the whole body. The request keeps its place in
+    ///   the queue until [`acquire_timeout`](Self::acquire_timeout).
     ///
-    /// With it, neither happens. The price is memory: each waiting request keeps its body, up to the
-    /// layer's limit, and a longer one is answered with 413 `body-too-large`. Large uploads are best
-    /// stored elsewhere first, and published by a request that only names them.
+    /// With it, neither happens. The price is memory: each waiting request keeps its body, up to
+    /// the layer's limit, and a longer one is answered with 413 `body-too-large`. Large uploads are
+    /// best stored elsewhere first, and published by a request that only names them.
     ///
     /// ```
     /// use tower_realm_lock::{RealmLocks, RealmPaths, RealmWriteLockLayer};

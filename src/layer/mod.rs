@@ -12,14 +12,15 @@
 //! 3. **Call** the inner service under the hold, in the caller's own task. If the caller is dropped
 //!    now, a task adopts the call and runs it to its end.
 //! 4. **Judge** the response: [`Success`] decides by its head, or when its body has ended.
-//! 5. **End** the hold, and **confirm** a success before its response leaves. Where the body decides,
-//!    or the hold lasts as long as the body, the head leaves first, and the last frame waits instead.
+//! 5. **End** the hold, and **confirm** a success before its response leaves. Where the body
+//!    decides, or the hold lasts as long as the body, the head leaves first, and the last frame
+//!    waits instead.
 //!
-//! A rejection is an error on all of this way. `answer` is the one place where it becomes a response,
-//! by `Settings::reject`, which also logs and counts it. A `Rejected` has what that needs: the
-//! request's head or its gRPC type, and its unread body, which is drained in the background.
-//! The settings are those of one request: where its route has limits, they are the layer's with these
-//! in their place.
+//! A rejection is an error on all of this way. `answer` is the one place where it becomes a
+//! response, by `Settings::reject`, which also logs and counts it. A `Rejected` has what that
+//! needs: the request's head or its gRPC type, and its unread body, which is drained in the
+//! background. Each request has its own settings: the layer's, with the limits of its route in
+//! place of the layer's limits.
 //!
 //! # Bodies
 //!
@@ -37,8 +38,8 @@
 //! - A body is read before anything is held, so that a slow client delays nobody else. A body that
 //!   is not read reaches the inner service as the client sent it, or is drained.
 //! - A granted request has its head copied only for a rejection closure.
-//! - A body that keeps the hold makes no step without the lock, and the hold's own task ends it if its
-//!   server does not: see `holding`. The hold ends after the body's destructor.
+//! - A body that keeps the hold makes no step without the lock, and the hold's own task ends it if
+//!   its server does not: see `holding`. The hold ends after the body's destructor.
 //! - A future that is dropped before the lock is granted leaves nothing behind.
 
 mod body;

@@ -105,7 +105,7 @@ pub(super) enum Needs<B> {
     Body(Target<B>, B),
 }
 
-/// What a request locks whose body is read.
+/// What a request whose body is read locks.
 pub(super) enum Target<B> {
     /// The body names it.
     InBody(NeedsBody<B>),

@@ -36,7 +36,7 @@ impl Rejected {
         }
     }
 
-    /// The same of a request whose body was not read.
+    /// The same for a request whose body was not read.
     pub(super) fn unread<A>(rejection: impl Into<Rejection>, request: Request<A>) -> Self
     where
         A: http_body::Body + Send + 'static,

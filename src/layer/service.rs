@@ -230,7 +230,7 @@ impl<E> From<LockError> for Failed<E> {
 }
 
 impl<E> Failed<E> {
-    /// With what to answer, for a request that the inner service has got.
+    /// The same with what its response needs, for a request that the inner service has received.
     fn of(self, asked: Asked) -> Failed<E, Rejected> {
         match self {
             Self::Inner(error) => Failed::Inner(error),
@@ -351,7 +351,7 @@ where
     let (head, body) = response.into_parts();
     let head = Response::from_parts(head, ());
     let verdict = settings.success.judge(&head);
-    // What its handler has released is a success already, whatever the body does.
+    // A hold that its handler has released is a success already, whatever the body does.
     let is_released = hold.is_released();
     let waits = match verdict {
         Verdict::Success => settings.hold_until == HoldUntil::BodyEnd,

@@ -35,10 +35,11 @@ pub enum HoldUntil {
     /// keeps the lock, up to [`max_hold`](crate::RealmWriteLockLayer::max_hold): then, or when the
     /// lock is lost, the body is dropped, and the next writer gets in after its destructor.
     ///
-    /// No server asks for some bodies: of a response to HEAD, of one with the status 204 or 304, and
-    /// of one that turns the connection into a tunnel, which is 101 and a 2xx to CONNECT. Such a
-    /// response ends its hold when it is made, as with [`Response`](Self::Response). What then
-    /// flows through a tunnel, such as the messages of a `WebSocket`, is not under the lock.
+    /// Some responses have a body that no server asks for: a response to HEAD, one with the status
+    /// 204 or 304, and one that turns the connection into a tunnel, that is a 101 or a 2xx to
+    /// CONNECT. Such a response ends its hold when it is made, as with
+    /// [`Response`](Self::Response). Data that then flows through a tunnel, such as the messages of
+    /// a `WebSocket`, is not under the lock.
     BodyEnd,
 }
 
@@ -72,7 +73,7 @@ pub(super) struct Settings {
     pub(super) body_timeout: Duration,
     /// Makes the responses of rejections in place of [`Rejection::to_response_for`].
     pub(super) rejection: Option<Arc<RejectionFn>>,
-    /// Of the route of one request, if it has limits of its own.
+    /// The limits of the request's route, if it has any.
     route: Option<RouteLimits>,
 }
 
@@ -109,7 +110,7 @@ impl Settings {
         settings
     }
 
-    /// What the response of a rejection will need of this request, which the inner service gets.
+    /// What the response of a later rejection needs of this request, which the inner service gets.
     pub(super) fn asked<A>(&self, request: &Request<A>) -> Asked {
         Asked::of(request, self.rejection.is_some())
     }

@@ -35,12 +35,12 @@ type HeadFn = dyn Fn(&Response<()>) -> bool + Send + Sync;
 type TrailersFn = dyn Fn(&Response<()>, Option<&HeaderMap>) -> bool + Send + Sync;
 
 impl Success {
-    /// Those gRPC responses whose `grpc-status` is 0.
+    /// gRPC responses whose `grpc-status` is 0.
     ///
-    /// A response is one of gRPC if its `content-type` is `application/grpc` or begins with that; any
-    /// other is judged by its HTTP status. The `grpc-status` is read from the headers if it is there,
-    /// as in a response that has only trailers, and otherwise from the trailers, at the body's end. A
-    /// gRPC response without a valid `grpc-status` is a failure, as it is for its client.
+    /// A response is a gRPC response if its `content-type` begins with `application/grpc`; any
+    /// other is judged by its HTTP status. The `grpc-status` is read from the headers if it is
+    /// there, as in a *Trailers-Only* response, and otherwise from the trailers, when the body has
+    /// ended. A gRPC response without a valid `grpc-status` is a failure, as it is for its client.
     ///
     /// A layer that moves the trailers into the body, for gRPC-Web, goes outside of this one.
     ///
@@ -58,8 +58,8 @@ impl Success {
         Self(Rule::Grpc)
     }
 
-    /// Those responses for whose head the closure returns `true`. The head has the status, the
-    /// headers and the extensions.
+    /// Responses for whose head the closure returns `true`. The head has the status, the headers
+    /// and the extensions.
     ///
     /// It is called once for each locked call that has a response, and must not block.
     ///
@@ -87,12 +87,12 @@ impl Success {
         Self(Rule::Head(Arc::new(judge)))
     }
 
-    /// Those responses for whose head and trailers the closure returns `true`.
+    /// Responses for whose head and trailers the closure returns `true`.
     ///
     /// It is called once for each response, when its body has ended: with the trailers, or with
     /// `None` if there are none. It must not block. The head is a clone of the one that has left.
-    /// Failures keep their lock until their body has ended, too. A response whose body no server asks
-    /// for is judged at once: see [`HoldUntil::BodyEnd`](crate::HoldUntil).
+    /// Failures, too, keep their lock until their body has ended. A response whose body no server
+    /// asks for is judged at once: see [`HoldUntil::BodyEnd`](crate::HoldUntil).
     ///
     /// ```
     /// use tower_realm_lock::Success;

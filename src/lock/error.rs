@@ -132,7 +132,9 @@ pub enum LockError {
         after: Duration,
     },
     /// Another write holds the claim, or waits for it, and the lock was only tried.
-    #[error("{claim} is locked by another write, and was only tried; try again later")]
+    #[error(
+        "another write holds {claim} or waits for it, and this one does not wait; try again later"
+    )]
     Taken {
         /// What was to be locked.
         claim: Claim,
@@ -151,8 +153,8 @@ pub enum LockError {
         /// What was locked.
         claim: Claim,
     },
-    /// The handle of a hold was used after the hold.
-    #[error("the hold of {claim} has ended; do under the lock what needs it")]
+    /// The handle of a hold was used after the hold had ended.
+    #[error("the hold of {claim} has ended; do the work that needs the lock before that")]
     Ended {
         /// What was locked.
         claim: Claim,

@@ -16,7 +16,7 @@ use crate::realm::url::RealmUrl;
 ///
 /// A handler finds it in the request extensions (`Extension<HeldLock>` in axum). A handle keeps
 /// nothing locked: the lock ends with the call and with the work that was started with
-/// [`spawn_blocking`](Self::spawn_blocking) or [`spawn`](Self::spawn), whoever still has a handle.
+/// [`spawn_blocking`](Self::spawn_blocking) or [`spawn`](Self::spawn), even if handles are left.
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct HeldLock(Arc<Core>);
@@ -63,11 +63,12 @@ impl HeldLock {
     }
 
     /// The check to make immediately before a write becomes visible: a holder that has lost its
-    /// lock, or has run out of time, must change nothing any more.
+    /// lock, or has run out of time, must not change anything any more.
     ///
-    /// Right before the rename of a file, or the request that publishes an object. It looks at what
-    /// this process knows and never blocks, so a loss in the very instant after it goes unnoticed;
-    /// a [fencing token](Self::fencing_token) that the store checks closes that gap too.
+    /// Call it right before the rename of a file, or before the request that publishes an object.
+    /// It checks what this process knows and never blocks, so a loss immediately after the call
+    /// goes unnoticed; a [fencing token](Self::fencing_token) that the store checks closes that gap
+    /// too.
     ///
     /// # Errors
     ///
@@ -77,7 +78,7 @@ impl HeldLock {
         self.0.ensure_held()
     }
 
-    /// Runs blocking work as a part of the hold: the lock is not given back before the work has
+    /// Runs blocking work as part of the hold: the lock is not given back before the work has
     /// ended.
     ///
     /// A closure on a blocking thread cannot be stopped. Started with tokio's own `spawn_blocking`,
@@ -88,8 +89,8 @@ impl HeldLock {
     /// [`ensure_held`](Self::ensure_held) before its write becomes visible.
     ///
     /// The closure runs within the caller's tracing span and under the hold, so that a lock that it
-    /// asks for is nested. If it never returns, the realm stays locked; a shared transaction commits
-    /// after it.
+    /// asks for is nested. If it never returns, the realm stays locked; a shared transaction
+    /// commits after it.
     ///
     /// # Panics
     ///
@@ -97,8 +98,8 @@ impl HeldLock {
     ///
     /// # Cancel safety
     ///
-    /// The work is started at once and runs to its end, whether or not the returned future is polled
-    /// or dropped.
+    /// The work is started at once and runs to its end, whether or not the returned future is
+    /// polled or dropped.
     ///
     /// ```
     /// use std::{fs, io};
@@ -122,14 +123,14 @@ impl HeldLock {
         work::spawn_blocking(&self.0, work)
     }
 
-    /// Runs a future on a task of its own as a part of the hold: the lock is not given back before
+    /// Runs a future on a task of its own as part of the hold: the lock is not given back before
     /// the future has ended.
     ///
     /// For work that must not be cut in half, such as a call of an object store followed by one of
     /// the index. Unlike the handler, it is not dropped by `max_hold` nor by a disconnect; it is
     /// dropped if the lock is lost. The future runs within the caller's tracing span, and without
-    /// its task-locals. Blocking work within it, such as `tokio::fs`, needs
-    /// [`spawn_blocking`](Self::spawn_blocking) if it is to survive that.
+    /// its task-locals. Start blocking work within it with
+    /// [`spawn_blocking`](Self::spawn_blocking), not with `tokio::fs`.
     ///
     /// # Panics
     ///
@@ -137,8 +138,8 @@ impl HeldLock {
     ///
     /// # Cancel safety
     ///
-    /// The work is started at once and runs to its end, whether or not the returned future is polled
-    /// or dropped.
+    /// The work is started at once and runs to its end, whether or not the returned future is
+    /// polled or dropped.
     pub fn spawn<W>(&self, work: W) -> HeldTask<W::Output>
     where
         W: Future<Output: Send> + Send + 'static,
@@ -151,21 +152,21 @@ impl HeldLock {
     ///
     /// The confirmation happens now: `Ok` means that the lock was held until this call, and that a
     /// shared transaction has committed. The hold counts as a success, whatever the response is: it
-    /// is published, and `max_hold` does not stop the handler any more. A release that is not
-    /// confirmed makes a success of the handler a 503 all the same. A nested hold gives back only its
+    /// is published, and `max_hold` does not stop the handler any more. If the release is not
+    /// confirmed, a success of the handler still becomes a 503. A nested hold gives back only its
     /// own share; work that was started with [`spawn_blocking`](Self::spawn_blocking) or
     /// [`spawn`](Self::spawn) keeps the lock until it ends.
     ///
     /// # Errors
     ///
     /// [`LockError::Lost`], [`LockError::Expired`], [`LockError::CommitFailed`], and
-    /// [`LockError::Ended`] if the hold ended before in another way. A second release gives the
-    /// result of the first.
+    /// [`LockError::Ended`] if the hold had already ended in another way. A second release returns
+    /// the result of the first.
     ///
     /// # Cancel safety
     ///
-    /// The hold ends at the first poll. If this future is dropped after it, only the result is not
-    /// seen here; call it again to wait for that.
+    /// The hold ends at the first poll. If this future is dropped after that, only its result is
+    /// lost; call `release` again to wait for the result.
     pub async fn release(&self) -> Result<(), LockError> {
         self.0.release()?.confirmed().await
     }

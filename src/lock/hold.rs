@@ -28,7 +28,7 @@
 //!   its grant out of the slot. A step of the work and a revocation exclude each other, and no step
 //!   follows a revocation: see [`Slot::begin_poll`].
 //! - A hold that has ended has no share. What its work left behind holds nothing, unless it was
-//!   started as a part of the hold.
+//!   started as part of the hold.
 //! - What a shared transaction wrote stands or falls with the hold that it was made for. Its COMMIT
 //!   waits until the nested holds have ended.
 
@@ -348,8 +348,8 @@ impl Hold {
         .await
     }
 
-    /// Keeps the hold until `work` has ended, which nothing can stop: neither `max_hold` nor the loss
-    /// of the lock.
+    /// Keeps the hold until `work` has ended, which nothing can stop: neither `max_hold` nor the
+    /// loss of the lock.
     ///
     /// # Cancel safety
     ///
@@ -358,7 +358,7 @@ impl Hold {
         let mut work = pin!(INNERMOST.scope(Arc::clone(&self.core), work));
         let mut life = pin!(async { tokio::join!(self.keep(), self.show_life()) });
         poll_fn(|cx| {
-            // Only so that it is not revoked: without its lock the work goes on as well.
+            // The step only prevents a revocation: without the lock the work goes on as well.
             let step = self.core.begin_step().ok();
             let polled = work.as_mut().poll(cx);
             step.into_iter().for_each(Step::end);
@@ -640,8 +640,8 @@ impl Core {
         }
     }
 
-    /// Ends the hold as a success, while its work goes on without the lock. Done again, it gives the
-    /// same ending.
+    /// Ends the hold as a success, while its work goes on without the lock. A second call returns
+    /// the same ending.
     ///
     /// # Errors
     ///

@@ -104,8 +104,9 @@ impl RealmLocks {
 
     /// How long a caller waits for its lock, in the queue and in PostgreSQL together. Default 10 seconds.
     ///
-    /// With [`Duration::ZERO`] a lock is only tried: a claim that somebody holds or waits for is refused at once, with
-    /// [`LockError::Taken`]. PostgreSQL, and a free connection to it, then have 5 seconds to answer.
+    /// With [`Duration::ZERO`] a lock is only tried: a claim that somebody holds or waits for is
+    /// refused at once, with [`LockError::Taken`]. A connection to PostgreSQL and its answer may
+    /// then take 5 seconds in all.
     #[must_use]
     pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
         self.bounds.acquire_timeout = timeout;
@@ -114,8 +115,9 @@ impl RealmLocks {
 
     /// How long a hold may last before its work is stopped; `None` for as long as it takes. Default 5 minutes.
     ///
-    /// The work is dropped, and a request answered, when the time is up. The lock is given back then, or when work that was
-    /// started with [`HeldLock::spawn_blocking`] or [`HeldLock::spawn`] has ended.
+    /// The work is dropped, and a request answered, when the time is up. The lock is given back
+    /// then, or when work that was started with [`HeldLock::spawn_blocking`] or [`HeldLock::spawn`]
+    /// has ended.
     ///
     /// A bound keeps a handler that hangs, or a client that sends its body byte by byte, from blocking a realm for ever.
     #[must_use]
@@ -213,12 +215,14 @@ impl RealmLocks {
         self.run(hold, work).await
     }
 
-    /// As [`with_write_lock`](Self::with_write_lock), but returns `Ok(None)` at once, and runs nothing, if somebody holds
-    /// the claim or waits for it: for a job that another replica is at already.
+    /// As [`with_write_lock`](Self::with_write_lock), but returns `Ok(None)` at once, and runs
+    /// nothing, if somebody holds the claim or waits for it: for a job that another replica may be
+    /// running already.
     ///
     /// # Errors
     ///
-    /// As [`with_write_lock`](Self::with_write_lock). PostgreSQL, and a free connection to it, have 5 seconds to answer.
+    /// As [`with_write_lock`](Self::with_write_lock). A connection to PostgreSQL and its answer may
+    /// take 5 seconds in all.
     ///
     /// # Panics
     ///

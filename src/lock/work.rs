@@ -2,9 +2,9 @@
 //! be cut in half.
 //!
 //! Each has a part of the hold that it was started under: its own share of the grants, as a nested
-//! hold has. So the lock is given back by whichever ends last, and whoever runs the work keeps the
-//! lease and shows the watchdog that it lives. Only the handler's outcome decides about a shared
-//! transaction.
+//! hold has. So the last of them to end gives the lock back, and the task that runs the work keeps
+//! the lease and shows the watchdog that it is alive. Only the handler's outcome decides about a
+//! shared transaction.
 
 use std::fmt;
 use std::future::Future;
@@ -20,16 +20,16 @@ use super::error::LockError;
 use super::grant::Outcome;
 use super::hold::{Core, Hold};
 
-/// Work that was started as a part of a hold. Gives what the work returns.
+/// Work that was started as part of a hold. Resolves to what the work returns.
 ///
 /// Made by [`HeldLock::spawn_blocking`](crate::HeldLock::spawn_blocking) and
 /// [`HeldLock::spawn`](crate::HeldLock::spawn).
 ///
 /// # Errors
 ///
-/// [`LockError::Lost`] for a future that was dropped because the lock was lost. If the hold was lost,
-/// had expired or had ended when the work was to start, it was not started, and the error is that of
-/// [`HeldLock::ensure_held`](crate::HeldLock::ensure_held).
+/// [`LockError::Lost`] for a future that was dropped because the lock was lost. If the hold was
+/// lost, had expired or had ended when the work was to start, it was not started, and the error is
+/// that of [`HeldLock::ensure_held`](crate::HeldLock::ensure_held).
 ///
 /// # Panics
 ///
@@ -41,7 +41,7 @@ use super::hold::{Core, Hold};
 pub struct HeldTask<T>(Stage<T>);
 
 enum Stage<T> {
-    /// `None` once the error was given.
+    /// `None` once the error was returned.
     Refused(Option<LockError>),
     Started(JoinHandle<Result<T, LockError>>),
 }
@@ -56,7 +56,7 @@ struct Part {
 /// Makes handles of the hold usable until the work has ended.
 struct Counted(Arc<Core>);
 
-/// Runs a closure on a blocking thread as a part of the hold.
+/// Runs a closure on a blocking thread as part of the hold.
 pub(super) fn spawn_blocking<T, F>(outer: &Arc<Core>, work: F) -> HeldTask<T>
 where
     F: FnOnce() -> T + Send + 'static,
@@ -73,7 +73,7 @@ where
     })
 }
 
-/// Runs a future on a task of its own as a part of the hold.
+/// Runs a future on a task of its own as part of the hold.
 pub(super) fn spawn<W>(outer: &Arc<Core>, work: W) -> HeldTask<W::Output>
 where
     W: Future<Output: Send> + Send + 'static,
@@ -101,7 +101,8 @@ impl<T: Send + 'static> HeldTask<T> {
     }
 }
 
-/// What became of a closure that gave nothing: its panic goes on; else its runtime has ended.
+/// Why a closure returned nothing: it panicked, and the panic goes on here, or its runtime has
+/// ended.
 fn stopped(error: JoinError) -> LockError {
     match error.try_into_panic() {
         Ok(panic) => resume_unwind(panic),
@@ -142,15 +143,15 @@ impl Part {
 
     /// Gives the share of the work back.
     fn end(self) {
-        // A hold that ends well, or has not ended yet, decides by its own outcome what is published.
-        // What was written under one that was stopped stands all the same.
+        // A hold that ends well, or has not ended yet, decides by its own outcome what is
+        // published. What was written under one that was stopped stands all the same.
         let outcome = if self.counted.0.has_failed() {
             Outcome::BrokenOff
         } else {
             Outcome::Failure
         };
         drop(self.counted);
-        // Its loss, if any, was reported to whoever waits for the work.
+        // Its loss, if any, was reported to the code that awaits the work.
         let _ = self.hold.end(outcome);
     }
 }

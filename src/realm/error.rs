@@ -80,7 +80,7 @@ pub enum RealmError {
         /// What is there instead.
         problem: String,
     },
-    /// A text is no IP address, no network and not `unix`.
+    /// A text is neither an IP address, a network nor `unix`.
     #[error(
         "`{value}` is not a proxy's address: write `10.0.0.7`, `10.0.0.0/8`, `fd00::/8` or `unix`"
     )]
@@ -102,13 +102,13 @@ pub enum RealmError {
         /// What is wrong.
         problem: String,
     },
-    /// What a MOVE or COPY writes to cannot be told from its header `Destination`.
+    /// The target of a MOVE or COPY cannot be determined from its header `Destination`.
     #[error("the destination of the request cannot be told: {problem}")]
     Destination {
         /// What is wrong with the header and what would be right.
         problem: String,
     },
-    /// A status for the rejections of a route is no status of an error.
+    /// A status for the rejections of a route is not an error status.
     #[error(
         "`{status}` cannot answer a request that does not get its lock: write a status from 400 to 599, such as 409, 423 or 503"
     )]

@@ -13,9 +13,10 @@
 //! ends connections and processes, freezes them, restarts and crashes PostgreSQL, and lets clients leave (`nemesis`).
 //! In the end a checker looks for what must not happen (`support::history::checker`; `tests/history.rs` tests it).
 //!
-//! That the suite can fail is a part of it: it first runs without a lock, and with one that does not notice its loss, and
-//! wants to find overlapping holds and lost writes in both. Then it runs with handlers that write on blocking threads to a
-//! store that checks no tokens, while backends end and holds run out of time.
+//! That the suite can fail is a part of it: it first runs without a lock, and with one that does
+//! not notice its loss, and wants to find overlapping holds and lost writes in both. Then it runs
+//! with handlers that write on blocking threads to a store that checks no tokens, while backends
+//! end and holds run out of time.
 
 #[path = "../support/mod.rs"]
 mod support;

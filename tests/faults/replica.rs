@@ -49,7 +49,8 @@ impl fmt::Display for Lock {
     }
 }
 
-/// How long a hold may last where it is to run out in the middle of a visit, which takes up to 40 ms.
+/// How long a hold may last where it is to run out in the middle of a visit, which lasts up to
+/// 40 ms.
 const SHORT_HOLD: Duration = Duration::from_millis(25);
 
 /// A POST locks its realm, and a PATCH the card alone.

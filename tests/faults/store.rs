@@ -1,12 +1,13 @@
 //! The store that the handlers write to: for each realm a list of the requests that wrote it, in a file that is read
 //! and replaced as a whole. Two that do so at the same time lose a write.
 //!
-//! A visit has three steps: enter (and read), write, leave. Each is one section under a lock of the file system on the
-//! realm's fence: the fencing token is compared, the deed is done, and its record appended to the history. So records have
-//! the order of the deeds. A replica that is frozen within a section keeps all others out of the realm's sections until it
-//! goes on, and one that is killed there frees it. One that is overtaken *between* two steps finds a greater token at its
-//! next step, and is refused. So is one that finds its lock lost. Without either nobody is refused, and a visit is no safer
-//! than its lock.
+//! A visit has three steps: enter (and read), write, leave. Each is one section under a lock of the
+//! file system on the realm's fence: the fencing token is compared, the deed is done, and its
+//! record appended to the history. So records have the order of the deeds. A replica that is frozen
+//! within a section keeps all others out of the realm's sections until it goes on, and one that is
+//! killed there frees it. One that is overtaken *between* two steps finds a greater token at its
+//! next step, and is refused. So is one that finds its lock lost. Without either nobody is refused,
+//! and a visit is no safer than its lock.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, Write};

@@ -1,9 +1,10 @@
 //! The file that `--config` names.
 //!
-//! Its `[rules]` are for requests of cards. The server sees to it that they cannot make it wrong unnoticed: a resource has the
-//! name of its card, whole realms and their changes are always locked, writes that pass are logged when it starts, and a header
-//! that overrides the method is refused, as no handler here minds one. So is a scope that writers share: each of them reads a
-//! card and writes it back.
+//! Its `[rules]` are for requests of cards. The server sees to it that they cannot make it wrong
+//! unnoticed: a resource has the name of its card, whole realms and their changes are always
+//! locked, writes that pass are logged when it starts, and a header that overrides the method is
+//! refused, as no handler here honors one. A scope that writers share is refused too: each of them
+//! reads a card and writes it back.
 
 use std::fs;
 use std::net::SocketAddr;

@@ -36,8 +36,8 @@ impl Begun {
     }
 }
 
-/// Settles what a request has begun, outside of its lock, because its transaction must have ended. The lock that this
-/// needs is there when the request's file work has ended, too.
+/// Settles what a request has begun, outside of its lock, because its transaction must have ended.
+/// The lock that this needs is free once the request's file work has ended as well.
 pub async fn settle_after(
     State(cards): State<Cards>,
     mut request: Request,

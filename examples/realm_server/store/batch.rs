@@ -122,7 +122,7 @@ fn undo(replaced: &[&Replacement], permit: &Permit) {
             continue;
         }
         if permit.ensure().is_err() && !replacement.stands() {
-            // So it seems, without a token to tell.
+            // Without a token, only its content shows that a later hold has written the card.
             continue;
         }
         let put_back = match before {

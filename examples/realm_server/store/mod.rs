@@ -1,8 +1,9 @@
 //! Cards as files: `DIR/<owner>/<realm>/<path>.json`.
 //!
-//! Plain blocking code, with no lock of its own: between its read and its write another replica may write the same
-//! card. That is the race that the lock layer closes, and `--lock off` shows. Every step that others can see is preceded by
-//! [`Permit::ensure`], so that a writer which has lost its lock meanwhile changes nothing.
+//! Plain blocking code, with no lock of its own: between its read and its write another replica may
+//! write the same card. That is the race that the lock layer closes, and `--lock off` shows. Every
+//! step that others can see is preceded by [`Permit::ensure`], so that a writer which has lost its
+//! lock meanwhile changes nothing.
 
 mod batch;
 mod error;

@@ -20,7 +20,7 @@ impl Permit {
         }
     }
 
-    /// The permit with the token only if writes are to be checked with one; then it needs one.
+    /// The same permit, with its token only if the store checks tokens; then there must be one.
     pub fn checked(&self, fencing: bool) -> Result<Self, StoreError> {
         if fencing && self.token.is_none() {
             return Err(StoreError::NoFencingToken);
@@ -31,8 +31,8 @@ impl Permit {
         })
     }
 
-    /// To be called immediately before each step that others can see: whoever has lost the lock, or
-    /// has run out of time, changes nothing any more.
+    /// To be called immediately before each step that others can see: a writer that has lost the
+    /// lock, or has run out of time, changes nothing any more.
     pub fn ensure(&self) -> Result<(), StoreError> {
         match &self.held {
             Some(held) => held.ensure_held().map_err(StoreError::Lock),

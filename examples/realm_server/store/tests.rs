@@ -401,7 +401,7 @@ async fn a_change_of_a_realm_that_has_lost_its_lock_is_not_made() {
     assert!(matches!(error, StoreError::Lock(_)), "{error}");
     assert_eq!(files(directory.path()), before);
 
-    // What was swapped in time is not ended by a hold that was not there for it.
+    // A change that was swapped under its lock is not finished without a lock.
     store.swap(&prepared, false, &Permit::default()).unwrap();
     let swapped = files(directory.path());
     for stands in [true, false] {

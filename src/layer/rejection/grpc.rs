@@ -27,7 +27,7 @@ pub(super) enum GrpcStatus {
 pub(in crate::layer) struct GrpcType(&'static str);
 
 impl GrpcType {
-    /// That of a request with these headers; `None` if it is no gRPC request.
+    /// The protocol of a request with these headers; `None` if it is not a gRPC request.
     pub(in crate::layer) fn of(headers: &HeaderMap) -> Option<Self> {
         const GRPC: &str = "application/grpc";
         let sent = headers.get(CONTENT_TYPE)?.as_bytes();
@@ -55,7 +55,7 @@ impl GrpcType {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.0));
         headers.insert(GRPC_STATUS, HeaderValue::from(status as u16));
         let message = utf8_percent_encode(message, ENCODED).to_string();
-        // Printable ASCII only, so it is always a value.
+        // It is printable ASCII, so it is always a valid header value.
         if let Ok(message) = HeaderValue::try_from(message) {
             headers.insert(GRPC_MESSAGE, message);
         }

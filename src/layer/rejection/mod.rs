@@ -30,8 +30,8 @@ pub enum Rejection {
     Body(BodyError),
     /// The lock was not granted, or did not hold.
     Lock(LockError),
-    /// The lock was not granted in time, or too many waited for it, on a route whose
-    /// [limits](RouteLimits) have an answer of their own for that.
+    /// The lock was not granted within its timeout, or too many waited for it, on a route whose
+    /// [limits](RouteLimits) set their own answer for that.
     #[non_exhaustive]
     Busy {
         /// Why the lock was not granted: its code is `lock-timeout` or `queue-full`.
@@ -165,7 +165,8 @@ impl Rejection {
 
     /// What happened, in one stable word: `lock-timeout`, `queue-full`, `lock-unavailable`,
     /// `lock-lost`, `hold-expired`, `commit-failed`, `realm-unresolved`, `realm-unavailable`,
-    /// `body-too-large`, `body-timeout` or `body-broken`. The suffix of [`problem_type`](Self::problem_type).
+    /// `body-too-large`, `body-timeout` or `body-broken`. The suffix of
+    /// [`problem_type`](Self::problem_type).
     #[must_use]
     pub fn code(&self) -> &'static str {
         self.kind().code
@@ -287,9 +288,10 @@ impl Rejection {
     /// [`rejection`](crate::RealmWriteLockLayer::rejection) closure.
     ///
     /// A gRPC or gRPC-Web request (`content-type: application/grpc…`) gets status 200, no body, and
-    /// `grpc-status` and `grpc-message` among the headers: a *Trailers-Only* response, which clients
-    /// of both protocols read as the status of the call. A script of another origin sees the two only
-    /// if a CORS layer exposes them. Every other request gets [`to_response`](Self::to_response).
+    /// `grpc-status` and `grpc-message` among the headers: a *Trailers-Only* response, which
+    /// clients of both protocols read as the status of the call. A script of another origin can
+    /// read the two headers only if a CORS layer exposes them. Every other request gets
+    /// [`to_response`](Self::to_response).
     #[must_use]
     pub fn to_response_for(&self, head: &Parts) -> Response<Bytes> {
         self.to_response_of(GrpcType::of(&head.headers))
@@ -304,7 +306,7 @@ impl Rejection {
     }
 }
 
-/// Whether the lock could be had a little later.
+/// Whether a request that comes a little later may get the lock.
 fn is_busy(error: &LockError) -> bool {
     matches!(
         error.innermost(),

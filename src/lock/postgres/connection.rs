@@ -21,17 +21,17 @@ use crate::lock::error::{LockError, chain};
 use crate::lock::lease::Lease;
 use crate::lock::tasks::Tasks;
 
-/// What `DISCARD ALL` does, except for prepared statements. That itself must be a message of its own:
-/// behind a pooler it would reach another server.
+/// What `DISCARD ALL` does, except for prepared statements. `DISCARD ALL` itself must be sent as a
+/// message of its own, which behind a pooler would reach another server.
 const RESET: &str = "SET SESSION AUTHORIZATION DEFAULT; RESET ALL; CLOSE ALL; UNLISTEN *; \
      SELECT pg_advisory_unlock_all(); DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES";
 
-/// The MD5 hashes of the statements that the driver prepares for itself, and keeps: it looks up types,
-/// the labels of enums, and the fields of composites. With a driver that has others, connections on
-/// which it did so are closed; a test finds that out.
+/// The MD5 hashes of the statements that the driver prepares for itself, and keeps, to look up
+/// types, the labels of enums, and the fields of composites. If a driver has other statements,
+/// connections on which it prepared them are closed; a test detects that.
 const LOOKUPS: &str = "'c4e273ea7daab61f9aba1085aca9da0b', '0a388b9b957e54783bd3839c06ec62a1', 'f98aa68d9cb686adad4390ff4fcf30cd'";
 
-/// The column that says `t` where no prepared statements are left but the driver's.
+/// The column that is `t` if only the driver's own prepared statements are left.
 const ONLY_LOOKUPS: &str = "tower_realm_lock_only_lookups";
 
 /// How long a ROLLBACK may take before whatever keeps it waiting is cancelled.
@@ -141,7 +141,8 @@ impl LockConnection {
         }
     }
 
-    /// Takes down which process answers: a pooler announces a number of its own to its clients.
+    /// Records whether the server itself answers: a pooler announces a process id of its own to its
+    /// clients.
     pub(super) fn answered_by(&mut self, process_id: Option<&str>) {
         let announced = self.canceller.process_id().to_string();
         self.is_direct = process_id == Some(&announced);
@@ -178,10 +179,10 @@ impl LockConnection {
         self.asker.ping(&self.client, urgency, comment, lease)
     }
 
-    /// What the user before has left open, so that no statement can be sent or answered any more.
+    /// What the previous user has left open, so that no statement can be sent or answered any more.
     ///
-    /// Only that user's own statements, and heartbeats, may be under way. A statement that still runs
-    /// is waited for.
+    /// Only that user's own statements, and heartbeats, may be in flight. A statement that still
+    /// runs is waited for.
     ///
     /// # Cancel safety
     ///
@@ -216,7 +217,8 @@ impl LockConnection {
         }
     }
 
-    /// What undoes whatever a handler did to the session. Nothing of the handler's may be under way.
+    /// The message that undoes whatever a handler did to the session. No statement of the handler
+    /// may be in flight.
     pub(super) fn reset(&self) -> String {
         let statements = self.lookout.traffic().statements();
         if statements == 0 || !self.is_direct {
@@ -230,7 +232,7 @@ impl LockConnection {
         )
     }
 
-    /// Whether the next user finds the session as a new one, by the answer to a
+    /// Whether the session is as good as new for the next user, by the answer to a
     /// [`reset`](Self::reset).
     pub(super) fn is_as_new(&self, reset: &[SimpleQueryMessage]) -> bool {
         let traffic = self.lookout.traffic();
@@ -261,8 +263,8 @@ impl<C: Borrow<LockConnection>> Busy<C> {
     /// Ends the transaction, whatever state it is in; `None` if the connection cannot be used
     /// again.
     ///
-    /// A statement that is left running is cancelled. The connection is then given up: a cancellation
-    /// that comes late would hit a statement of its next user.
+    /// A statement that is left running is cancelled. The connection is then given up: a
+    /// cancellation that comes late would hit a statement of its next user.
     ///
     /// # Cancel safety
     ///
@@ -272,8 +274,8 @@ impl<C: Borrow<LockConnection>> Busy<C> {
         rolled_back.map(|_| self.into_idle())
     }
 
-    /// The same after a handler had the client: undoes what it did to the session, too, and publishes
-    /// the writes of nested holds.
+    /// The same after a handler had the client: undoes what it did to the session, too, and
+    /// publishes the writes of nested holds.
     ///
     /// # Cancel safety
     ///

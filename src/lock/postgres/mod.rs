@@ -23,10 +23,11 @@
 //!
 //! # A shared transaction
 //!
-//! A handler that shares the transaction has the driver's client, and with it the session. When it has
-//! ended, [`Traffic`](traffic::Traffic), which reads along on the wire, shows what it has left open;
-//! with nothing open, one message commits and resets the session. The connection goes back to the pool
-//! if no prepared statement is left but those with which the driver looks types up, and else is closed.
+//! A handler that shares the transaction has the driver's client, and with it the session. When the
+//! handler has ended, [`Traffic`](traffic::Traffic), which watches the wire, shows what it left
+//! open. If nothing is open, one message commits and resets the session. The connection goes back
+//! to the pool if no prepared statements are left except those with which the driver looks types
+//! up; otherwise it is closed.
 //!
 //! # Invariants
 //!

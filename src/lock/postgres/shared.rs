@@ -11,49 +11,54 @@ use crate::lock::error::LockError;
 
 /// The locked transaction, for the handler's own SQL.
 ///
-/// What the handler writes through it stands or falls with the request: a success commits it before the response leaves, or at
-/// [`HeldLock::release`](crate::HeldLock::release); any other response, an error, a panic and a lost lock roll it back. What a
-/// success is, [`Success`](crate::Success) says: by default a status below 400. A handler finds it in the request extensions
-/// (`Extension<LockTransaction>` in axum) or with [`HeldLock::transaction`](crate::HeldLock::transaction), if
-/// `share_transaction(true)` was set. Cheap to clone.
+/// What the handler writes through it stands or falls with the request: a success commits it before
+/// the response leaves, or at [`HeldLock::release`](crate::HeldLock::release); any other response,
+/// an error, a panic and a lost lock roll it back. [`Success`](crate::Success) defines what a
+/// success is: by default a status below 400. A handler finds it in the request extensions
+/// (`Extension<LockTransaction>` in axum) or with
+/// [`HeldLock::transaction`](crate::HeldLock::transaction), if `share_transaction(true)` was set.
+/// Cheap to clone.
 ///
 /// A statement that fails spoils the transaction, as in PostgreSQL always, so that nothing of it can commit; but not the lock, as the
 /// handler works behind a savepoint.
 ///
-/// The handler must leave the transaction itself alone: after a `COMMIT` or `ROLLBACK` of its own there is no lock any
-/// more, and after a `PREPARE TRANSACTION` the realm stays locked until that is committed or rolled back. That is found out at the end, and answered with 503 `commit-failed`; what it has committed itself stands. Savepoints
-/// are fine. Under [`HoldUntil::BodyEnd`](crate::HoldUntil) the transaction commits when the body has ended well, after the head
-/// of the response has left.
+/// The handler must leave the transaction itself alone: after a `COMMIT` or `ROLLBACK` of its own
+/// there is no lock any more, and after a `PREPARE TRANSACTION` the realm stays locked until that
+/// is committed or rolled back. Both are detected at the end and answered with 503 `commit-failed`;
+/// what it has committed itself stands. Savepoints are fine. Under
+/// [`HoldUntil::BodyEnd`](crate::HoldUntil) the transaction commits when the body has ended well,
+/// after the head of the response has left.
 ///
 /// A statement that runs for longer than a third of the lease keeps heartbeats from being answered, and so ends in a lost lock:
 /// set a lease of more than three times the longest one.
 ///
 /// # What is left open
 ///
-/// A COMMIT waits for every answer before it. So a handler that ends while the rows of a query or the
-/// data of a `COPY TO` are unread, a `COPY FROM` is neither finished nor dropped, or a
+/// A COMMIT waits for every answer before it. So a handler that ends while the rows of a query or
+/// the data of a `COPY TO` are unread, a `COPY FROM` is neither finished nor dropped, or a
 /// [`TransactionClient`] is in use, is answered with 503 `commit-failed` at once. The log and
-/// [`LockError::CommitFailed`] say which of them it was; nothing that the handler wrote stands, and the
-/// connection is closed. A statement that still runs, whose future was dropped, is waited for. To
-/// stream rows as the body of the response, use [`HoldUntil::BodyEnd`](crate::HoldUntil).
+/// [`LockError::CommitFailed`] name what was left open; nothing that the handler wrote stands, and
+/// the connection is closed. A statement that still runs, whose future was dropped, is waited for.
+/// To stream rows as the body of the response, use [`HoldUntil::BodyEnd`](crate::HoldUntil).
 ///
 /// # What the next hold sees
 ///
-/// Nothing: it gets the session as a new one, or a new connection. Settings, roles, prepared
-/// statements, temporary tables, cursors, sequences' current values, session-level advisory locks and
-/// LISTEN are reset after the COMMIT or ROLLBACK, and a `CancelToken` of the client cancels nothing at
-/// any time. The connection is closed where a reset is not enough:
+/// Nothing: it gets a session that is as good as new, or a new connection. Settings, roles,
+/// prepared statements, temporary tables, cursors, sequences' current values, session-level
+/// advisory locks and LISTEN are reset after the COMMIT or ROLLBACK, and a `CancelToken` of the
+/// client cancels nothing at any time. The connection is closed if a reset is not enough:
 ///
 /// - a `Statement` is kept past the hold, or a statement could not be prepared;
-/// - a statement's parameters or results had a type that is not PostgreSQL's own, such as an enum, and
-///   the handler has used `PREPARE` or `DEALLOCATE` too, or a pooler answers: the driver prepares
-///   statements to look such types up, and counts on them later;
-/// - a `LOAD` brought in a library.
+/// - a statement's parameters or results had a type that is not PostgreSQL's own, such as an enum,
+///   and the handler has used `PREPARE` or `DEALLOCATE` too, or a pooler answers: the driver
+///   prepares statements to look such types up, and relies on them later;
+/// - the handler has loaded a library with `LOAD`.
 ///
 /// The next hold then waits for a login, some 5 to 10 ms.
 ///
-/// What `DISCARD ALL` does not undo stays: the name of a setting of your own, without its value, and
-/// what an extension keeps in the session, such as `dblink`'s connections or PL/Perl's `%_SHARED`.
+/// State that `DISCARD ALL` does not undo stays: the name of a setting of your own, without its
+/// value, and what an extension keeps in the session, such as `dblink`'s connections or PL/Perl's
+/// `%_SHARED`.
 ///
 /// Through PgBouncer in transaction mode prefer `query_typed`, which prepares nothing.
 ///
@@ -83,10 +88,12 @@ pub struct LockTransaction {
     used: Arc<AtomicBool>,
 }
 
-/// The client of an open [`LockTransaction`]: everything that `tokio_postgres` can do except to begin another transaction.
+/// The client of an open [`LockTransaction`]: everything that `tokio_postgres` can do except to
+/// begin another transaction.
 ///
-/// Drop it before the handler ends, and what it has opened: see [`LockTransaction`](LockTransaction#what-is-left-open). Its
-/// `cancel_token()` cancels nothing; end a statement with `max_hold` or `statement_timeout`.
+/// Drop it, and everything opened with it, before the handler ends: see
+/// [`LockTransaction`](LockTransaction#what-is-left-open). Its `cancel_token()` cancels nothing;
+/// end a statement with `max_hold` or `statement_timeout`.
 pub struct TransactionClient(OwnedRwLockReadGuard<Option<Arc<Client>>, Client>);
 
 impl LockTransaction {

@@ -14,8 +14,8 @@ use crate::lock::token;
 /// The column that says `t` where nobody else had the lock, or waited for it.
 const FREE: &str = "lock_was_free";
 
-/// The setting, and the column, that is `t` if a key that was only tried is taken; the keys after it
-/// are left alone.
+/// The setting, and the column, that is `t` if a key that was only tried is taken; the keys after
+/// it are left alone.
 const BUSY: &str = "tower_realm_lock.busy";
 
 /// How a lock is asked for.
@@ -32,9 +32,10 @@ pub(super) struct AttemptTerms {
 
 /// The one message that begins, sets the limits for this transaction alone, and locks.
 ///
-/// Each key is tried first, to know whether others want it too, and the wait limited only if there is one. A try does not
-/// overtake those who wait. Keys have a statement each, as nothing else says in what order they are locked; the claim has them
-/// in the order that all others take them in. Only a `scout` waits to share a key, and a request that tries waits for none.
+/// Each key is tried first, to know whether others want it too, and the wait limited only if there
+/// is one. A try does not overtake those who wait. Keys have a statement each, as nothing else says
+/// in what order they are locked; the claim has them in the order that all others take them in.
+/// Only a `scout` waits to share a key, and a request that tries waits for none.
 ///
 /// Read committed, whatever the server's default: under a stricter level the snapshot of the transaction would be
 /// older than the lock. `set_config` with `true` ends with the transaction, so nothing leaks through a pooler.
@@ -92,7 +93,8 @@ pub(super) fn lock_statement(
     statement
 }
 
-/// Whether a key that was only tried is taken. The transaction then has a part of the claim at most.
+/// Whether a key that was only tried is taken. The transaction then has a part of the claim at
+/// most.
 pub(super) fn is_busy(rows: &[SimpleQueryMessage]) -> bool {
     values(rows, BUSY).any(|busy| busy == "t")
 }

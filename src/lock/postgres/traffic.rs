@@ -1,8 +1,8 @@
-//! What goes over a connection's wire and the driver keeps to itself.
+//! What happens on a connection's wire that the driver does not report.
 //!
-//! The driver gives the key that cancels a connection's statements to everybody who has its client,
-//! and reports neither which prepared statements are left, nor that it stands still because nobody
-//! reads an answer or ends a COPY. So the wire below the driver reads along.
+//! The driver gives the key that cancels a connection's statements to everybody who has its client.
+//! It reports neither which prepared statements are left, nor that it is stuck because nobody reads
+//! an answer or ends a COPY. So the wire below the driver watches the messages.
 //!
 //! Source: PostgreSQL manual, 55.7 *Message Formats*.
 
@@ -84,7 +84,7 @@ impl Lookout {
 
     /// Resolves with what holds up a query that `send` gives to the driver; never, if nothing does.
     ///
-    /// The query must have an answer of two messages at most: these the driver takes without a
+    /// The query must have an answer of two messages at most: the driver takes that many without a
     /// reader. Nobody else may read or write meanwhile, except with such queries.
     pub(super) fn watch<T>(&self, send: impl FnOnce() -> T) -> (T, impl Future<Output = Obstacle>) {
         let queries = self.traffic.queries();
@@ -108,8 +108,8 @@ impl Watchman {
         self.traffic.begin_poll();
     }
 
-    /// Looks after a poll of the driver that had nothing left to do. Resolves when the driver must be
-    /// polled again, before there is something to see.
+    /// Looks for an obstacle after a poll that left the driver nothing to do. Resolves if the
+    /// driver must be polled again before an obstacle can be seen.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(watch) = self.watch.take() {
             match self.traffic.obstacle(watch.queries) {
@@ -165,11 +165,11 @@ impl Traffic {
         self.is_read.store(false, Ordering::Release);
     }
 
-    /// What keeps the driver, which has just been polled, from going on with a query that it was given
-    /// when it had sent so many.
+    /// What keeps the driver, which has just been polled, from going on with a query that it was
+    /// given after it had sent `queries` queries.
     ///
-    /// A driver that can go on reads until there is nothing left to read, and sends what it was given
-    /// until the network is full.
+    /// A driver that can go on reads until there is nothing left to read, and sends what it was
+    /// given until the network is full.
     fn obstacle(&self, queries: u64) -> Option<Obstacle> {
         if !self.is_read.load(Ordering::Acquire) {
             Some(Obstacle::UnreadAnswer)
@@ -198,7 +198,7 @@ impl Traffic {
         });
     }
 
-    /// Keeps the key from the driver: whatever is to be cancelled is cancelled by this crate.
+    /// Hides the key from the driver, so that only this crate can cancel statements.
     pub(super) fn received(&self, messages: &mut Messages, bytes: &mut [u8]) {
         let mut hidden = Vec::new();
         messages.follow(bytes, |kind, body, at| match (kind, body) {
@@ -236,8 +236,8 @@ impl Messages {
         }
     }
 
-    /// Calls `look` for each of the first bytes of a message's body: with the message's kind, the body
-    /// up to that byte, and where the byte is in `bytes`.
+    /// Calls `look` for each of the first bytes of a message's body: with the message's kind, the
+    /// body up to that byte, and where the byte is in `bytes`.
     fn follow(&mut self, bytes: &[u8], mut look: impl FnMut(u8, &[u8], usize)) {
         let mut at = 0;
         while let Some(byte) = bytes.get(at) {

@@ -200,7 +200,8 @@ impl TransactionLock {
         }
     }
 
-    /// Commits, and undoes what the handler did to the session; whether that is as new then.
+    /// Commits, and undoes what the handler did to the session. Returns whether the session is then
+    /// as good as new.
     async fn commit_used(
         &self,
         is_closed: bool,

@@ -23,12 +23,12 @@ use crate::realm::head::Head;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PeerAddr(pub SocketAddr);
 
-/// Says that a request came over a Unix socket, whose peer has no address: an extension of the
+/// Marks a request that came over a Unix socket, whose peer has no address: an extension of the
 /// request.
 ///
 /// With the feature `axum`, a router that is served on a [`UnixListener`](tokio::net::UnixListener)
-/// with `into_make_service_with_connect_info::<UnixPeer>()` has it in each request. Where the router
-/// needs a type of its own there, put the layer `axum::Extension(UnixPeer)` outside of this crate's.
+/// with `into_make_service_with_connect_info::<UnixPeer>()` has it in each request. If the router
+/// needs another type there, put the layer `axum::Extension(UnixPeer)` outside this crate's layer.
 ///
 /// ```
 /// use tower_realm_lock::UnixPeer;
@@ -50,7 +50,7 @@ impl
     }
 }
 
-/// The proxies whose word on a request counts. Default: none. Cheap to clone.
+/// The proxies whose forwarding headers count. Default: none. Cheap to clone.
 ///
 /// With the feature `serde` it is read from a list of what [`new`](Self::new) takes, such as
 /// `trusted_proxies = ["unix", "10.0.0.0/8"]`.
@@ -71,13 +71,13 @@ pub(super) enum Peer {
 const UNIX: &str = "unix";
 
 impl TrustedProxies {
-    /// These addresses and networks, such as `10.0.0.7`, `10.0.0.0/8` or `fd00::/8`, and with `unix`
-    /// every peer on a Unix socket: see [`UnixPeer`]. The permissions of the socket's file then say
-    /// whose word counts.
+    /// These addresses and networks, such as `10.0.0.7`, `10.0.0.0/8` or `fd00::/8`, and with
+    /// `unix` every peer on a Unix socket: see [`UnixPeer`]. The permissions of the socket's file
+    /// then decide who can be such a peer.
     ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidProxy`] for what is none of them.
+    /// [`RealmError::InvalidProxy`] for any other text.
     pub fn new<P: AsRef<str>>(proxies: impl IntoIterator<Item = P>) -> Result<Self, RealmError> {
         let network = |text: &str| {
             let address = || text.parse::<IpAddr>().map(IpNet::from);

@@ -54,7 +54,8 @@ impl PathSource {
         }
     }
 
-    /// The URL below which the server is published. Its path is not a part of the paths of requests.
+    /// The URL below which the server is published. Its path is not a part of the paths of
+    /// requests.
     pub(in crate::realm) fn base(&self, head: &Head<'_>) -> Result<Option<RealmUrl>, RealmError> {
         match self {
             Self::Template(paths) => paths.base(head).map(Some),

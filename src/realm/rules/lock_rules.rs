@@ -58,8 +58,8 @@ const MAX_RESOURCES: usize = 16;
 /// one claim, or, where its scope is by resource, both resources of one realm. The header is an
 /// absolute path or a URL, as clients write the paths of requests, below the base URL. It names the
 /// realm that a request for that path would have; origins, percent-encoding and ambiguous paths are
-/// treated alike. A request is rejected with 400 `realm-unresolved` if the header is missing, there
-/// more than once, cannot be read, has a query, or leads out of the base URL.
+/// treated alike. A request is rejected with 400 `realm-unresolved` if the header is missing or
+/// repeated, cannot be read, has a query, or leads out of the base URL.
 ///
 /// Where a closure or the body names the realms of a request, it must name that of the
 /// `Destination` as well: the layer does not read the header then. Such a MOVE or COPY takes the
@@ -82,8 +82,8 @@ const MAX_RESOURCES: usize = 16;
 ///
 /// The layer does not see what is written through the WebSocket. Its handler takes the lock for
 /// each message that writes, with
-/// [`RealmLocks::with_write_lock`](crate::RealmLocks::with_write_lock). A CONNECT to a host and port
-/// has no path, so it names no realm and is rejected.
+/// [`RealmLocks::with_write_lock`](crate::RealmLocks::with_write_lock). A CONNECT to a host and
+/// port has no path, so it names no realm and is rejected.
 #[derive(Debug, Clone, Default)]
 pub struct LockRules(pub(super) Rules<ReadsBodies>);
 
@@ -110,7 +110,7 @@ impl<B> Default for Rules<B> {
     }
 }
 
-/// What the rules give to the requests of a route.
+/// What the rules assign to the requests of a route.
 #[derive(Debug, Clone)]
 pub(super) struct Ruled<T> {
     pub(super) method: Method,
@@ -197,12 +197,12 @@ impl LockRules {
     }
 
     /// Limits of a route, instead of the layer's: how long its requests wait and hold, and how they
-    /// are answered when the lock is taken. Whether the route is locked, and how much of its realm,
-    /// is not changed by this.
+    /// are answered when the lock is taken. They change neither whether the route is locked nor how
+    /// much of its realm.
     ///
     /// Limits are tried in the order they were added, and the first whose pattern fits any spelling
-    /// of the path decides. They count only if method and path fit to the letter; another spelling
-    /// has the layer's limits.
+    /// of the path decides. They apply only if method and path fit to the letter; a request in
+    /// another spelling has the layer's limits.
     ///
     /// # Errors
     ///

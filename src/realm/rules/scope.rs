@@ -286,8 +286,8 @@ impl<B: Copy> RouteScope<B> {
         self.extent(hrefs.into_iter().map(resource), found, most)
     }
 
-    /// These resources, and that of the request's `Destination`. `paths` are read no further than to
-    /// the first that is not certain, or to the ceiling.
+    /// These resources, and that of the request's `Destination`. `paths` are read no further than
+    /// to the first that is not certain, or to the ceiling.
     fn extent(
         &self,
         paths: impl Iterator<Item = Option<String>>,

@@ -17,8 +17,8 @@ pub enum Event {
     Write,
     /// It is done; what follows is its answer.
     Leave,
-    /// The store refused it, because of its fencing token, or it found that it had lost its lock: at the door if it has not
-    /// entered, and later otherwise.
+    /// The store refused it, because of its fencing token, or it found that it had lost its lock:
+    /// at the door if it has not entered, and later otherwise.
     Refused,
 }
 
