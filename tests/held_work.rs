@@ -6,15 +6,19 @@ mod support;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+use axum::routing::patch as patch_route;
+use axum::{Extension, Router};
 use futures_util::FutureExt;
 use support::broadcast::next_write;
 use support::claims::whole;
 use support::contest::{Contest, PATH, REALM, Room, claim, contests};
 use support::database::database;
 use support::gate::{answered, assert_lost, code, gate, key, patch, postgres_locks_with, realms};
+use support::raw::Connection;
 use support::wait::{PATIENCE, wait_until};
+use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tower_realm_lock::{
     Claim, HeldLock, HeldTask, LockError, OnDisconnect, RealmLocks, RealmWriteLockLayer,
@@ -160,6 +164,39 @@ async fn after_a_disconnect_the_next_writer_waits_for_the_work() {
         rival.enters().await;
     })
     .await;
+}
+
+#[tokio::test]
+async fn after_a_client_has_closed_its_connection_the_next_writer_waits_for_the_work() {
+    let database = database().await;
+    for contest in contests(&database).await {
+        let layer = layer(&contest.locks).on_disconnect(OnDisconnect::Cancel);
+        let (report, mut reported) = mpsc::unbounded_channel();
+        let room = contest.room.clone();
+        let handler = async move |Extension(held): Extension<HeldLock>| {
+            let (work, task) = start(&held, &room, true);
+            let (alive, dropped) = oneshot::channel::<()>();
+            report.send((work, dropped)).unwrap();
+            let _ = task.await;
+            drop(alive);
+        };
+        let app = Router::new().route(PATH, patch_route(handler)).layer(layer);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(async move { axum::serve(listener, app).await });
+
+        let head = format!("PATCH {PATH} HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n");
+        let client = Connection::with(address, &head).await;
+        let (mut work, dropped) = timeout(PATIENCE, reported.recv()).await.unwrap().unwrap();
+        work.inside().await;
+        drop(client);
+        let dropped = timeout(PATIENCE, dropped).await;
+        dropped.expect("the handler is dropped").unwrap_err();
+        let rival = contest.rival_that_waits(&database).await;
+        work.go_on().await.expect("the lock is still held");
+        rival.enters().await;
+        server.abort();
+    }
 }
 
 #[tokio::test]

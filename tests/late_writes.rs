@@ -30,7 +30,7 @@ struct Scene {
     slow: Replica,
     other: Replica,
     client: CardClient,
-    _data: TempDir,
+    data: TempDir,
     database: TestDatabase,
 }
 
@@ -38,7 +38,7 @@ struct Scene {
 type Request = (Method, &'static str, Value);
 
 /// Every kind of write of a card, and what it makes of a card that has the value `before`.
-fn writes() -> [Request; 3] {
+fn writes() -> [Request; 4] {
     let changed = card(json!({"value": "late"}));
     let data = &changed["data"];
     let update = json!({"atomic:operations": [{"op": "update", "href": "x", "data": data}]});
@@ -46,7 +46,16 @@ fn writes() -> [Request; 3] {
         (Method::PATCH, CARD, changed.clone()),
         (Method::DELETE, CARD, Value::Null),
         (Method::POST, "/luke/a/_atomic", update),
+        (Method::POST, "/luke/a/", changed),
     ]
+}
+
+/// A replica's file and the flag that names it.
+fn config(text: &str) -> (NamedTempFile, String) {
+    let mut file = NamedTempFile::with_suffix(".toml").unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    let flag = format!("--config={}", file.path().display());
+    (file, flag)
 }
 
 impl Scene {
@@ -54,9 +63,7 @@ impl Scene {
     async fn start(flags: &[&str], limits: &str) -> Self {
         let database = database().await;
         let data = tempfile::tempdir().unwrap();
-        let mut file = NamedTempFile::with_suffix(".toml").unwrap();
-        file.write_all(limits.as_bytes()).unwrap();
-        let config = format!("--config={}", file.path().display());
+        let (_file, config) = config(limits);
         let common = [
             "--base-url",
             ORIGIN,
@@ -71,7 +78,7 @@ impl Scene {
             other: Replica::start(&[&common, flags].concat()).await,
             client: CardClient::new(),
             database,
-            _data: data,
+            data,
         }
     }
 
@@ -119,6 +126,15 @@ impl Scene {
         assert_eq!(status, StatusCode::OK, "{document}");
     }
 
+    /// Fails unless the card of the second write is all that there is.
+    async fn assert_second(&self, write: &Request) {
+        let realm = fs::read_dir(self.data.path().join("luke/a")).unwrap();
+        let names = realm.map(|file| file.unwrap().file_name().into_string().unwrap());
+        let cards: Vec<_> = names.filter(|name| !name.starts_with('.')).collect();
+        assert_eq!(cards, ["x.json"], "{write:?}");
+        assert_eq!(self.value().await, "second", "{write:?}");
+    }
+
     async fn value(&self) -> Value {
         let (status, document) = self.client.get(&self.other.url(CARD)).await;
         assert_eq!(status, StatusCode::OK, "{document}");
@@ -153,7 +169,7 @@ async fn a_write_that_has_lost_its_lock_does_not_land_on_a_later_one() {
             scene.write_second().await;
             assert_code(&late.await.unwrap(), 503, "lock-lost");
             scene.wait_for_file_work(false).await;
-            assert_eq!(scene.value().await, "second", "{write:?} {flags:?}");
+            scene.assert_second(&write).await;
             scene.clear().await;
         }
     }
@@ -161,7 +177,7 @@ async fn a_write_that_has_lost_its_lock_does_not_land_on_a_later_one() {
 
 #[tokio::test]
 async fn a_write_that_has_run_out_of_time_keeps_the_next_one_out_and_does_not_land() {
-    for flags in [&[][..], &["--sessions", "1"]] {
+    for flags in [&[][..], &["--fencing"], &["--sessions", "1"]] {
         let scene = Scene::start(flags, "[limits]\nmax_hold = '300ms'\n").await;
         for write in writes() {
             scene.fill().await;
@@ -174,7 +190,7 @@ async fn a_write_that_has_run_out_of_time_keeps_the_next_one_out_and_does_not_la
             assert_eq!(scene.database.advisory_locks(key(CARD)).await.0, 1);
             scene.write_second().await;
             assert!(!sleeps(scene.slow.pid()), "the next one was inside before");
-            assert_eq!(scene.value().await, "second", "{write:?}");
+            scene.assert_second(&write).await;
             scene.clear().await;
         }
     }
@@ -182,7 +198,7 @@ async fn a_write_that_has_run_out_of_time_keeps_the_next_one_out_and_does_not_la
 
 #[tokio::test]
 async fn a_change_to_a_realm_that_has_lost_its_lock_does_not_undo_a_later_one() {
-    for flags in [&[][..], &["--sessions", "1"]] {
+    for flags in [&[][..], &["--fencing"], &["--sessions", "1"]] {
         let world = World::new(true).await;
         let slow = world
             .replica(&[flags, &["--write-delay", DELAY]].concat())
@@ -211,5 +227,24 @@ async fn a_change_to_a_realm_that_has_lost_its_lock_does_not_undo_a_later_one() 
             assert_code(&late, 503, "lock-lost");
             world.wait_for(change.path, &after).await;
         }
+    }
+}
+
+#[tokio::test]
+async fn a_change_to_a_realm_that_has_run_out_of_time_keeps_the_next_one_out() {
+    let world = World::new(true).await;
+    let (_file, limits) = config("[limits]\nmax_hold = '300ms'\n");
+    let slow = world.replica(&["--write-delay", DELAY, &limits]).await;
+    let other = world.replica(&[]).await;
+    world.fill(&other).await;
+    for change in changes() {
+        let late = world.make(&slow, &change).await.unwrap();
+        assert_code(&late, 504, "hold-expired");
+        assert!(sleeps(slow.pid()), "it was answered after its file work");
+        let made = world.make(&other, &change).await.unwrap();
+        assert_eq!(made.0.as_u16(), change.status, "{}", made.1);
+        assert!(!sleeps(slow.pid()), "the next one was inside before");
+        let after = world.snapshot().await;
+        world.wait_for(change.path, &after).await;
     }
 }

@@ -219,6 +219,6 @@ async fn a_change_that_loses_its_lock_is_not_made() {
             (status.as_u16(), &answer["errors"][0]["code"]),
             (503, &json!("lock-lost"))
         );
-        assert_eq!(world.snapshot().await, before, "{}", change.path);
+        world.wait_for(change.path, &before).await;
     }
 }

@@ -115,6 +115,20 @@ async fn a_client_that_sends_100_mb_to_a_held_realm_sees_its_503() {
 }
 
 #[tokio::test]
+async fn a_client_that_stops_sending_is_not_waited_for() {
+    let locks = RealmLocks::in_process();
+    let _held = hold(&locks).await;
+    let server = serve_layered(layer(&locks)).await;
+    let head = with_length("PATCH /luke/a/x", LARGE);
+    let mut connection = Connection::with(server, &head).await;
+    connection.send(b"the first bytes of many").await;
+    // In less time than the rest of the body is given.
+    let answer = connection.answer().await;
+    assert_eq!(answer.0, 503);
+    assert!(answer.1.contains("#lock-timeout"), "{}", answer.1);
+}
+
+#[tokio::test]
 async fn wherever_a_request_is_rejected_its_body_is_drained() {
     let locks = RealmLocks::in_process();
     let _held = hold(&locks).await;

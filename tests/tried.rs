@@ -12,11 +12,14 @@ use support::wait::PATIENCE;
 use tokio::time::timeout;
 use tower_realm_lock::{Claim, HeldLock, LockError, RealmLocks, RealmWriteLockLayer};
 
+/// Less than a try waits for PostgreSQL's answer.
+const AT_ONCE: Duration = Duration::from_millis(2500);
+
 /// Tries a claim; whether it was granted.
 async fn tries(locks: &RealmLocks, claim: &Claim) -> bool {
     let work = |held: HeldLock| async move { Ok::<_, LockError>(held.is_held()) };
     let tried = locks.try_with_write_lock(claim, work);
-    let tried = timeout(PATIENCE / 4, tried).await.expect("at once");
+    let tried = timeout(AT_ONCE, tried).await.expect("at once");
     let done = tried.expect("granted or taken");
     assert_ne!(done, Some(false), "it ran without its lock");
     done.is_some()
@@ -101,7 +104,8 @@ async fn a_layer_that_only_tries_rejects_at_once() {
         for holder in [&contest.locks, &contest.other] {
             let inside = work(holder, &claim()).inside().await;
             let (handler, mut gate) = gate();
-            let response = answered(patch(&layer, &handler, PATH)).await;
+            let response = answered(patch(&layer, &handler, PATH));
+            let response = timeout(AT_ONCE, response).await.expect("at once");
             assert_eq!(response.status(), 503);
             assert_eq!(code(&response), "lock-timeout");
             assert!(response.headers().contains_key("retry-after"));

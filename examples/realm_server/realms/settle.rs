@@ -49,14 +49,28 @@ pub async fn settle_after(
         let response = next.run(request).await;
         if let Some(realm) = begun.take() {
             cards.forget(&realm);
-            if let Err(error) = cards.settle(&realm).await {
-                // The answer is true all the same: the rows have it. The files follow before anybody writes to them.
-                warn!(%realm, %error, "a change is not settled yet");
+            let settled = async move {
+                if let Err(error) = cards.settle(&realm).await {
+                    // The answer is true all the same: the rows have it. The files follow before anybody writes to them.
+                    warn!(%realm, %error, "a change is not settled yet");
+                }
+            };
+            if was_stopped(&response) {
+                // Its file work may go on for long, and its answer is late already.
+                tokio::spawn(settled.in_current_span());
+            } else {
+                settled.await;
             }
         }
         response
     })
     .await
+}
+
+/// Whether the handler was dropped before its end.
+fn was_stopped(response: &Response) -> bool {
+    let rejection = response.extensions().get::<Rejection>();
+    rejection.is_some_and(|it| matches!(it.code(), "lock-lost" | "hold-expired"))
 }
 
 /// Around the lock of a card's write: settles what a crash has left of its realm, and tells other replicas' caches of a write
