@@ -11,7 +11,7 @@ use support::client::{CardClient, card};
 use support::database::{TestDatabase, database, try_connect, with_database};
 use support::gate::{ORIGIN, key};
 use support::replica::Replica;
-use support::wait::{PATIENCE, wait_for};
+use support::wait::{PATIENCE, wait_for, wait_until};
 use tempfile::TempDir;
 
 const ROUNDS: u64 = 200;
@@ -212,7 +212,7 @@ async fn a_replica_that_cannot_be_told_reads_files() {
 }
 
 #[tokio::test]
-async fn a_write_that_lost_its_lock_and_lands_late_is_read_everywhere() {
+async fn a_write_that_lost_its_lock_is_read_nowhere() {
     let caches = Caches::start(&["--write-delay", "400"]).await;
     let database = &caches.database;
     let write = caches.try_write(0, 1);
@@ -226,9 +226,15 @@ async fn a_write_that_lost_its_lock_and_lands_late_is_read_everywhere() {
         (status.as_u16(), &answer["errors"][0]["code"]),
         (503, &json!("lock-lost"))
     );
-    // Its file work was under way, and goes on. Until it lands, the other replica reads the old card and keeps it.
+    // Its file work goes on, and finds out before the card would change.
+    let ended = async || !caches.both[0].is_writing();
+    wait_until("the end of its file work", ended).await;
     for replica in [1, 0] {
-        caches.wait_for(replica, 1, Duration::from_secs(5)).await;
+        assert_eq!(caches.read(replica).await, 0);
+    }
+    caches.write(0, 2).await;
+    for replica in [1, 0] {
+        caches.wait_for(replica, 2, Duration::from_secs(5)).await;
     }
 }
 

@@ -7,7 +7,6 @@
 
 mod support;
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
@@ -79,7 +78,7 @@ impl Scene {
         let write = tokio::spawn(async move { client.patch(&url, &value("first")).await });
         wait_until(
             "the write to be between its read and its write",
-            async || sleeps(self.slow.pid()),
+            async || self.slow.is_writing(),
         )
         .await;
         write
@@ -135,15 +134,6 @@ impl Scene {
 
 fn value(value: &str) -> Value {
     card(json!({ "value": value }))
-}
-
-/// Whether a thread of the process sleeps for a time, as between a read and its write; others wait for events.
-fn sleeps(pid: u32) -> bool {
-    let threads = fs::read_dir(format!("/proc/{pid}/task"));
-    threads
-        .unwrap()
-        .filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("wchan")).ok())
-        .any(|place| place.contains("nanosleep"))
 }
 
 #[tokio::test]

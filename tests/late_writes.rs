@@ -111,7 +111,7 @@ impl Scene {
     /// Waits until a write of the slow replica is between its read and its write, or none is.
     async fn wait_for_file_work(&self, goes_on: bool) {
         let what = format!("file work: {goes_on}");
-        wait_until(&what, async || sleeps(self.slow.pid()) == goes_on).await;
+        wait_until(&what, async || self.slow.is_writing() == goes_on).await;
     }
 
     async fn end_holder(&self) {
@@ -140,16 +140,6 @@ impl Scene {
         assert_eq!(status, StatusCode::OK, "{document}");
         document["data"]["attributes"]["value"].clone()
     }
-}
-
-/// Whether a thread of the process sleeps for a time, as between a read and its write; others wait
-/// for events.
-fn sleeps(pid: u32) -> bool {
-    let threads = fs::read_dir(format!("/proc/{pid}/task"));
-    threads
-        .unwrap()
-        .filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("wchan")).ok())
-        .any(|place| place.contains("nanosleep"))
 }
 
 fn assert_code(answer: &(StatusCode, Value), status: u16, code: &str) {
@@ -184,12 +174,12 @@ async fn a_write_that_has_run_out_of_time_keeps_the_next_one_out_and_does_not_la
             let late = scene.begun(write.clone()).await;
             assert_code(&late.await.unwrap(), 504, "hold-expired");
             assert!(
-                sleeps(scene.slow.pid()),
+                scene.slow.is_writing(),
                 "it was answered after its file work"
             );
             assert_eq!(scene.database.advisory_locks(key(CARD)).await.0, 1);
             scene.write_second().await;
-            assert!(!sleeps(scene.slow.pid()), "the next one was inside before");
+            assert!(!scene.slow.is_writing(), "the next one was inside before");
             scene.assert_second(&write).await;
             scene.clear().await;
         }
@@ -210,12 +200,12 @@ async fn a_change_to_a_realm_that_has_lost_its_lock_does_not_undo_a_later_one() 
             let realm = change.card.strip_suffix("/x").unwrap();
             let late = async {
                 let late = world.make(&slow, &change).await.unwrap();
-                wait_until("the end of file work", async || !sleeps(slow.pid())).await;
+                wait_until("the end of file work", async || !slow.is_writing()).await;
                 late
             };
             let meanwhile = async {
                 database.wait_for_granted(key(realm), 1).await;
-                let sleeping = async || sleeps(slow.pid());
+                let sleeping = async || slow.is_writing();
                 wait_until("file work", sleeping).await;
                 let pid = database.holder_pid(key(realm)).await.expect("a holder");
                 database.terminate(pid).await;
@@ -240,10 +230,10 @@ async fn a_change_to_a_realm_that_has_run_out_of_time_keeps_the_next_one_out() {
     for change in changes() {
         let late = world.make(&slow, &change).await.unwrap();
         assert_code(&late, 504, "hold-expired");
-        assert!(sleeps(slow.pid()), "it was answered after its file work");
+        assert!(slow.is_writing(), "it was answered after its file work");
         let made = world.make(&other, &change).await.unwrap();
         assert_eq!(made.0.as_u16(), change.status, "{}", made.1);
-        assert!(!sleeps(slow.pid()), "the next one was inside before");
+        assert!(!slow.is_writing(), "the next one was inside before");
         let after = world.snapshot().await;
         world.wait_for(change.path, &after).await;
     }

@@ -74,6 +74,17 @@ impl Replica {
         self.process.end(example::PATIENCE).await
     }
 
+    /// Whether a write is between its read and its write, where `--write-delay` is set: one of its
+    /// threads sleeps for a time, while others wait for events.
+    #[cfg(target_os = "linux")]
+    pub fn is_writing(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid()));
+        let mut places = threads
+            .expect("it lives")
+            .filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("wchan")).ok());
+        places.any(|place| place.contains("nanosleep"))
+    }
+
     /// Ends it at once (`SIGKILL`): its connections break, and nothing of its own runs any more.
     pub fn kill(&mut self) {
         self.process.kill();
