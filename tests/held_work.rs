@@ -12,7 +12,7 @@ use futures_util::FutureExt;
 use support::broadcast::next_write;
 use support::claims::whole;
 use support::contest::{Contest, PATH, REALM, Room, claim, contests};
-use support::database::database;
+use support::database::{TestDatabase, database};
 use support::gate::{answered, assert_lost, code, gate, key, patch, postgres_locks_with, realms};
 use support::raw::Connection;
 use support::wait::{PATIENCE, wait_until};
@@ -107,7 +107,7 @@ impl Running {
 }
 
 /// Runs a test with each way to hold locks, for blocking closures and for futures.
-async fn everywhere(test: impl AsyncFn(&support::database::TestDatabase, &Contest, bool)) {
+async fn everywhere(test: impl AsyncFn(&TestDatabase, &Contest, bool)) {
     let database = database().await;
     for contest in contests(&database).await {
         for blocks in [true, false] {
@@ -432,4 +432,108 @@ async fn a_shutdown_waits_for_the_work() {
     go.send(()).unwrap();
     locks.shutdown(PATIENCE).await.unwrap();
     wait_until("no holds", async || locks.status().is_empty()).await;
+}
+
+/// A layer that shares its transaction, and a table to write to.
+async fn sharing(max_hold: Duration) -> (TestDatabase, RealmWriteLockLayer) {
+    let database = database().await;
+    let client = database.connect().await;
+    client
+        .batch_execute("CREATE TABLE writes (n int)")
+        .await
+        .unwrap();
+    let locks = postgres_locks_with(database.url(), |builder| builder).await;
+    let layer = layer(&locks.share_transaction(true).max_hold(max_hold));
+    (database, layer)
+}
+
+async fn insert(held: &HeldLock) {
+    let client = held.transaction().unwrap().client().unwrap();
+    client
+        .batch_execute("INSERT INTO writes VALUES (1)")
+        .await
+        .unwrap();
+}
+
+async fn written(database: &TestDatabase) -> i64 {
+    let client = database.connect().await;
+    let row = client.query_one("SELECT count(*) FROM writes", &[]).await;
+    row.unwrap().get(0)
+}
+
+#[tokio::test]
+async fn a_commit_does_not_wait_for_work_that_takes_too_long() {
+    let (database, layer) = sharing(Duration::from_millis(300)).await;
+    let (handler, mut gate) = gate();
+    let write = patch(&layer, &handler, PATH);
+    let call = gate.entered().await;
+    let held = call.held.clone().unwrap();
+    insert(&held).await;
+    let (go, gone) = oneshot::channel::<()>();
+    let task = held.spawn(gone);
+    call.answer(200);
+    let response = answered(write).await;
+    assert_eq!(response.status(), 504);
+    assert_eq!(code(&response), "hold-expired");
+    assert_eq!(database.advisory_locks(key(PATH)).await.0, 1);
+    go.send(()).unwrap();
+    task.await.unwrap().unwrap();
+    database.wait_for_granted(key(PATH), 0).await;
+    assert_eq!(written(&database).await, 0);
+}
+
+#[tokio::test]
+async fn a_panic_of_the_work_rolls_back_the_commit_that_waits_for_it() {
+    for blocks in [true, false] {
+        let (database, layer) = sharing(PATIENCE).await;
+        let (handler, mut gate) = gate();
+        let write = patch(&layer, &handler, PATH);
+        let call = gate.entered().await;
+        let held = call.held.clone().unwrap();
+        insert(&held).await;
+        let (go, gone) = oneshot::channel::<()>();
+        let task = if blocks {
+            held.spawn_blocking(move || panic!("as the test asked: {:?}", gone.blocking_recv()))
+        } else {
+            held.spawn(async move { panic!("as the test asked: {:?}", gone.await) })
+        };
+        drop::<HeldTask<()>>(task);
+        // From its first poll on the transaction is about to commit.
+        assert!(held.release().now_or_never().is_none());
+        go.send(()).unwrap();
+        let failed = timeout(PATIENCE, held.release()).await.expect("in time");
+        let failed = failed.unwrap_err();
+        assert!(matches!(failed, LockError::CommitFailed { .. }), "{failed}");
+        call.answer(200);
+        let response = answered(write).await;
+        assert_eq!(code(&response), "commit-failed");
+        database.wait_for_granted(key(PATH), 0).await;
+        assert_eq!(written(&database).await, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_release_that_would_wait_for_its_own_work_is_refused() {
+    let (database, layer) = sharing(PATIENCE).await;
+    let (handler, mut gate) = gate();
+    let write = patch(&layer, &handler, PATH);
+    let call = gate.entered().await;
+    let held = call.held.clone().unwrap();
+    let (lock, runtime) = (held.clone(), Handle::current());
+    let blocking = held.spawn_blocking(move || runtime.block_on(lock.release()));
+    let lock = held.clone();
+    let future = held.spawn(async move { lock.release().await });
+    for task in [blocking, future] {
+        let refused = timeout(PATIENCE, task).await.expect("no wait").unwrap();
+        let refused = refused.unwrap_err();
+        assert!(
+            matches!(&refused, LockError::InvalidOption { .. }),
+            "{refused}"
+        );
+    }
+    assert!(held.is_held());
+    held.release().await.unwrap();
+    call.answer(200);
+    assert_eq!(answered(write).await.status(), 200);
+    database.wait_for_granted(key(PATH), 0).await;
 }

@@ -56,6 +56,10 @@ impl Database {
         slot: &Slot,
     ) -> Result<(), LockError> {
         match inherited(request, slot) {
+            // It waits for another holder, or asks for somebody else.
+            Inherited::Attempt | Inherited::Unfit(_) if request.tries => {
+                return Err(request.busy());
+            }
             Inherited::Attempt => {}
             Inherited::Nothing => self.ask_session(request, slot).await?,
             Inherited::Unfit(attempt) => {

@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep};
 use super::claim::Claim;
 use super::lease::Lease;
 use super::postgres::attempt::{Attempt, Settled};
-use super::postgres::confirmation::{Confirmation, Confirmer, Urgency};
+use super::postgres::confirmation::{Confirmation, Confirmer, Unconfirmed, Urgency};
 use super::postgres::options::HandOff;
 use super::postgres::publish::publication;
 use super::postgres::session::lock::SessionLock;
@@ -221,9 +221,25 @@ impl Grant {
         self.lease().is_none_or(|lease| lease.is_current())
     }
 
-    /// Lets one more hold of the same task share it.
-    pub(super) fn share(&mut self) {
+    /// Lets one more hold of the same task share it; `false` if its last hold has left.
+    pub(super) fn share(&mut self) -> bool {
+        if self.holds == 0 {
+            return false;
+        }
         self.holds += 1;
+        true
+    }
+
+    /// Makes a shared transaction roll back that was to commit after the work it waits for; `false`
+    /// if there is none, or it is committing already.
+    pub(super) fn withdraw(&mut self, problem: &str) -> bool {
+        let is_withdrawn = matches!(self.verdict, Some(Verdict::Commit(_)));
+        if is_withdrawn
+            && let Some(Verdict::Commit(confirmer)) = self.verdict.replace(Verdict::RollBack)
+        {
+            confirmer.publish(Err(Unconfirmed::NotCommitted(problem.into())));
+        }
+        is_withdrawn
     }
 
     /// Ends one of the holds that share it. Returns its fate and proof, or `None` if it was the last

@@ -89,8 +89,8 @@ impl HeldLock {
     /// [`ensure_held`](Self::ensure_held) before its write becomes visible.
     ///
     /// The closure runs within the caller's tracing span and under the hold, so that a lock that it
-    /// asks for is nested. If it never returns, the realm stays locked; a shared transaction
-    /// commits after it.
+    /// asks for is nested. If it never returns, the realm stays locked. A shared transaction
+    /// commits after it, and rolls back if it panics then or has not returned at `max_hold`.
     ///
     /// # Panics
     ///
@@ -159,8 +159,9 @@ impl HeldLock {
     ///
     /// # Errors
     ///
-    /// [`LockError::Lost`], [`LockError::Expired`], [`LockError::CommitFailed`], and
-    /// [`LockError::Ended`] if the hold had already ended in another way. A second release returns
+    /// [`LockError::Lost`], [`LockError::Expired`], [`LockError::CommitFailed`],
+    /// [`LockError::InvalidOption`] for a shared transaction whose commit would wait for the work or
+    /// the nested hold that calls this, and [`LockError::Ended`] if the hold had already ended in another way. A second release returns
     /// the result of the first.
     ///
     /// # Cancel safety

@@ -42,7 +42,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::future::select_all;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -52,7 +52,7 @@ use super::error::LockError;
 use super::grant::Grant;
 use super::grant::{Fate, Keeper, Obtained, Outcome, Role, Slot};
 use super::lease::Lease;
-use super::postgres::confirmation::{Confirmation, Unconfirmed};
+use super::postgres::confirmation::{Confirmation, Proof, Unconfirmed};
 use super::postgres::shared::LockTransaction;
 use super::token::FencingToken;
 use crate::metrics;
@@ -426,9 +426,12 @@ impl Hold {
         } else {
             Outcome::Failure
         };
-        let ending = self.core.end(outcome);
-        held?;
-        ending.ok_or_else(|| self.core.loss())
+        let Some(ending) = self.core.end(outcome) else {
+            // It may have been released since.
+            let released = self.core.released();
+            return released.ok_or_else(|| self.core.loss());
+        };
+        held.map(|()| ending)
     }
 }
 
@@ -655,8 +658,16 @@ impl Core {
             return Err(self.ended());
         }
         self.ensure_held()?;
+        if self.commit_waits_for_this_task() {
+            return Err(LockError::InvalidOption {
+                option: "share_transaction",
+                value: "true".into(),
+                remedy: "a release from within work or a nested hold that shares the transaction \
+                         would wait for itself; release the hold in its own handler",
+            });
+        }
         let Some(ending) = self.end(Outcome::Success) else {
-            return Err(self.loss());
+            return Err(self.ended());
         };
         *released = Some(Released {
             at: Instant::now(),
@@ -664,6 +675,28 @@ impl Core {
             proofs: ending.proofs.clone(),
         });
         Ok(ending)
+    }
+
+    /// Whether the current task works under another hold that the commit of a shared transaction
+    /// would wait for.
+    fn commit_waits_for_this_task(self: &Arc<Self>) -> bool {
+        if self.transaction().is_none() || self.origin.is_nested {
+            return false;
+        }
+        let innermost = innermost();
+        let holds = successors(innermost.as_deref(), |core| core.origin.outer.as_deref());
+        let others =
+            holds.filter(|core| !std::ptr::eq(*core, &raw const **self) && !core.has_ended());
+        others
+            .flat_map(Self::shares)
+            .any(|other| Arc::ptr_eq(&other.slot, &self.share.slot))
+    }
+
+    /// Makes a shared transaction roll back that waits for work before it commits; whether there was
+    /// one.
+    pub(super) fn withdraw(&self, problem: &str) -> bool {
+        let withdrawn = self.shares().map(|share| share.withdraw(problem));
+        withdrawn.fold(false, |any, one| any | one)
     }
 
     pub(super) fn released_at(&self) -> Option<Instant> {
@@ -681,12 +714,11 @@ impl Core {
 
     /// Gives all shares back; `None` if that was done before, or a share was revoked.
     fn end(self: &Arc<Self>, outcome: Outcome) -> Option<Ending> {
-        if outcome == Outcome::Failure {
-            self.has_failed.store(true, Ordering::Release);
-        }
         if self.has_ended.swap(true, Ordering::AcqRel) {
             return None;
         }
+        self.has_failed
+            .store(outcome == Outcome::Failure, Ordering::Release);
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         drop(counted.take());
         let mut fate = Some(Fate::Kept);
@@ -801,13 +833,24 @@ impl Share {
     fn begin(&self, token: Option<FencingToken>) -> bool {
         let shared = self.slot.with(|_, obtained| match obtained {
             Some(Obtained::Granted(grant)) => {
-                grant.share();
-                grant.set_token(token.max(grant.token()));
-                true
+                let is_shared = grant.share();
+                if is_shared {
+                    grant.set_token(token.max(grant.token()));
+                }
+                is_shared
             }
             _ => false,
         });
         shared.unwrap_or(false)
+    }
+
+    /// Makes a shared transaction roll back that waits for work before it commits.
+    fn withdraw(&self, problem: &str) -> bool {
+        let withdrawn = self.slot.with(|_, obtained| match obtained {
+            Some(Obtained::Granted(grant)) => grant.withdraw(problem),
+            _ => false,
+        });
+        withdrawn.unwrap_or(false)
     }
 
     /// Ends this share; `None` if the grant was revoked.
@@ -845,14 +888,16 @@ impl Ending {
     ///
     /// # Errors
     ///
-    /// [`LockError::Lost`] if the proof does not come, [`LockError::CommitFailed`].
+    /// [`LockError::Lost`] if the proof does not come, [`LockError::CommitFailed`], and
+    /// [`LockError::Expired`] if a commit that waits for work has waited until `max_hold`; it is
+    /// rolled back then.
     ///
     /// # Cancel safety
     ///
     /// Cancel safe: only the result depends on it.
     pub(crate) async fn confirmed(self) -> Result<(), LockError> {
         for proof in &self.proofs {
-            match proof.answered().await {
+            match self.answered(proof).await? {
                 Ok(()) => {}
                 Err(Unconfirmed::Lost) => return Err(self.core.loss()),
                 Err(Unconfirmed::NotCommitted(problem)) => {
@@ -864,6 +909,30 @@ impl Ending {
             }
         }
         Ok(())
+    }
+}
+
+impl Ending {
+    async fn answered(&self, proof: &Confirmation) -> Result<Proof, LockError> {
+        let Core {
+            granted, max_hold, ..
+        } = *self.core;
+        let end = max_hold.and_then(|it| Some((it, granted.checked_add(it)?)));
+        let may_wait = self.fate == Fate::Kept && self.core.transaction().is_some();
+        let Some((max_hold, end)) = end.filter(|_| may_wait) else {
+            return Ok(proof.answered().await);
+        };
+        if let Ok(answered) = timeout_at(end, proof.answered()).await {
+            return Ok(answered);
+        }
+        if self
+            .core
+            .withdraw("the work that it waited for took too long")
+        {
+            return Err(self.core.expired(max_hold));
+        }
+        // It is committing already.
+        Ok(proof.answered().await)
     }
 }
 
@@ -1006,6 +1075,27 @@ pub(crate) mod tests {
                 });
             },
             1,
+        );
+    }
+
+    #[test]
+    fn work_begins_only_under_a_grant_that_lasts() {
+        shuttle::check_random(
+            || {
+                let queue = Arc::new(Queue::default());
+                let hold = granted(&queue, &realm());
+                let core = Arc::clone(hold.core());
+                let beginning = shuttle::thread::spawn(move || Hold::for_work(&core).ok());
+                // A point for the model checker.
+                shuttle::thread::yield_now();
+                let _ = hold.end(Outcome::Success);
+                let part = beginning.join().unwrap();
+                let holds = usize::from(part.is_some());
+                assert_eq!(queue.status().len(), holds, "work without its lock");
+                drop(part);
+                assert!(queue.status().is_empty());
+            },
+            2_000,
         );
     }
 

@@ -3,8 +3,12 @@
 //!
 //! Each has a part of the hold that it was started under: its own share of the grants, as a nested
 //! hold has. So the last of them to end gives the lock back, and the task that runs the work keeps
-//! the lease and shows the watchdog that it is alive. Only the handler's outcome decides about a
-//! shared transaction.
+//! the lease and shows the watchdog that it is alive. The handler's outcome decides about a shared
+//! transaction, which waits for the work before it commits: until `max_hold` at most, and not at all
+//! if the work panics.
+//!
+//! When a runtime ends, it drops the part of a closure that still runs. So shut the locks down first,
+//! with [`RealmLocks::shutdown`](super::RealmLocks::shutdown), which waits for the closure.
 
 use std::fmt;
 use std::future::Future;
@@ -53,8 +57,12 @@ struct Part {
     hold: Hold,
 }
 
-/// Makes handles of the hold usable until the work has ended.
-struct Counted(Arc<Core>);
+/// Makes handles of the hold usable until the work has ended. Dropped in a panic, it keeps a shared
+/// transaction that waits for the work from committing.
+struct Counted {
+    outer: Arc<Core>,
+    has_ended: bool,
+}
 
 /// Runs a closure on a blocking thread as part of the hold.
 pub(super) fn spawn_blocking<T, F>(outer: &Arc<Core>, work: F) -> HeldTask<T>
@@ -66,9 +74,9 @@ where
         let (span, core) = (Span::current(), Arc::clone(part.hold.core()));
         let blocking = task::spawn_blocking(move || span.in_scope(|| core.within(work)));
         async move {
-            let done = part.hold.outlast(blocking).await;
+            let done = part.hold.outlast(blocking).await.map_err(stopped);
             part.end();
-            done.map_err(stopped)
+            done
         }
     })
 }
@@ -137,15 +145,19 @@ impl Part {
     fn of(outer: &Arc<Core>) -> Result<Self, LockError> {
         let hold = Hold::for_work(outer)?;
         outer.begin_work();
-        let counted = Counted(Arc::clone(outer));
+        let counted = Counted {
+            outer: Arc::clone(outer),
+            has_ended: false,
+        };
         Ok(Self { counted, hold })
     }
 
     /// Gives the share of the work back.
-    fn end(self) {
+    fn end(mut self) {
+        self.counted.has_ended = true;
         // A hold that ends well, or has not ended yet, decides by its own outcome what is
         // published. What was written under one that was stopped stands all the same.
-        let outcome = if self.counted.0.has_failed() {
+        let outcome = if self.counted.outer.has_failed() {
             Outcome::BrokenOff
         } else {
             Outcome::Failure
@@ -156,8 +168,18 @@ impl Part {
     }
 }
 
+impl Counted {
+    fn leave(&self) {
+        if !self.has_ended {
+            self.outer
+                .withdraw("work that the handler had started has panicked");
+        }
+        self.outer.end_work();
+    }
+}
+
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.end_work();
+        self.leave();
     }
 }

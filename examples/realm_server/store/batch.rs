@@ -18,13 +18,6 @@ pub struct Replacement {
     pub after: Option<Vec<u8>>,
 }
 
-impl Replacement {
-    /// Whether the file is as this replacement has left it.
-    fn stands(&self) -> bool {
-        files::read_if_present(&self.file).is_ok_and(|now| now == self.after)
-    }
-}
-
 /// A replacement with all its bytes on disk: what is left to do is renaming.
 struct Staged<'a> {
     replacement: &'a Replacement,
@@ -34,6 +27,7 @@ struct Staged<'a> {
 
 /// Makes all replacements, for as long as the permit lasts.
 pub fn replace_all(replacements: &[Replacement], permit: &Permit) -> Result<(), StoreError> {
+    permit.ensure()?;
     if let Some(token) = permit.token {
         for replacement in replacements {
             fence::check(&replacement.file, token)?;
@@ -45,9 +39,11 @@ pub fn replace_all(replacements: &[Replacement], permit: &Permit) -> Result<(), 
         .and_then(|staged| publish(staged, permit, &mut replaced));
     if result.is_err() {
         undo(&replaced, permit);
-        for directory in made.iter().rev() {
-            // One that is not empty is in use by now.
-            let _ = std::fs::remove_dir(directory);
+        if permit.excludes_others() {
+            for directory in made.iter().rev() {
+                // One that is not empty is in use by now.
+                let _ = std::fs::remove_dir(directory);
+            }
         }
     }
     result
@@ -100,6 +96,7 @@ fn publish<'a>(
         // The fence first: with the card first, an older write could still get in between the two.
         if let Some(fence) = fence {
             fence.raise(file)?;
+            permit.ensure()?;
         }
         match content {
             Some(content) => content.persist(file).map_err(|error| failed(error.error))?,
@@ -113,21 +110,22 @@ fn publish<'a>(
 
 /// Puts back what was there. Fences stay raised: they refuse only writes that are older than this one.
 fn undo(replaced: &[&Replacement], permit: &Permit) {
-    for replacement in replaced.iter().rev() {
-        let Replacement { file, before, .. } = replacement;
+    for Replacement { file, before, .. } in replaced.iter().rev() {
         if let Some(token) = permit.token
             && fence::check(file, token).is_err()
         {
             // A later hold has written the card since: it is not this write's to put back.
             continue;
         }
-        if permit.ensure().is_err() && !replacement.stands() {
-            // Without a token, only its content shows that a later hold has written the card.
-            continue;
+        let staged = before.as_ref().map(|bytes| files::stage(file, bytes));
+        // A later hold may have written anything since, and been answered that it stands.
+        if !permit.excludes_others() {
+            return;
         }
-        let put_back = match before {
-            Some(bytes) => files::stage(file, bytes)
-                .and_then(|staged| staged.persist(file).map_err(|error| error.error)),
+        let put_back = match staged {
+            Some(staged) => {
+                staged.and_then(|staged| staged.persist(file).map_err(|error| error.error))
+            }
             None => files::remove(file),
         };
         if let Err(cause) = put_back.and_then(|()| files::sync_directory_of(file)) {
@@ -140,7 +138,33 @@ fn undo(replaced: &[&Replacement], permit: &Permit) {
 mod tests {
     use std::fs;
 
+    use tower_realm_lock::{LockError, RealmLocks, RealmUrl};
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_writer_that_has_lost_its_lock_undoes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("x.json");
+        let write = |before: &[u8]| Replacement {
+            file: file.clone(),
+            before: Some(before.to_vec()),
+            after: Some(b"after".to_vec()),
+        };
+        let early = write(b"before");
+        replace_all(std::slice::from_ref(&early), &Permit::default()).unwrap();
+        // Between two files of the early write a later hold makes the same change, and succeeds.
+        replace_all(&[write(b"after")], &Permit::default()).unwrap();
+
+        let realm: RealmUrl = "http://h/luke/r/".parse().unwrap();
+        let work = |held| async move { Ok::<_, LockError>(Permit::of(Some(&held))) };
+        let locks = RealmLocks::in_process();
+        let lost = locks.with_write_lock(&realm, work).await.unwrap();
+        undo(&[&early], &lost);
+        assert_eq!(fs::read(&file).unwrap(), b"after");
+        undo(&[&early], &Permit::default());
+        assert_eq!(fs::read(&file).unwrap(), b"before");
+    }
 
     #[test]
     fn a_write_of_a_later_hold_is_not_undone() {

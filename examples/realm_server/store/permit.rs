@@ -1,6 +1,6 @@
 //! What lets a write change files: a hold of the realm that lasts until then.
 
-use tower_realm_lock::{FencingToken, HeldLock};
+use tower_realm_lock::{FencingToken, HeldLock, LockError};
 
 use super::StoreError;
 
@@ -38,6 +38,18 @@ impl Permit {
             Some(held) => held.ensure_held().map_err(StoreError::Lock),
             None => Ok(()),
         }
+    }
+}
+
+impl Permit {
+    /// Whether nobody else can have the lock: it is held, or its time is up while this file work,
+    /// which is part of the hold, still keeps it.
+    pub fn excludes_others(&self) -> bool {
+        let ensured = self.held.as_ref().map(HeldLock::ensure_held);
+        matches!(
+            ensured,
+            None | Some(Ok(()) | Err(LockError::Expired { .. }))
+        )
     }
 }
 

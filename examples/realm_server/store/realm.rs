@@ -115,10 +115,16 @@ impl Store {
             "change": prepared.change.to_string(), "rows": rows, "old": prepared.old, "new": prepared.new,
         });
         let pending = pending_of(&directory);
-        files::stage(&pending, journal.to_string().as_bytes())
-            .and_then(|staged| staged.persist(&pending).map_err(|error| error.error))
-            .and_then(|()| files::sync_directory_of(&pending))
-            .map_err(failed)?;
+        let staged = files::stage(&pending, journal.to_string().as_bytes()).map_err(failed)?;
+        permit.ensure()?;
+        // That of another change tells what its files are, and must stay.
+        staged
+            .persist_noclobber(&pending)
+            .map_err(|error| match error.error.kind() {
+                ErrorKind::AlreadyExists => StoreError::Unsettled(prepared.realm.clone()),
+                _ => failed(error.error),
+            })?;
+        files::sync_directory_of(&pending).map_err(failed)?;
         self.fault.at(Step::Journal)?;
         if prepared.old {
             permit.ensure()?;

@@ -411,6 +411,21 @@ async fn a_change_of_a_realm_that_has_lost_its_lock_is_not_made() {
     }
 }
 
+#[test]
+fn the_journal_of_another_change_is_not_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = store(&directory, false);
+    store.write(&[add("x", 1)], &Permit::default()).unwrap();
+    let (realm, _) = RealmPath::split("/luke/r/").unwrap();
+    let [one, other] =
+        [RealmChange::Delete, RealmChange::Delete].map(|it| store.prepare(&realm, &it).unwrap());
+    store.swap(&one, true, &Permit::default()).unwrap();
+    let before = files(directory.path());
+    let error = store.swap(&other, true, &Permit::default()).unwrap_err();
+    assert!(matches!(error, StoreError::Unsettled(_)), "{error}");
+    assert_eq!(files(directory.path()), before);
+}
+
 /// All files and directories, by their paths, and what is in them.
 fn files(directory: &Path) -> Vec<(PathBuf, Option<Vec<u8>>)> {
     let mut all = Vec::new();

@@ -36,7 +36,7 @@ pub(in crate::lock) enum Unconfirmed {
 }
 
 /// What the server answered; published once.
-type Proof = Result<(), Unconfirmed>;
+pub(in crate::lock) type Proof = Result<(), Unconfirmed>;
 
 /// An answer of the server that proves the lock was held until it was asked for. Cheap to clone.
 #[derive(Clone)]
