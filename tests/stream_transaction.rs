@@ -15,7 +15,7 @@ use axum::extract::Path;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::stream::{iter, pending, unfold};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, StreamBody};
@@ -253,6 +253,26 @@ async fn a_body_of_which_a_server_asks_no_more_has_ended_well() {
         let count = i64::try_from(count).unwrap() + 1;
         assert_eq!(written(&database).await, count, "{with}");
     }
+}
+
+#[tokio::test]
+async fn a_body_without_data_keeps_its_lock_to_its_trailers_over_http2() {
+    let (database, layer) = set_up().await;
+    let service = layer.layer(service_fn(|request: Request<String>| {
+        let held: HeldLock = request.extensions().get().cloned().unwrap();
+        let body = Empty::<Bytes>::new().with_trailers(Box::pin(async move {
+            insert(&held).await;
+            Some(Ok(HeaderMap::new()))
+        }));
+        assert_eq!(body.size_hint().exact(), Some(0));
+        ready(Ok::<_, Infallible>(Response::new(body)))
+    }));
+    let request = Request::patch(PATH).version(Version::HTTP_2);
+    let request = request.body(String::new()).unwrap();
+    let response = service.oneshot(request).await.unwrap();
+    let body = response.into_body().collect().await.unwrap();
+    assert!(body.trailers().is_some());
+    assert_eq!(written(&database).await, 1);
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ mod support;
 
 use std::convert::Infallible;
 use std::future::ready;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,15 +13,23 @@ use axum::Extension;
 use axum::response::IntoResponse;
 use bytes::Bytes;
 use futures_util::stream::{Stream, iter};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use http_body::Frame;
+use http_body::{Body, Frame};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, StreamBody};
+use http_body_util::{BodyExt, Empty, StreamBody};
+use hyper::body::Incoming;
+use hyper::client::conn::http2::handshake as http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
 use support::broadcast::next_write;
 use support::claims::realm;
 use support::database::{TestDatabase, database};
 use support::gate::{key, postgres_layer, postgres_layer_with};
 use support::proxy::Proxy;
+use support::raw::raw;
+use tokio::net::{TcpListener, TcpStream};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
     HeldLock, HoldUntil, LockRules, RealmWriteLockLayer, RealmWrites, Rejection, Success,
@@ -250,6 +259,88 @@ async fn a_response_whose_body_no_server_asks_for_is_judged_without_trailers() {
     }
 }
 
+/// An empty server stream: no message, and the status in the trailers. Its length is known to be 0,
+/// and it is told in a header as well if that is `announced`.
+fn empty_stream(grpc_status: &'static str, announced: bool) -> Answer {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static(grpc_status));
+    let body = Empty::new().with_trailers(ready(Some(Ok(trailers))));
+    let body = body.map_err(|never: Infallible| match never {});
+    assert!(!body.is_end_stream() && body.size_hint().exact() == Some(0));
+    let mut response = Response::new(body.boxed_unsync());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    if announced {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(0));
+    }
+    response
+}
+
+/// A hyper server for HTTP/1.1 and HTTP/2. Its handler writes, and answers with the stream whose
+/// status the last segment of the path is.
+async fn serve_empty_streams(layer: &RealmWriteLockLayer, announced: bool) -> SocketAddr {
+    let service = layer.layer(service_fn(move |request: Request<Incoming>| async move {
+        insert(request.extensions().get().unwrap()).await;
+        let failed = request.uri().path().ends_with("/9");
+        Ok::<_, Infallible>(empty_stream(if failed { "9" } else { "0" }, announced))
+    }));
+    let service = TowerToHyperService::new(service);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let server = auto::Builder::new(TokioExecutor::new());
+            let connection = server.serve_connection(TokioIo::new(stream), service.clone());
+            tokio::spawn(connection.into_owned());
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn an_empty_stream_is_judged_by_the_trailers_that_its_client_gets() {
+    for (hold_until, announced) in [
+        (HoldUntil::Response, false),
+        (HoldUntil::Response, true),
+        (HoldUntil::BodyEnd, false),
+    ] {
+        let (database, layer) = set_up().await;
+        let layer = layer.hold_until(hold_until).success(Success::grpc());
+        let address = serve_empty_streams(&layer, announced).await;
+        let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
+        let (mut client, connection) = http2(TokioExecutor::new(), stream).await.unwrap();
+        tokio::spawn(connection);
+        for (grpc_status, stands) in [("9", 0), ("0", 1), ("9", 1)] {
+            let request = Request::post(format!("http://realms.test/luke/a/{grpc_status}"));
+            let request = request.body(Empty::<Bytes>::new()).unwrap();
+            let response = client.send_request(request).await.unwrap();
+            assert_eq!(response.status(), 200);
+            let body = response.into_body().collect().await.unwrap();
+            let told = body.trailers().unwrap().get("grpc-status").unwrap();
+            assert_eq!(told, grpc_status);
+            database.wait_for_granted(key(PATH), 0).await;
+            assert_eq!(written(&database).await, stands, "{grpc_status}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_empty_stream_over_http1_has_no_trailers_and_is_judged_without() {
+    let without = Success::from_trailers_fn(|_, trailers| trailers.is_none());
+    for (rule, announced, stands) in [
+        (Success::grpc(), false, 0),
+        (without.clone(), false, 1),
+        (without, true, 1),
+    ] {
+        let (database, layer) = set_up().await;
+        let address = serve_empty_streams(&layer.success(rule), announced).await;
+        let head = b"POST /luke/a/0 HTTP/1.1\r\nhost: realms.test\r\nte: trailers";
+        assert_eq!(raw(address, head, "").await, (200, String::new()));
+        database.wait_for_granted(key(PATH), 0).await;
+        assert_eq!(written(&database).await, stands);
+    }
+}
+
 #[tokio::test]
 async fn errors_of_graphql_in_a_200_roll_back_and_reach_their_client() {
     /// Answers as a GraphQL server does, and marks its errors.
@@ -271,7 +362,7 @@ async fn errors_of_graphql_in_a_200_roll_back_and_reach_their_client() {
     let app = axum::Router::new()
         .route("/luke/a/graphql", axum::routing::post(mutate))
         .layer(layer.success(by_mark()));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/luke/a/graphql", listener.local_addr().unwrap());
     tokio::spawn(axum::serve(listener, app).into_future());
     let client = reqwest::Client::builder().no_proxy().build().unwrap();

@@ -181,6 +181,50 @@ async fn a_move_locks_the_resource_of_its_destination_beside_the_rest_of_the_rea
 }
 
 #[tokio::test]
+async fn a_move_out_of_a_shared_route_excludes_those_that_write_where_it_moves_to() {
+    let database = database().await;
+    let rules = LockRules::new()
+        .scope(method("MOVE"), "/{owner}/drafts/{*rest}", Scope::shared())
+        .and_then(|rules| rules.scope(method("MOVE"), "/{owner}/a/drafts/{*rest}", Scope::shared()))
+        .and_then(|rules| rules.scope(Method::PATCH, CARD, Scope::resource()))
+        .unwrap();
+    for (from, to, claim) in [
+        (
+            "/luke/drafts/x",
+            "/luke/site/y",
+            "http://realms.test/luke/drafts/ and http://realms.test/luke/site/",
+        ),
+        (
+            "/luke/a/drafts/x",
+            "/luke/a/y",
+            "http://realms.test/luke/a/",
+        ),
+        (
+            "/luke/drafts/x",
+            "/luke/drafts/y",
+            "http://realms.test/luke/drafts/ (shared)",
+        ),
+    ] {
+        let layer = postgres_layer(database.url()).await;
+        let address = serve(&layer.rules(rules.clone()).unwrap()).await;
+        // As the writer of a resource does, or another such MOVE would.
+        let writer = database.connect().await;
+        let share = format!("BEGIN; SELECT pg_advisory_xact_lock_shared({})", key(to));
+        writer.batch_execute(&share).await.unwrap();
+        let mut moved = request(&method("MOVE"), from);
+        let destination = to.parse().unwrap();
+        moved.headers_mut().insert(DESTINATION, destination);
+        let mut client = http2(address).await;
+        let moved = tokio::spawn(async move { send(&mut client, moved).await });
+        if !claim.ends_with("(shared)") {
+            database.wait_for_waiting(key(to), 1).await;
+            writer.batch_execute("ROLLBACK").await.unwrap();
+        }
+        assert_eq!(moved.await.unwrap(), (200, claim.into()), "{from} {to}");
+    }
+}
+
+#[tokio::test]
 async fn a_move_without_a_certain_destination_is_rejected_with_the_header_and_the_remedy() {
     let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms());
     let address = serve(&layer).await;

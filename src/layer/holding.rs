@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Buf;
-use http::{Method, Response, StatusCode, header};
+use http::{Method, Response, StatusCode, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::{Mutex, oneshot};
 use tokio::task::JoinHandle;
@@ -261,9 +261,10 @@ pub(super) fn length<B: Body>(response: &Response<B>) -> Option<u64> {
     announced.or_else(|| response.body().size_hint().exact())
 }
 
-/// Whether a server asks for the body of the response to a request of this method.
+/// Whether a server asks for the body of the response to a request of this method and version.
 pub(super) fn is_streamed<B: Body>(
     method: &Method,
+    version: Version,
     response: &Response<B>,
     length: Option<u64>,
 ) -> bool {
@@ -273,7 +274,10 @@ pub(super) fn is_streamed<B: Body>(
         || *method == Method::HEAD
         // From here on the connection is a tunnel, as after 101.
         || (*method == Method::CONNECT && status.is_success());
-    !has_none && length != Some(0) && !response.body().is_end_stream()
+    // HTTP/1 ends a response of a known length with its last byte. Later versions can send trailers
+    // after it, even where it has none.
+    let is_empty = length == Some(0) && version < Version::HTTP_2;
+    !has_none && !is_empty && !response.body().is_end_stream()
 }
 
 /// The hint of a body with so many bytes to come.

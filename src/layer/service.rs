@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response};
+use http::{HeaderValue, Method, Request, Response, Version};
 use http_body::Body;
 use tower::ServiceExt;
 use tower_service::Service;
@@ -307,10 +307,10 @@ where
     let asked = settings.asked(&request);
     let handle = HeldLock::of(&hold);
     insert(&mut request, &handle);
-    let method = request.method().clone();
+    let (method, version) = (request.method().clone(), request.version());
     // Boxed so that waiters do not carry space for the inner future.
     let call = Box::pin(inner.oneshot(request));
-    let work = held_call(Arc::clone(settings), hold, method, call);
+    let work = held_call(Arc::clone(settings), hold, method, version, call);
     let called = match settings.on_disconnect {
         OnDisconnect::Finish => settings.locks.run_in_place(work).await,
         OnDisconnect::Cancel => work.await,
@@ -340,6 +340,7 @@ async fn held_call<B, E>(
     settings: Arc<Settings>,
     hold: Hold,
     method: Method,
+    version: Version,
     call: impl Future<Output = Result<Response<B>, E>>,
 ) -> Result<(Response<LockBody<B>>, Option<Ending>), Failed<E>>
 where
@@ -347,7 +348,7 @@ where
 {
     let response = hold.guard(call).await?.map_err(Failed::Inner)?;
     let length = length(&response);
-    let is_streamed = is_streamed(&method, &response, length);
+    let is_streamed = is_streamed(&method, version, &response, length);
     let (head, body) = response.into_parts();
     let head = Response::from_parts(head, ());
     let verdict = settings.success.judge(&head);

@@ -36,8 +36,8 @@ pub enum HoldUntil {
     /// lock is lost, the body is dropped, and the next writer gets in after its destructor.
     ///
     /// Some responses have a body that no server asks for: a response to HEAD, one with the status
-    /// 204 or 304, and one that turns the connection into a tunnel, that is a 101 or a 2xx to
-    /// CONNECT. Such a response ends its hold when it is made, as with
+    /// 204 or 304, one of length 0 over HTTP/1, and one that turns the connection into a tunnel,
+    /// that is a 101 or a 2xx to CONNECT. Such a response ends its hold when it is made, as with
     /// [`Response`](Self::Response). Data that then flows through a tunnel, such as the messages of
     /// a `WebSocket`, is not under the lock.
     BodyEnd,

@@ -166,8 +166,9 @@ impl<B: Copy> Realms<B> {
             Ok(Decision::NeedsLookup(NeedsLookup { realms, narrowing }))
         };
         let has_destination = methods.have_destination();
-        // A realm that is found elsewhere may be that of the path or that of the `Destination`.
-        let elsewhere = scope.filter(|scope| !has_destination || scope.is_shared());
+        // A realm that is found elsewhere may be that of the path or that of the `Destination`,
+        // and nobody knows what the rules say there.
+        let elsewhere = scope.filter(|_| !has_destination);
         let source = match self.routes.source(methods.iter(), methods.unclear, path)? {
             Source::Path(source) => source,
             Source::Closure(find) => {
@@ -182,7 +183,8 @@ impl<B: Copy> Realms<B> {
         };
         let mut found = source.find(head, path)?;
         if has_destination {
-            let to = self.destination(source, head, methods)?;
+            let (to, scope_there) = self.destination(source, head, methods)?;
+            scope = scope.filter(|scope| scope_there.is_some_and(|there| scope.covers(there)));
             if to.realm != found.realm {
                 let locked = Locked::several(found.realm, vec![to.realm], scope);
                 return Ok(Decision::Claim(locked));
@@ -206,13 +208,14 @@ impl<B: Copy> Realms<B> {
     }
 
     /// The realm of a request's `Destination`, found as if the request were for that path, and the
-    /// resource there; no resource if it is not certain which one it is.
+    /// resource there; no resource if it is not certain which one it is. With it the scope that the
+    /// request would have.
     fn destination(
         &self,
         source: &PathSource,
         head: &Head<'_>,
         methods: &Methods,
-    ) -> Result<Found, RealmError> {
+    ) -> Result<(Found, Option<&RouteScope<B>>), RealmError> {
         let destination = Destination::of(head.headers)?;
         let base = source.base(head)?;
         let path = &destination.path_below(base.as_ref())?;
@@ -228,7 +231,7 @@ impl<B: Copy> Realms<B> {
         let resource = rest_of(path.segments().into_iter().flatten(), &found);
         // An empty one is the realm itself, which is replaced.
         found.destination = resource.filter(|resource| !resource.is_empty());
-        Ok(found)
+        Ok((found, self.rules.scope_of(methods, path)))
     }
 }
 
@@ -530,8 +533,10 @@ mod tests {
             (&resource, "/luke/a/y%2Fz", a),
             (&resource, "/luke/b/y", &both),
             (&shared, "/luke/a/y", &format!("{a} shared")),
-            (&shared, "/luke/a/", &format!("{a} shared")),
             (&shared, "/luke/b/y", &format!("{a} shared {b}")),
+            // There the rules say nothing.
+            (&shared, "/luke/a/", a),
+            (&shared, "/luke/b", &both),
             (&closure, "/luke/a/y", "lookup"),
             (&closure, "/luke/b/y", &both),
         ] {
@@ -540,6 +545,50 @@ mod tests {
         }
         // The scope does not fit this spelling.
         assert_eq!(moved(&resource, "/luke/a/x%2Fz", &["/luke/a/y"]), a);
+    }
+
+    #[test]
+    fn a_move_is_narrowed_only_as_the_rules_for_both_its_paths_say() {
+        let shared = Scope::shared;
+        let resource = Scope::resource;
+        let closure = || Scope::from_fn(|_, _| Some(vec!["z".into()]));
+        let (a, b) = ("https://r.example/luke/a/", "https://r.example/luke/b/");
+        let (both, all_shared) = (format!("{a} {b}"), format!("{a} shared"));
+        let both_shared = format!("{a} shared {b}");
+        let resources = format!("{a} {{\"drafts/x\", \"site/y\"}}");
+        for (from, to, within, across) in [
+            (Some(shared()), None, a, &both),
+            (None, Some(shared()), a, &both),
+            (Some(shared()), Some(Scope::realm()), a, &both),
+            (Some(shared()), Some(shared()), &all_shared, &both_shared),
+            (Some(shared()), Some(resource()), a, &both),
+            (Some(resource()), None, a, &both),
+            (None, Some(resource()), a, &both),
+            (Some(resource()), Some(Scope::realm()), a, &both),
+            (Some(resource()), Some(shared()), a, &both),
+            (Some(resource()), Some(resource()), &resources, &both),
+            (Some(resource()), Some(closure()), a, &both),
+            (Some(closure()), None, a, &both),
+            (Some(closure()), Some(shared()), a, &both),
+            (Some(closure()), Some(closure()), a, &both),
+            // It names the resources of the path, and the destination is one.
+            (Some(closure()), Some(resource()), "lookup", &both),
+        ] {
+            let case = format!("{from:?} to {to:?}");
+            let moves = Method::from_bytes(b"MOVE").unwrap();
+            let mut rules = LockRules::new();
+            let drafts = from.map(|scope| ("/{owner}/{realm}/drafts/{*rest}", scope));
+            let site = to.map(|scope| ("/{owner}/{realm}/site/{*rest}", scope));
+            for (pattern, scope) in drafts.into_iter().chain(site) {
+                rules = rules.scope(moves.clone(), pattern, scope).unwrap();
+            }
+            let realms = realms().with_rules(rules);
+            let decide = |to| moved(&realms, "/luke/a/drafts/x", &[to]);
+            assert_eq!(decide("/luke/a/site/y"), within, "{case}");
+            assert_eq!(decide("/luke/b/site/y"), *across, "{case}");
+            // Of another spelling it is not certain which rule the handler's route has.
+            assert_eq!(decide("/luke/a/%73ite/y"), a, "{case}");
+        }
     }
 
     #[test]
@@ -676,25 +725,22 @@ mod tests {
 
     #[tokio::test]
     async fn a_closure_names_the_realm_of_the_destination_and_they_are_not_narrowed() {
-        let rules = LockRules::new()
-            .scope(
-                Method::from_bytes(b"MOVE").unwrap(),
-                "/{*card}",
-                Scope::resource(),
-            )
-            .unwrap();
-        let tenant = RealmResolver::from_fn(async |_| Ok(vec!["https://r.example/".parse()?]));
-        let realms = Realms::of_bodies(tenant.into()).with_rules(rules);
-        // It need not even have one.
-        let parts = parts(&Method::from_bytes(b"MOVE").unwrap(), "/x");
-        let request = Request::from_parts(Parts::clone(&parts), ());
-        let Decision::NeedsLookup(lookup) = realms.classify(&Head::of(&request)) else {
-            panic!("it needs a lookup");
-        };
-        let Ok(LookedUp::Claim(locked)) = lookup.find(&parts).await else {
-            panic!("it is found");
-        };
-        assert_eq!(claim(&locked), "https://r.example/");
+        let moves = Method::from_bytes(b"MOVE").unwrap();
+        for scope in [Scope::resource(), Scope::shared()] {
+            let rules = LockRules::new().scope(moves.clone(), "/{*card}", scope);
+            let tenant = RealmResolver::from_fn(async |_| Ok(vec!["https://r.example/".parse()?]));
+            let realms = Realms::of_bodies(tenant.into()).with_rules(rules.unwrap());
+            // It need not even have one.
+            let parts = parts(&moves, "/x");
+            let request = Request::from_parts(Parts::clone(&parts), ());
+            let Decision::NeedsLookup(lookup) = realms.classify(&Head::of(&request)) else {
+                panic!("it needs a lookup");
+            };
+            let Ok(LookedUp::Claim(locked)) = lookup.find(&parts).await else {
+                panic!("it is found");
+            };
+            assert_eq!(claim(&locked), "https://r.example/");
+        }
     }
 
     #[test]

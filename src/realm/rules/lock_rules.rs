@@ -61,9 +61,12 @@ const MAX_RESOURCES: usize = 16;
 /// treated alike. A request is rejected with 400 `realm-unresolved` if the header is missing or
 /// repeated, cannot be read, has a query, or leads out of the base URL.
 ///
+/// The scope of its method counts at both ends: the realms are shared, or narrowed to resources,
+/// only if a MOVE of the destination's path would be as well. Otherwise they are taken whole.
+///
 /// Where a closure or the body names the realms of a request, it must name that of the
 /// `Destination` as well: the layer does not read the header then. Such a MOVE or COPY takes the
-/// realms as a whole, or shared, and is not narrowed to resources.
+/// realms as a whole, whatever its scope is.
 ///
 /// # CONNECT and WebSockets
 ///

@@ -90,14 +90,15 @@ impl Scope {
     ///
     /// **The layer does not protect such writers from each other.** Their store must: with a
     /// transaction, a conditional write, or a lock of its own. A request for several realms shares
-    /// all of them.
+    /// all of them. A MOVE or COPY shares them only if the path of its `Destination` has this scope
+    /// as well.
     #[must_use]
     pub const fn shared() -> Self {
         Self::of(Kind::Shared)
     }
 
     /// The resource that the request's path names: what follows the realm in it. A MOVE or COPY
-    /// locks the resource that its `Destination` names too.
+    /// locks the resource that its `Destination` names too, if that path has this scope as well.
     ///
     /// A path that ends with the realm names no resource: it takes the realm shared, so that a
     /// handler can create a resource with a name that it makes up. Leave such a path out of the
@@ -219,6 +220,19 @@ impl<B: Copy> RouteScope<B> {
 
     pub(in crate::realm) fn is_shared(&self) -> bool {
         matches!(self.kind, Kind::Shared)
+    }
+
+    /// Whether a MOVE or COPY with this scope locks its destination as `there` asks, the scope of a
+    /// request for that path. No if `there` needs a closure or a body, unless it is of the same
+    /// route.
+    pub(in crate::realm) fn covers(&self, there: &Self) -> bool {
+        match (&self.kind, &there.kind) {
+            (Kind::Shared, Kind::Shared) => true,
+            (Kind::Realm | Kind::Shared, _) => false,
+            // The destination is added to the resources of the path.
+            (_, Kind::Resource) => true,
+            _ => std::ptr::eq(self, there),
+        }
     }
 
     /// Whether it reads the request's path.
