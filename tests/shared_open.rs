@@ -21,7 +21,7 @@ use support::wait::PATIENCE;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio_postgres::{CopyInSink, CopyOutStream, RowStream, SimpleQueryStream};
-use tower_realm_lock::{HoldUntil, LockTransaction, Rejection, TransactionClient};
+use tower_realm_lock::{HoldUntil, LockTransaction, PostgresBuilder, Rejection, TransactionClient};
 
 const PATH: &str = "/luke/a/card";
 const ROWS: usize = 20_000;
@@ -47,11 +47,19 @@ struct Server {
 
 impl Server {
     async fn start(hold_until: HoldUntil) -> Self {
+        Self::start_with(hold_until, |builder| builder).await
+    }
+
+    async fn start_with(
+        hold_until: HoldUntil,
+        options: impl FnOnce(PostgresBuilder) -> PostgresBuilder,
+    ) -> Self {
         let database = database().await;
         let client = database.connect().await;
         let table = "CREATE TABLE writes (n int)";
         client.batch_execute(table).await.unwrap();
-        let layer = postgres_layer_with(database.url(), |builder| builder.pool_size(1)).await;
+        let layer =
+            postgres_layer_with(database.url(), |builder| options(builder.pool_size(1))).await;
         let kept = Arc::<Kept>::default();
         let app = Router::new()
             .route("/luke/a/{what}", patch(write))
@@ -148,6 +156,11 @@ async fn write(
             assert!((&mut left).now_or_never().is_none());
         }
         "aborted" => drop(copy_in(&client).await),
+        // Runs for longer than the test waits for anything.
+        "running" => {
+            let mut left = Box::pin(client.batch_execute("SELECT pg_sleep(60)"));
+            assert!((&mut left).now_or_never().is_none());
+        }
         other => panic!("{other}"),
     }
     StatusCode::from_bytes(status.as_bytes())
@@ -219,6 +232,18 @@ async fn what_is_read_ended_or_dropped_is_not_open() {
     assert_eq!(status, 503);
     assert!(problem.contains("aborted"), "{problem}");
     assert_eq!(server.written().await, 10);
+}
+
+#[tokio::test]
+async fn a_statement_that_still_runs_when_the_lease_ends_does_not_keep_the_realm() {
+    let lease = Duration::from_secs(2);
+    let server = Server::start_with(HoldUntil::Response, |builder| builder.lease(lease)).await;
+    for (what, answer) in [("running", 503), ("running-500", 500)] {
+        let (status, problem) = server.write(what).await;
+        assert_eq!(status, answer, "{what}: {problem}");
+        server.database.wait_for_granted(key(PATH), 0).await;
+        assert_eq!(server.written().await, 0, "{what}");
+    }
 }
 
 #[tokio::test]

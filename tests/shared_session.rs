@@ -4,15 +4,20 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::future::ready;
+use std::sync::mpsc::{self, TryRecvError};
 use std::time::Duration;
 
+use http::{Request, Response};
 use support::database::{TestDatabase, database};
 use support::gate::{code, gate, key, patch, postgres_layer_with};
 use support::wait::wait_until;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_postgres::{Config, NoTls};
-use tower_realm_lock::{LockError, RealmWriteLockLayer, TransactionClient};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_realm_lock::{LockError, LockTransaction, RealmWriteLockLayer, TransactionClient};
 
 const PATH: &str = "/luke/a/card";
 const OTHER: &str = "/leia/b/card";
@@ -66,6 +71,49 @@ async fn a_client_that_is_kept_past_the_hold_writes_nowhere() {
         assert_eq!(other.await.unwrap().unwrap().status(), 200);
         assert_eq!(written(&database).await, 0);
     }
+}
+
+/// A thread asks for the client just as the hold ends: later if it was given the last one, and
+/// sooner if it was refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_is_refused_fails_no_commit() {
+    let (_database, layer) = set_up().await;
+    let (asker, asked) = mpsc::channel::<LockTransaction>();
+    let (answerer, mut answers) = tokio::sync::mpsc::unbounded_channel();
+    let thread = std::thread::spawn(move || {
+        let mut delay = 0_u32;
+        loop {
+            match asked.try_recv() {
+                Ok(transaction) => {
+                    (0..delay).for_each(|_| std::hint::spin_loop());
+                    let client = transaction.client();
+                    // Far more are refused: each client that is given costs a login.
+                    delay = match client {
+                        Ok(_) => delay + 9,
+                        Err(_) => delay.saturating_sub(1),
+                    };
+                    answerer.send(client).unwrap();
+                }
+                Err(TryRecvError::Empty) => std::hint::spin_loop(),
+                Err(TryRecvError::Disconnected) => return,
+            }
+        }
+    });
+    let handler = service_fn(move |request: Request<String>| {
+        let transaction = request.extensions().get::<LockTransaction>().unwrap();
+        asker.send(transaction.clone()).unwrap();
+        ready(Ok::<_, Infallible>(Response::new(String::new())))
+    });
+    let service = layer.layer(handler);
+    for _ in 0..1500 {
+        let request = Request::patch(PATH).body(String::new()).unwrap();
+        let response = service.clone().oneshot(request).await.unwrap();
+        let client = answers.recv().await.unwrap();
+        let expected = if client.is_ok() { 503 } else { 200 };
+        assert_eq!(response.status(), expected);
+    }
+    drop(service);
+    thread.join().unwrap();
 }
 
 #[tokio::test]
@@ -196,6 +244,40 @@ async fn what_a_handler_prepares_is_neither_read_nor_in_the_way_in_the_next_hold
         two.await.unwrap().unwrap();
     }
     database.wait_for_granted(key(OTHER), 0).await;
+}
+
+#[tokio::test]
+async fn a_statement_that_is_dropped_during_the_commit_hides_no_other() {
+    let (database, layer) = set_up().await;
+    let admin = database.connect().await;
+    let slow_commit = "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql \
+            AS 'BEGIN PERFORM pg_advisory_xact_lock(42); RETURN NULL; END'; \
+        CREATE CONSTRAINT TRIGGER wait AFTER INSERT ON writes \
+            DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait()";
+    admin.batch_execute(slow_commit).await.unwrap();
+    let gatekeeper = database.hold(42).await;
+    let (handler, mut gate) = gate();
+    let one = patch(&layer, &handler, PATH);
+    let call = gate.entered().await;
+    let client = call.transaction().client().unwrap();
+    let change = "INSERT INTO writes VALUES (1); PREPARE secret AS SELECT 'of luke'";
+    client.batch_execute(change).await.unwrap();
+    let kept = client.prepare("SELECT 'kept by luke'").await.unwrap();
+    drop(client);
+    call.answer(200);
+    database.wait_for_waiting(42, 1).await;
+    // The driver closes it while the COMMIT runs.
+    drop(kept);
+    gatekeeper.batch_execute("COMMIT").await.unwrap();
+    assert_eq!(one.await.unwrap().unwrap().status(), 200);
+
+    let two = patch(&layer, &handler, OTHER);
+    let call = gate.entered().await;
+    let client = call.transaction().client().unwrap();
+    assert_eq!(ask(&client, PREPARED).await, "none");
+    drop(client);
+    call.answer(404);
+    two.await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -236,7 +236,12 @@ impl LockConnection {
     /// [`reset`](Self::reset).
     pub(super) fn is_as_new(&self, reset: &[SimpleQueryMessage]) -> bool {
         let traffic = self.lookout.traffic();
-        let has_others = traffic.statements() != 0 && value(reset, ONLY_LOOKUPS) != Some("t");
+        let has_others = match value(reset, ONLY_LOOKUPS) {
+            // As of the count: a statement that was dropped since excuses no other.
+            Some(only_lookups) => only_lookups != "t",
+            // All are deallocated, and the driver must count on none.
+            None => traffic.statements() != 0,
+        };
         !has_others && !traffic.has_loaded_library()
     }
 
@@ -275,25 +280,27 @@ impl<C: Borrow<LockConnection>> Busy<C> {
     }
 
     /// The same after a handler had the client: undoes what it did to the session, too, and
-    /// publishes the writes of nested holds.
+    /// publishes the writes of nested holds. Returns whether the session is then as good as new.
     ///
     /// # Cancel safety
     ///
-    /// If dropped, the connection is closed.
-    pub(super) async fn roll_back_shared(self, publication: Option<String>) -> Option<C> {
+    /// If dropped, the transaction may be open, and a statement of the handler's may still run.
+    pub(super) async fn roll_back_shared(&self, publication: Option<String>) -> bool {
         // A ROLLBACK would wait behind what the handler has left open.
         if let Ok(Some(_)) = timeout(ROLLBACK_PATIENCE, self.obstacle()).await {
             self.canceller.cancel().await;
-            return None;
+            return false;
         }
         let message = format!("ROLLBACK; {}", self.reset());
-        let reset = self.roll_back_with(&message).await?;
+        let Some(reset) = self.roll_back_with(&message).await else {
+            return false;
+        };
         if let Some(publication) = publication
             && let Err(error) = self.client.batch_execute(&publication).await
         {
             tracing::warn!(error = %chain(&error), "a nested write could not be published");
         }
-        self.is_as_new(&reset).then(|| self.into_idle())
+        self.is_as_new(&reset)
     }
 
     /// The answer, if it comes without a cancellation.

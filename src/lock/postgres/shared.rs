@@ -1,9 +1,7 @@
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 use tokio_postgres::Client;
 
 use crate::lock::claim::Claim;
@@ -38,7 +36,8 @@ use crate::lock::error::LockError;
 /// the data of a `COPY TO` are unread, a `COPY FROM` is neither finished nor dropped, or a
 /// [`TransactionClient`] is in use, is answered with 503 `commit-failed` at once. The log and
 /// [`LockError::CommitFailed`] name what was left open; nothing that the handler wrote stands, and
-/// the connection is closed. A statement that still runs, whose future was dropped, is waited for.
+/// the connection is closed. A statement that still runs, whose future was dropped, is waited for;
+/// if the lease ends first, it is cancelled and the lock is lost.
 /// To stream rows as the body of the response, use [`HoldUntil::BodyEnd`](crate::HoldUntil).
 ///
 /// # What the next hold sees
@@ -81,11 +80,17 @@ use crate::lock::error::LockError;
 #[derive(Clone)]
 pub struct LockTransaction {
     claim: Claim,
-    client: Arc<RwLock<Option<Arc<Client>>>>,
-    /// Set when the hold ends, even where a client is still in use.
-    ended: Arc<AtomicBool>,
-    /// Whether a client was ever handed out.
-    used: Arc<AtomicBool>,
+    lending: Arc<Mutex<Lending>>,
+}
+
+/// The client, and who has it.
+struct Lending {
+    /// Until the hold ends.
+    client: Option<Arc<Client>>,
+    /// Whether it was ever handed out.
+    is_used: bool,
+    /// Each client that was handed out has a clone.
+    user: Arc<()>,
 }
 
 /// The client of an open [`LockTransaction`]: everything that `tokio_postgres` can do except to
@@ -94,15 +99,21 @@ pub struct LockTransaction {
 /// Drop it, and everything opened with it, before the handler ends: see
 /// [`LockTransaction`](LockTransaction#what-is-left-open). Its `cancel_token()` cancels nothing;
 /// end a statement with `max_hold` or `statement_timeout`.
-pub struct TransactionClient(OwnedRwLockReadGuard<Option<Arc<Client>>, Client>);
+pub struct TransactionClient {
+    client: Arc<Client>,
+    _user: Arc<()>,
+}
 
 impl LockTransaction {
     pub(super) fn new(claim: Claim, client: Arc<Client>) -> Self {
+        let lending = Lending {
+            client: Some(client),
+            is_used: false,
+            user: Arc::default(),
+        };
         Self {
             claim,
-            client: Arc::new(RwLock::new(Some(client))),
-            ended: Arc::default(),
-            used: Arc::default(),
+            lending: Arc::new(Mutex::new(lending)),
         }
     }
 
@@ -112,25 +123,23 @@ impl LockTransaction {
     ///
     /// [`LockError::TransactionEnded`] once the hold has ended.
     pub fn client(&self) -> Result<TransactionClient, LockError> {
-        let ended = || LockError::TransactionEnded {
-            claim: self.claim.clone(),
+        let mut lending = self.lending();
+        let Some(client) = lending.client.clone() else {
+            return Err(LockError::TransactionEnded {
+                claim: self.claim.clone(),
+            });
         };
-        let guard = Arc::clone(&self.client)
-            .try_read_owned()
-            .map_err(|_| ended())?;
-        if self.ended.load(Ordering::SeqCst) {
-            return Err(ended());
-        }
-        self.used.store(true, Ordering::SeqCst);
-        OwnedRwLockReadGuard::try_map(guard, Option::as_deref)
-            .map(TransactionClient)
-            .map_err(|_| ended())
+        lending.is_used = true;
+        Ok(TransactionClient {
+            client,
+            _user: Arc::clone(&lending.user),
+        })
     }
 
     /// Whether the handler had the client, and so may have changed the session. Final once
     /// [`close`](Self::close) has returned.
     pub(super) fn is_used(&self) -> bool {
-        self.used.load(Ordering::SeqCst)
+        self.lending().is_used
     }
 
     pub(super) fn claim(&self) -> &Claim {
@@ -140,11 +149,13 @@ impl LockTransaction {
     /// Takes the client away from the handler; `false` if some of its code still uses it. That code keeps the connection to
     /// its end, so nobody else may have it.
     pub(super) fn close(&self) -> bool {
-        self.ended.store(true, Ordering::SeqCst);
-        self.client
-            .try_write()
-            .map(|mut client| *client = None)
-            .is_ok()
+        let mut lending = self.lending();
+        lending.client = None;
+        Arc::get_mut(&mut lending.user).is_some()
+    }
+
+    fn lending(&self) -> MutexGuard<'_, Lending> {
+        self.lending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -152,7 +163,7 @@ impl Deref for TransactionClient {
     type Target = Client;
 
     fn deref(&self) -> &Client {
-        &self.0
+        &self.client
     }
 }
 

@@ -152,10 +152,14 @@ impl TransactionLock {
         if self.close_shared() && self.heart.lease.is_current() {
             let deadline = self.heart.lease.ends();
             let rolled_back = self.connection.roll_back_shared(publication);
-            if let Ok(Some(connection)) = timeout_at(deadline, rolled_back).await {
-                connection.give_back();
+            if let Ok(is_as_new) = timeout_at(deadline, rolled_back).await {
+                if is_as_new {
+                    self.connection.into_idle().give_back();
+                }
+                return;
             }
-        } else if !self.connection.is_closed() {
+        }
+        if !self.connection.is_closed() {
             // A statement of the handler's may still run there, and hold the lock.
             self.connection.canceller().cancel().await;
         }
@@ -191,12 +195,13 @@ impl TransactionLock {
                 }
                 (Ok(()), Remains(None))
             }
-            Err(Unconfirmed::NotCommitted(problem)) => {
-                let claim = self.shared.as_ref().map(LockTransaction::claim);
-                tracing::warn!(claim = claim.map(tracing::field::display), %problem, "a shared transaction could not commit");
-                (Err(Unconfirmed::NotCommitted(problem)), Remains(Some(self)))
+            Err(unconfirmed) => {
+                if let Unconfirmed::NotCommitted(problem) = &unconfirmed {
+                    let claim = self.shared.as_ref().map(LockTransaction::claim);
+                    tracing::warn!(claim = claim.map(tracing::field::display), %problem, "a shared transaction could not commit");
+                }
+                (Err(unconfirmed), Remains(Some(self)))
             }
-            Err(Unconfirmed::Lost) => (Err(Unconfirmed::Lost), Remains(None)),
         }
     }
 
