@@ -78,12 +78,12 @@ async fn a_client_that_is_kept_past_the_hold_writes_nowhere() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_is_refused_fails_no_commit() {
     let (_database, layer) = set_up().await;
-    let (asker, asked) = mpsc::channel::<LockTransaction>();
-    let (answerer, mut answers) = tokio::sync::mpsc::unbounded_channel();
+    let (ended, endings) = mpsc::channel::<LockTransaction>();
+    let (sender, mut clients) = tokio::sync::mpsc::unbounded_channel();
     let thread = std::thread::spawn(move || {
         let mut delay = 0_u32;
         loop {
-            match asked.try_recv() {
+            match endings.try_recv() {
                 Ok(transaction) => {
                     (0..delay).for_each(|_| std::hint::spin_loop());
                     let client = transaction.client();
@@ -92,7 +92,7 @@ async fn a_client_that_is_refused_fails_no_commit() {
                         Ok(_) => delay + 9,
                         Err(_) => delay.saturating_sub(1),
                     };
-                    answerer.send(client).unwrap();
+                    sender.send(client).unwrap();
                 }
                 Err(TryRecvError::Empty) => std::hint::spin_loop(),
                 Err(TryRecvError::Disconnected) => return,
@@ -101,14 +101,14 @@ async fn a_client_that_is_refused_fails_no_commit() {
     });
     let handler = service_fn(move |request: Request<String>| {
         let transaction = request.extensions().get::<LockTransaction>().unwrap();
-        asker.send(transaction.clone()).unwrap();
+        ended.send(transaction.clone()).unwrap();
         ready(Ok::<_, Infallible>(Response::new(String::new())))
     });
     let service = layer.layer(handler);
     for _ in 0..1500 {
         let request = Request::patch(PATH).body(String::new()).unwrap();
         let response = service.clone().oneshot(request).await.unwrap();
-        let client = answers.recv().await.unwrap();
+        let client = clients.recv().await.unwrap();
         let expected = if client.is_ok() { 503 } else { 200 };
         assert_eq!(response.status(), expected);
     }
