@@ -677,10 +677,15 @@ impl Core {
         Ok(ending)
     }
 
+    /// Whether its own outcome commits a shared transaction or rolls it back.
+    fn decides_about_transaction(&self) -> bool {
+        self.transaction().is_some() && !self.origin.is_nested
+    }
+
     /// Whether the current task works under another hold that the commit of a shared transaction
     /// would wait for.
     fn commit_waits_for_this_task(self: &Arc<Self>) -> bool {
-        if self.transaction().is_none() || self.origin.is_nested {
+        if !self.decides_about_transaction() {
             return false;
         }
         let innermost = innermost();
@@ -918,7 +923,7 @@ impl Ending {
             granted, max_hold, ..
         } = *self.core;
         let end = max_hold.and_then(|it| Some((it, granted.checked_add(it)?)));
-        let may_wait = self.fate == Fate::Kept && self.core.transaction().is_some();
+        let may_wait = self.fate == Fate::Kept && self.core.decides_about_transaction();
         let Some((max_hold, end)) = end.filter(|_| may_wait) else {
             return Ok(proof.answered().await);
         };
