@@ -233,13 +233,17 @@ impl Grant {
     /// Makes a shared transaction roll back that was to commit after the work it waits for; `false`
     /// if there is none, or it is committing already.
     pub(super) fn withdraw(&mut self, problem: &str) -> bool {
-        let is_withdrawn = matches!(self.verdict, Some(Verdict::Commit(_)));
-        if is_withdrawn
-            && let Some(Verdict::Commit(confirmer)) = self.verdict.replace(Verdict::RollBack)
-        {
-            confirmer.publish(Err(Unconfirmed::NotCommitted(problem.into())));
+        match self.verdict.take() {
+            Some(Verdict::Commit(confirmer)) => {
+                confirmer.publish(Err(Unconfirmed::NotCommitted(problem.into())));
+                self.verdict = Some(Verdict::RollBack);
+                true
+            }
+            other => {
+                self.verdict = other;
+                false
+            }
         }
-        is_withdrawn
     }
 
     /// Ends one of the holds that share it. Returns its fate and proof, or `None` if it was the last

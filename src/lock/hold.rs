@@ -18,7 +18,7 @@
 //! 4. **Confirm.** An [`Ending`] knows which answers of the server prove that the lock was held until
 //!    the work ended. [`Ending::confirmed`] waits for them, while the next hold has begun.
 //!
-//! Work that the hold outlives has a [`Part`] of its own, as a nested hold has: see
+//! Work that the hold outlives has shares of its own, as a nested hold has: see
 //! [`work`](super::work).
 //!
 //! # Invariants
@@ -37,7 +37,7 @@ use std::future::{Future, pending, poll_fn};
 use std::iter::{once, successors};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -389,10 +389,7 @@ impl Hold {
     }
 
     async fn expired(&self) -> LockError {
-        // A bound too far away to be a point in time is no bound.
-        let max_hold = self.core.max_hold;
-        let end = max_hold.and_then(|it| Some((it, self.core.granted.checked_add(it)?)));
-        let Some((max_hold, end)) = end else {
+        let Some((max_hold, end)) = self.core.limit() else {
             return pending().await;
         };
         sleep_until(end).await;
@@ -541,6 +538,13 @@ impl Core {
         self.shares().all(Share::is_held)
     }
 
+    /// `max_hold`, and when it passes.
+    fn limit(&self) -> Option<(Duration, Instant)> {
+        let max_hold = self.max_hold?;
+        // A bound too far away to be a point in time is no bound.
+        Some((max_hold, self.granted.checked_add(max_hold)?))
+    }
+
     fn is_expired(&self) -> bool {
         self.max_hold.is_some_and(|it| self.granted.elapsed() >= it)
     }
@@ -650,7 +654,7 @@ impl Core {
     ///
     /// As [`ensure_held`](Self::ensure_held).
     pub(super) fn release(self: &Arc<Self>) -> Result<Ending, LockError> {
-        let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut released = self.released_state();
         if let Some(released) = &*released {
             return Ok(released.ending(self));
         }
@@ -691,7 +695,7 @@ impl Core {
         let innermost = innermost();
         let holds = successors(innermost.as_deref(), |core| core.origin.outer.as_deref());
         let others =
-            holds.filter(|core| !std::ptr::eq(*core, &raw const **self) && !core.has_ended());
+            holds.filter(|core| !std::ptr::eq(*core, Arc::as_ptr(self)) && !core.has_ended());
         others
             .flat_map(Self::shares)
             .any(|other| Arc::ptr_eq(&other.slot, &self.share.slot))
@@ -705,15 +709,19 @@ impl Core {
     }
 
     pub(super) fn released_at(&self) -> Option<Instant> {
-        let released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
-        released.as_ref().map(|released| released.at)
+        self.released_state().as_ref().map(|released| released.at)
+    }
+
+    fn released_state(&self) -> MutexGuard<'_, Option<Released>> {
+        // It is set as a whole.
+        self.released.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn released(self: &Arc<Self>) -> Option<Ending> {
         if !self.has_ended() {
             return None;
         }
-        let released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        let released = self.released_state();
         released.as_ref().map(|released| released.ending(self))
     }
 
@@ -915,16 +923,11 @@ impl Ending {
         }
         Ok(())
     }
-}
 
-impl Ending {
+    /// Waits for one proof; for a commit that waits for work in its turn, until `max_hold` at most.
     async fn answered(&self, proof: &Confirmation) -> Result<Proof, LockError> {
-        let Core {
-            granted, max_hold, ..
-        } = *self.core;
-        let end = max_hold.and_then(|it| Some((it, granted.checked_add(it)?)));
         let may_wait = self.fate == Fate::Kept && self.core.decides_about_transaction();
-        let Some((max_hold, end)) = end.filter(|_| may_wait) else {
+        let Some((max_hold, end)) = self.core.limit().filter(|_| may_wait) else {
             return Ok(proof.answered().await);
         };
         if let Ok(answered) = timeout_at(end, proof.answered()).await {

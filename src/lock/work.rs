@@ -51,7 +51,7 @@ enum Stage<T> {
 }
 
 /// The part of a hold that belongs to work which it outlives. Dropped, it ends as a failure.
-struct Part {
+struct Work {
     // Before the share goes back, handles of the hold learn that the work has ended.
     counted: Counted,
     hold: Hold,
@@ -70,12 +70,12 @@ where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,
 {
-    HeldTask::start(outer, |part| {
-        let (span, core) = (Span::current(), Arc::clone(part.hold.core()));
+    HeldTask::start(outer, |own| {
+        let (span, core) = (Span::current(), Arc::clone(own.hold.core()));
         let blocking = task::spawn_blocking(move || span.in_scope(|| core.within(work)));
         async move {
-            let done = part.hold.outlast(blocking).await.map_err(stopped);
-            part.end();
+            let done = own.hold.outlast(blocking).await.map_err(stopped);
+            own.end();
             done
         }
     })
@@ -86,23 +86,23 @@ pub(super) fn spawn<W>(outer: &Arc<Core>, work: W) -> HeldTask<W::Output>
 where
     W: Future<Output: Send> + Send + 'static,
 {
-    HeldTask::start(outer, |part| async move {
-        let done = part.hold.guard(work).await;
-        part.end();
+    HeldTask::start(outer, |own| async move {
+        let done = own.hold.guard(work).await;
+        own.end();
         done
     })
 }
 
 impl<T: Send + 'static> HeldTask<T> {
     /// Starts work with a part of the hold, on a task of its own. A shutdown waits for the part.
-    fn start<W>(outer: &Arc<Core>, work: impl FnOnce(Part) -> W) -> Self
+    fn start<W>(outer: &Arc<Core>, work: impl FnOnce(Work) -> W) -> Self
     where
         W: Future<Output = Result<T, LockError>> + Send + 'static,
     {
-        Self(match Part::of(outer) {
+        Self(match Work::of(outer) {
             Err(error) => Stage::Refused(Some(error)),
-            Ok(part) => {
-                let work = work(part).in_current_span();
+            Ok(own) => {
+                let work = work(own).in_current_span();
                 Stage::Started(tokio::spawn(work))
             }
         })
@@ -141,7 +141,7 @@ impl<T> fmt::Debug for HeldTask<T> {
     }
 }
 
-impl Part {
+impl Work {
     fn of(outer: &Arc<Core>) -> Result<Self, LockError> {
         let hold = Hold::for_work(outer)?;
         outer.begin_work();
