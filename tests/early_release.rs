@@ -19,6 +19,7 @@ use support::database::database;
 use support::gate::{answered, assert_lost, gate, key, patch, postgres_locks_with, realms};
 use support::proxy::Proxy;
 use support::wait::PATIENCE;
+use support::writes::{database_with_writes, insert, written};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tower::{Layer, ServiceExt, service_fn};
@@ -104,32 +105,22 @@ async fn the_rest_of_a_handler_can_lock_the_realm_again() {
 
 #[tokio::test]
 async fn a_shared_transaction_commits_at_the_release() {
-    let database = database().await;
-    let table = database.connect().await;
-    table
-        .batch_execute("CREATE TABLE writes (n int)")
-        .await
-        .unwrap();
+    let database = database_with_writes().await;
     let locks = postgres_locks_with(database.url(), |builder| builder).await;
     let layer = layer(&locks.share_transaction(true));
     let (handler, mut gate) = gate();
     let write = patch(&layer, &handler, PATH);
     let call = gate.entered().await;
     let held = call.held.clone().unwrap();
-    let insert = "INSERT INTO writes VALUES (1)";
-    let client = call.transaction().client().unwrap();
-    client.batch_execute(insert).await.unwrap();
-    drop(client);
+    insert(&held).await;
     in_time(held.release()).await.unwrap();
-    let count = table.query_one("SELECT count(*) FROM writes", &[]).await;
-    assert_eq!(count.unwrap().get::<_, i64>(0), 1);
+    assert_eq!(written(&database).await, 1);
     let ended = call.transaction().client().err();
     assert!(matches!(ended, Some(LockError::TransactionEnded { .. })));
     // What comes later changes nothing of it.
     call.answer(500);
     assert_eq!(answered(write).await.status(), 500);
-    let count = table.query_one("SELECT count(*) FROM writes", &[]).await;
-    assert_eq!(count.unwrap().get::<_, i64>(0), 1);
+    assert_eq!(written(&database).await, 1);
 }
 
 #[tokio::test]

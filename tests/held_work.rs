@@ -16,6 +16,7 @@ use support::database::{TestDatabase, database};
 use support::gate::{answered, assert_lost, code, gate, key, patch, postgres_locks_with, realms};
 use support::raw::Connection;
 use support::wait::{PATIENCE, wait_until};
+use support::writes::{database_with_writes, insert, written};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
@@ -358,29 +359,18 @@ async fn a_lock_that_the_work_asks_for_is_nested() {
 
 #[tokio::test]
 async fn a_shared_transaction_commits_when_the_work_has_ended() {
-    let database = database().await;
-    let table = database.connect().await;
-    table
-        .batch_execute("CREATE TABLE writes (n int)")
-        .await
-        .unwrap();
-    let locks = postgres_locks_with(database.url(), |builder| builder).await;
-    let layer = layer(&locks.share_transaction(true));
+    let (database, layer) = sharing(PATIENCE).await;
     for (status, rows) in [(200, 2), (409, 2)] {
         let (handler, mut gate) = gate();
         let mut write = patch(&layer, &handler, PATH);
         let call = gate.entered().await;
         let held = call.held.clone().unwrap();
-        let insert = held.clone();
+        let lock = held.clone();
         let (go, gone) = oneshot::channel::<()>();
         let task = held.spawn(async move {
             gone.await.unwrap();
             for _ in 0..2 {
-                let client = insert.transaction().unwrap().client().unwrap();
-                client
-                    .batch_execute("INSERT INTO writes VALUES (1)")
-                    .await
-                    .unwrap();
+                insert(&lock).await;
             }
         });
         call.answer(status);
@@ -392,8 +382,7 @@ async fn a_shared_transaction_commits_when_the_work_has_ended() {
         task.await.unwrap();
         assert_eq!(answered(write).await.status(), status);
         database.wait_for_granted(key(PATH), 0).await;
-        let count = table.query_one("SELECT count(*) FROM writes", &[]).await;
-        assert_eq!(count.unwrap().get::<_, i64>(0), rows, "{status}");
+        assert_eq!(written(&database).await, rows, "{status}");
     }
 }
 
@@ -436,29 +425,10 @@ async fn a_shutdown_waits_for_the_work() {
 
 /// A layer that shares its transaction, and a table to write to.
 async fn sharing(max_hold: Duration) -> (TestDatabase, RealmWriteLockLayer) {
-    let database = database().await;
-    let client = database.connect().await;
-    client
-        .batch_execute("CREATE TABLE writes (n int)")
-        .await
-        .unwrap();
+    let database = database_with_writes().await;
     let locks = postgres_locks_with(database.url(), |builder| builder).await;
     let layer = layer(&locks.share_transaction(true).max_hold(max_hold));
     (database, layer)
-}
-
-async fn insert(held: &HeldLock) {
-    let client = held.transaction().unwrap().client().unwrap();
-    client
-        .batch_execute("INSERT INTO writes VALUES (1)")
-        .await
-        .unwrap();
-}
-
-async fn written(database: &TestDatabase) -> i64 {
-    let client = database.connect().await;
-    let row = client.query_one("SELECT count(*) FROM writes", &[]).await;
-    row.unwrap().get(0)
 }
 
 #[tokio::test]

@@ -26,6 +26,7 @@ use hyper_util::service::TowerToHyperService;
 use support::database::{TestDatabase, database};
 use support::gate::{key, postgres_layer, postgres_layer_with, realms};
 use support::wait::wait_until;
+use support::writes::{database_with_writes, insert, written};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy, split};
 use tokio::net::{TcpListener, TcpStream};
 use tower::{Layer, ServiceExt, service_fn};
@@ -38,21 +39,10 @@ const PATH: &str = "/luke/a/card";
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 async fn set_up() -> (TestDatabase, RealmWriteLockLayer) {
-    let database = database().await;
-    let client = database.connect().await;
-    client
-        .batch_execute("CREATE TABLE writes (n int)")
-        .await
-        .unwrap();
+    let database = database_with_writes().await;
     let layer = postgres_layer(database.url()).await;
     let layer = layer.share_transaction(true).hold_until(HoldUntil::BodyEnd);
     (database, layer)
-}
-
-async fn written(database: &TestDatabase) -> i64 {
-    let client = database.connect().await;
-    let row = client.query_one("SELECT count(*) FROM writes", &[]).await;
-    row.unwrap().get(0)
 }
 
 /// The body of a locked response, which streams what `step` gives for 0, 1, 2 and so on.
@@ -76,14 +66,6 @@ where
     let response = service.oneshot(request).await.unwrap();
     assert_eq!(response.status(), 200);
     response.into_body().boxed_unsync()
-}
-
-async fn insert(held: &HeldLock) {
-    let client = held.transaction().unwrap().client().unwrap();
-    client
-        .batch_execute("INSERT INTO writes VALUES (1)")
-        .await
-        .unwrap();
 }
 
 #[tokio::test]

@@ -29,6 +29,7 @@ use support::database::{TestDatabase, database};
 use support::gate::{key, postgres_layer, postgres_layer_with};
 use support::proxy::Proxy;
 use support::raw::raw;
+use support::writes::{database_with_writes, insert, written};
 use tokio::net::{TcpListener, TcpStream};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
@@ -75,24 +76,9 @@ fn answer(fails: bool) -> Response<StreamBody<impl Stream<Item = Step> + Send + 
 type Step = Result<Frame<Bytes>, Infallible>;
 
 async fn set_up() -> (TestDatabase, RealmWriteLockLayer) {
-    let database = database().await;
-    let client = database.connect().await;
-    let table = client.batch_execute("CREATE TABLE writes (n int)");
-    table.await.unwrap();
+    let database = database_with_writes().await;
     let layer = postgres_layer(database.url()).await;
     (database, layer.share_transaction(true))
-}
-
-async fn insert(held: &HeldLock) {
-    let client = held.transaction().unwrap().client().unwrap();
-    let inserted = client.batch_execute("INSERT INTO writes VALUES (1)");
-    inserted.await.unwrap();
-}
-
-async fn written(database: &TestDatabase) -> i64 {
-    let client = database.connect().await;
-    let row = client.query_one("SELECT count(*) FROM writes", &[]).await;
-    row.unwrap().get(0)
 }
 
 /// A locked call that writes in the shared transaction, if there is one, and gives this answer.

@@ -29,6 +29,7 @@ pub mod replicas;
 pub mod silence;
 pub mod standby;
 pub mod wait;
+pub mod writes;
 
 use std::panic::resume_unwind;
 
