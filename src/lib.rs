@@ -240,10 +240,11 @@ pub use self::layer::{
 #[cfg(any(feature = "tls-native", feature = "tls-rustls"))]
 pub use self::lock::Tls;
 pub use self::lock::{
-    Claim, ClaimStatus, FencingToken, HeldLock, HeldTask, LockError, LockKey, LockTransaction,
-    PostgresBuilder, RealmEvent, RealmLocks, RealmWrite, RealmWrites, TransactionClient,
+    ClaimStatus, FencingToken, HeldLock, HeldTask, LockError, LockTransaction, PostgresBuilder,
+    RealmEvent, RealmLocks, RealmWrite, RealmWrites, TransactionClient,
 };
 pub use self::realm::{
-    LockRules, PeerAddr, RealmBodyResolver, RealmError, RealmMounts, RealmPaths, RealmPointers,
-    RealmResolver, RealmUrl, RequestOrigin, RouteLimits, Scope, TrustedProxies, UnixPeer,
+    Claim, LockKey, LockRules, PeerAddr, RealmBodyResolver, RealmError, RealmMounts, RealmPaths,
+    RealmPointers, RealmResolver, RealmUrl, RequestOrigin, RouteLimits, Scope, TrustedProxies,
+    UnixPeer,
 };

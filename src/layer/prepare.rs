@@ -13,8 +13,8 @@ use http_body::Body;
 
 use super::rejected::Rejected;
 use super::request_body::{Reading, RequestBody, Unreadable};
-use crate::lock::claim::Claim;
 use crate::realm::body::ReadsBodies;
+use crate::realm::claim::Claim;
 use crate::realm::classify::{Locked, LookedUp, NeedsBody, NeedsLookup};
 use crate::realm::rules::scope::Extent;
 

@@ -21,11 +21,11 @@ use super::request_body::{Reading, RequestBody};
 use super::settings::{HoldUntil, OnDisconnect, Settings};
 use super::success::Verdict;
 use super::timing::{Timing, tell};
-use crate::lock::claim::Claim;
 use crate::lock::error::LockError;
 use crate::lock::grant::Outcome;
 use crate::lock::held::HeldLock;
 use crate::lock::hold::{Ending, Hold};
+use crate::realm::claim::Claim;
 use crate::realm::classify::{Decision, Realms};
 use crate::realm::head::Head;
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::claim::Claim;
 use super::database::is_granted;
 use super::error::LockError;
 use super::grant::{Entry, Grant, Obtained, Slot};
@@ -16,6 +15,7 @@ use super::postgres::attempt::SERVER_FIRST;
 use super::queue::Full;
 use super::request::LockRequest;
 use crate::metrics::{Held, Waiting};
+use crate::realm::claim::Claim;
 
 impl RealmLocks {
     /// A hold of the claim: of what the current task holds already, or else of a lock of its own,

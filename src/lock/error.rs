@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::claim::Claim;
+use crate::realm::claim::Claim;
 
 /// Why a lock was not granted, or did not hold to the end.
 ///

@@ -3,7 +3,6 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::claim::Claim;
 use super::lease::Lease;
 use super::postgres::attempt::{Attempt, Settled};
 use super::postgres::confirmation::{Confirmation, Confirmer, Unconfirmed, Urgency};
@@ -16,6 +15,7 @@ use super::queue::{self, Baton};
 use super::tasks::Tasks;
 use super::token::FencingToken;
 use crate::metrics;
+use crate::realm::claim::Claim;
 
 /// How long an attempt that nobody waits for stays in PostgreSQL's queue: the next caller for the
 /// same claim goes on with it, and a cancellation would cost its connection.

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::claim::Claim;
 use super::error::LockError;
 use super::hold::{Core, Hold};
 use super::postgres::shared::LockTransaction;
 use super::token::FencingToken;
 use super::work::{self, HeldTask};
+use crate::realm::claim::Claim;
 use crate::realm::url::RealmUrl;
 
 /// The handle of a hold: what the work under the lock can ask of it.

@@ -46,7 +46,6 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::claim::{Claim, Lock};
 use super::error::LockError;
 #[cfg(doc)]
 use super::grant::Grant;
@@ -56,6 +55,7 @@ use super::postgres::confirmation::{Confirmation, Proof, Unconfirmed};
 use super::postgres::shared::LockTransaction;
 use super::token::FencingToken;
 use crate::metrics;
+use crate::realm::claim::{Claim, Lock};
 
 tokio::task_local! {
     /// The hold that the current task works under, the innermost. A task that it spawns does not

@@ -7,7 +7,6 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::Instrument;
 
-use super::claim::Claim;
 use super::database::Database;
 use super::error::LockError;
 use super::grant::{GrantTerms, Outcome, Queue};
@@ -20,6 +19,7 @@ use super::request::Bounds;
 use super::status::ClaimStatus;
 use super::tasks::{TaskGroup, Tasks};
 use super::watchdog::Watchdog;
+use crate::realm::claim::Claim;
 
 /// The locks of all realms, as this process sees them.
 ///

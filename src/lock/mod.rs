@@ -5,19 +5,17 @@
 //! Nothing here knows of HTTP.
 //!
 //! Imports point one way: `locks`, `acquire`, `hold` and the other files of the face use `queue` and
-//! `postgres`, which know nothing of each other; all of them use the values `key`, `claim`, `token`,
-//! `lease`, `error`, `request`, `status` and `tasks`. The manual of `hold.rs` explains
+//! `postgres`, which know nothing of each other; all of them use the values `token`, `lease`, `error`,
+//! `request`, `status` and `tasks`. The manual of `hold.rs` explains
 //! the life of a hold.
 
 mod acquire;
-pub(crate) mod claim;
 mod database;
 pub(crate) mod error;
 pub(crate) mod grant;
 pub(crate) mod held;
 pub(crate) mod hold;
 mod in_place;
-pub(crate) mod key;
 mod lease;
 pub(crate) mod locks;
 mod postgres;
@@ -29,10 +27,8 @@ pub(crate) mod token;
 mod watchdog;
 mod work;
 
-pub use self::claim::Claim;
 pub use self::error::LockError;
 pub use self::held::HeldLock;
-pub use self::key::LockKey;
 pub use self::locks::RealmLocks;
 pub use self::postgres::options::PostgresBuilder;
 pub use self::postgres::publish::event::{RealmEvent, RealmWrite};

@@ -2,8 +2,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::claim::Claim;
 use super::error::LockError;
+use crate::realm::claim::Claim;
 
 /// A timeout too long to be a point in time counts as one of a year.
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::claim::Claim;
+use crate::realm::claim::Claim;
 
 /// A claim that a process holds or waits for, at one moment. Made by [`RealmLocks::status`](crate::RealmLocks::status).
 #[derive(Debug, Clone)]

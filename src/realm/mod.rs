@@ -47,9 +47,11 @@
 //!   request is rejected.
 
 pub(crate) mod body;
+pub(crate) mod claim;
 pub(crate) mod classify;
 pub(crate) mod error;
 pub(crate) mod head;
+pub(crate) mod key;
 mod origin;
 mod path;
 pub(crate) mod resolve;
@@ -57,7 +59,9 @@ pub(crate) mod rules;
 mod template;
 pub(crate) mod url;
 
+pub use self::claim::Claim;
 pub use self::error::RealmError;
+pub use self::key::LockKey;
 pub use self::origin::proxies::{PeerAddr, TrustedProxies, UnixPeer};
 pub use self::origin::request::RequestOrigin;
 pub use self::path::PathProblem;

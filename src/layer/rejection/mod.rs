@@ -11,8 +11,8 @@ use serde_json::json;
 
 use self::grpc::{GrpcStatus, GrpcType};
 use super::request_body::BodyError;
-use crate::lock::claim::Claim;
 use crate::lock::error::LockError;
+use crate::realm::claim::Claim;
 use crate::realm::error::RealmError;
 use crate::realm::rules::limits::RouteLimits;
 use crate::realm::url::RealmUrl;

@@ -17,9 +17,9 @@ use super::connection::{Busy, is_disconnect};
 use super::pool::Pooled;
 use super::statement::{AttemptTerms, is_busy, was_contended};
 use super::transaction::TransactionLock;
-use crate::lock::claim::Claim;
 use crate::lock::error::LockError;
 use crate::lock::lease::Lease;
+use crate::realm::claim::Claim;
 
 /// How much later than the server this side gives up a wait: the server's own timeout needs no
 /// CancelRequest.

@@ -1,6 +1,6 @@
 use std::fmt::Write;
 
-use crate::lock::claim::Claim;
+use crate::realm::claim::Claim;
 
 /// As much of a name as fits into what `pg_stat_activity` keeps of a statement, 1,024 bytes unless set otherwise.
 const LONGEST: usize = 600;
@@ -35,7 +35,7 @@ pub(super) fn comment(claim: &Claim) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lock::key::LockKey;
+    use crate::realm::key::LockKey;
     use crate::realm::url::RealmUrl;
 
     fn realm(url: &str) -> RealmUrl {

@@ -82,10 +82,10 @@ use self::session::sessions::Sessions;
 use self::statement::{AttemptTerms, lock_statement};
 #[cfg(doc)]
 use self::{confirmation::Confirmation, transaction::TransactionLock};
-use super::claim::Claim;
 use super::error::LockError;
 use super::request::LockRequest;
 use super::tasks::TaskGroup;
+use crate::realm::claim::Claim;
 
 /// The lock connections to one PostgreSQL, and how locks are asked for there.
 #[derive(Debug)]

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_postgres::Client;
 
-use crate::lock::claim::Claim;
 use crate::lock::error::LockError;
+use crate::realm::claim::Claim;
 
 /// The locked transaction, for the handler's own SQL.
 ///

@@ -8,8 +8,8 @@ use tokio_postgres::SimpleQueryMessage;
 
 use super::answer::values;
 use super::transaction::SHARE;
-use crate::lock::claim::{Claim, Lock};
 use crate::lock::token;
+use crate::realm::claim::{Claim, Lock};
 
 /// The column that says `t` where nobody else had the lock, or waited for it.
 const FREE: &str = "lock_was_free";

@@ -10,10 +10,10 @@ use super::confirmation::{Confirmation, Unconfirmed, Urgency};
 use super::connection::{Busy, is_disconnect};
 use super::pool::Pooled;
 use super::shared::LockTransaction;
-use crate::lock::claim::Claim;
 use crate::lock::error::chain;
 use crate::lock::lease::Lease;
 use crate::lock::token::FencingToken;
+use crate::realm::claim::Claim;
 
 /// Makes a transaction ready for the handler's statements: they wait for their own locks as they
 /// would without ours. The mark is gone once the transaction has ended, whoever ended it. A

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use crate::lock::claim::Lock;
+use crate::realm::claim::Lock;
 
 /// The lane of one key.
 ///

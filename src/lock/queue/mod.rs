@@ -56,9 +56,9 @@ use tokio::time::Instant;
 
 use self::lane::Lane;
 use self::life::Life;
-use super::claim::{Claim, Lock};
-use super::key::LockKey;
 use super::status::ClaimStatus;
+use crate::realm::claim::{Claim, Lock};
+use crate::realm::key::LockKey;
 
 /// What a turn can carry to the next waiter for the same claim.
 pub(super) trait Baton: Sized + Send + 'static {

@@ -7,8 +7,8 @@ pub(in crate::lock) mod listen;
 mod payload;
 
 use self::payload::{LONGEST, payload};
-use crate::lock::claim::Claim;
 use crate::lock::token::FencingToken;
+use crate::realm::claim::Claim;
 use crate::realm::url::RealmUrl;
 
 /// One for each database, as locks are.
@@ -102,7 +102,7 @@ mod tests {
         let many = Claim::resources(&realm("b"), (0..17).map(|number| number.to_string()));
         assert_eq!(announced(&many).matches("pg_notify(").count(), 1);
         assert!(announced(&Claim::resources::<&str>(&realm("b"), [])).contains(r#""path":"*""#));
-        let key = crate::lock::key::LockKey::in_space("user-cost", 1);
+        let key = crate::realm::key::LockKey::in_space("user-cost", 1);
         assert_eq!(publication(&key.into(), None, "me"), None);
     }
 

@@ -1,8 +1,8 @@
 use tokio::sync::oneshot;
 
-use crate::lock::claim::{Claim, Lock};
 use crate::lock::postgres::confirmation::Confirmer;
 use crate::lock::token::FencingToken;
+use crate::realm::claim::{Claim, Lock};
 
 /// What callers ask of a session's task.
 pub(super) enum Command {

@@ -3,8 +3,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::lock::claim::Lock;
-use crate::lock::key::LockKey;
+use crate::realm::claim::Lock;
+use crate::realm::key::LockKey;
 
 /// The keys that a session has asked for, granted or not.
 ///
@@ -92,7 +92,7 @@ impl Keys {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lock::claim::Claim;
+    use crate::realm::claim::Claim;
 
     const SHARE_TIME: Duration = Duration::from_millis(100);
 

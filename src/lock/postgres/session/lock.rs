@@ -10,13 +10,13 @@ use super::Options;
 use super::commands::{Asked, Command, Confirm, Publication, Release};
 use super::connect::connect;
 use super::task::SessionTask;
-use crate::lock::claim::Claim;
 use crate::lock::error::LockError;
 use crate::lock::lease::Lease;
 use crate::lock::postgres::confirmation::{Confirmation, Confirmer};
 use crate::lock::postgres::connect::Connector;
 use crate::lock::postgres::connection::LockConnection;
 use crate::lock::token::FencingToken;
+use crate::realm::claim::Claim;
 
 /// One session, as its callers see it. Its connection closes in order once nobody has a handle of it
 /// any more.

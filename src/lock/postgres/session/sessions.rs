@@ -9,10 +9,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Options;
 use super::lock::{Session, SessionLock};
-use crate::lock::claim::Claim;
 use crate::lock::error::LockError;
-use crate::lock::key::LockKey;
 use crate::lock::postgres::connect::Connector;
+use crate::realm::claim::Claim;
+use crate::realm::key::LockKey;
 
 /// How long callers wait for a session that is being opened, before they do without.
 const OPENING_PATIENCE: Duration = Duration::from_millis(500);

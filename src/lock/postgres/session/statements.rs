@@ -2,8 +2,8 @@ use std::fmt::Write;
 
 use tokio_postgres::SimpleQueryMessage;
 
-use crate::lock::claim::Lock;
 use crate::lock::postgres::answer::value;
+use crate::realm::claim::Lock;
 
 /// The column with an answer for each key.
 const COLUMN: &str = "done";
@@ -56,7 +56,7 @@ fn flags(list: &str) -> Option<Vec<bool>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lock::claim::Claim;
+    use crate::realm::claim::Claim;
 
     #[test]
     fn one_statement_names_all_keys() {

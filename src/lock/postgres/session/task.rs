@@ -11,13 +11,13 @@ use super::commands::{Asked, Command, Confirm, Release, Reply};
 use super::keys::Keys;
 use super::message::{Lost, Message, settle_publications, settle_unlocks};
 use super::statements::answers;
-use crate::lock::claim::{Claim, Lock};
 use crate::lock::error::chain;
 use crate::lock::lease::Lease;
 use crate::lock::postgres::answer::{Answer, fencing_token};
 use crate::lock::postgres::confirmation::Confirmer;
 use crate::lock::postgres::connection::{Busy, LockConnection, is_disconnect};
 use crate::lock::token::FencingToken;
+use crate::realm::claim::{Claim, Lock};
 
 /// How many commands one batch takes.
 const BATCH: usize = 500;

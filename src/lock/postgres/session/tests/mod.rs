@@ -13,7 +13,7 @@ use tokio::time::{advance, timeout};
 use self::server::{End, LEASE, SHARE_TIME, Server};
 use super::lock::{Session, SessionLock};
 use super::statements::{try_lock, unlock};
-use crate::lock::claim::Claim;
+use crate::realm::claim::Claim;
 
 fn claim(realm: &str) -> Claim {
     Claim::realm(&format!("http://h/{realm}/").parse().unwrap())

@@ -2,7 +2,7 @@ use std::fmt;
 
 use sha2::{Digest, Sha256};
 
-use crate::realm::url::RealmUrl;
+use super::url::RealmUrl;
 
 /// The signed 64-bit number that PostgreSQL locks: for a realm, or for [something else](Self::in_space).
 ///

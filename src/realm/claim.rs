@@ -2,7 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::key::LockKey;
-use crate::realm::url::RealmUrl;
+use super::url::RealmUrl;
 
 /// What one caller must hold: a sorted set of lock keys, each exclusive or shared.
 ///
