@@ -28,6 +28,7 @@ use crate::lock::hold::{Ending, Hold};
 use crate::realm::claim::Claim;
 use crate::realm::classify::{Decision, Realms};
 use crate::realm::head::Head;
+use crate::realm::route::MatchedRoute;
 
 /// A service whose mutating calls hold their realm's lock. Made by
 /// [`RealmWriteLockLayer`](super::RealmWriteLockLayer).
@@ -132,7 +133,7 @@ where
 }
 
 impl<S: Clone, R: Bodies> Locking<S, R> {
-    fn call<A, B>(&mut self, request: Request<A>) -> ResponseFuture<S::Future, B, S::Error>
+    fn call<A, B>(&mut self, mut request: Request<A>) -> ResponseFuture<S::Future, B, S::Error>
     where
         S: Service<Request<R::Body>, Response = Response<B>> + Send + 'static,
         S::Future: Send,
@@ -142,14 +143,15 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
         B: Body + Send + 'static,
         B::Data: Send,
     {
-        let head = Head::of(&request);
+        if !self.realms.lock(&Head::of(&request)) {
+            return ResponseFuture::passed(self.inner.call(request.map(R::unread)));
+        }
+        let route = MatchedRoute::of(&mut request);
+        let head = Head::of(&request).on_route(route.as_ref());
         let decision = self.realms.classify(&head);
-        let settings = match decision {
-            Decision::Pass => Arc::clone(&self.settings),
-            _ => self.settings_of(&head),
-        };
+        let settings = self.settings_of(&head);
         let prepared = match decision {
-            Decision::Pass => {
+            Decision::Pass | Decision::OtherRoute => {
                 return ResponseFuture::passed(self.inner.call(request.map(R::unread)));
             }
             Decision::Claim(locked) => match self.bodies.reads_all() {

@@ -13,6 +13,7 @@ use super::head::Head;
 use super::path::ParsedPath;
 use super::resolve::destination::Destination;
 use super::resolve::found::Found;
+use super::resolve::paths::Sought;
 use super::resolve::pointers::RealmPointers;
 use super::resolve::resolver::{RealmBodyResolver, RealmResolver, Routes};
 use super::resolve::source::{BodyClosureFn, ClosureFn, PathSource, Source};
@@ -35,6 +36,8 @@ pub(crate) struct Realms<B> {
 pub(crate) enum Decision<B> {
     /// It is not locked.
     Pass,
+    /// It is not locked, since a router sends it to a route that has no realm.
+    OtherRoute,
     /// It locks these realms or resources.
     Claim(Locked),
     /// What it locks is named in its body.
@@ -138,13 +141,19 @@ impl Realms<ReadsBodies> {
 }
 
 impl<B: Copy> Realms<B> {
-    /// What becomes of a request. Allocates nothing for one that passes, and decodes its path only
-    /// if a route has to be compared with it.
-    pub(crate) fn classify(&self, head: &Head<'_>) -> Decision<B> {
+    /// Whether the rules lock a request. Allocates nothing for one that passes, and decodes its path
+    /// only if a route has to be compared with it.
+    pub(crate) fn lock(&self, head: &Head<'_>) -> bool {
         let methods = self.rules.methods(head);
-        if !self.rules.lock_any(&methods, head.path()) {
+        self.rules.lock_any(&methods, head.path())
+    }
+
+    /// What becomes of a request.
+    pub(crate) fn classify(&self, head: &Head<'_>) -> Decision<B> {
+        if !self.lock(head) {
             return Decision::Pass;
         }
+        let methods = self.rules.methods(head);
         self.locked(head, &methods).unwrap_or_else(Decision::Reject)
     }
 
@@ -181,7 +190,10 @@ impl<B: Copy> Realms<B> {
                 return needs_body(BodyLookup::Closure(Arc::clone(find)), elsewhere, *reads);
             }
         };
-        let mut found = source.find(head, path)?;
+        let mut found = match source.find(head)? {
+            Sought::Realm(found) => found,
+            Sought::OtherRoute => return Ok(Decision::OtherRoute),
+        };
         if has_destination {
             let (to, scope_there) = self.destination(source, head, methods)?;
             scope = scope.filter(|scope| scope_there.is_some_and(|there| scope.covers(there)));
@@ -217,17 +229,17 @@ impl<B: Copy> Realms<B> {
         methods: &Methods,
     ) -> Result<(Found, Option<&RouteScope<B>>), RealmError> {
         let destination = Destination::of(head.headers)?;
-        let base = source.base(head)?;
-        let path = &destination.path_below(base.as_ref())?;
+        let stripped = source.stripped(head)?;
+        let path = &destination.path_below(stripped.as_ref())?;
         let source = self.routes.source(methods.iter(), methods.unclear, path);
         let found = source.and_then(|source| match source {
-            Source::Path(source) => source.find(head, path),
+            Source::Path(source) => source.find_at(head, path),
             _ => Err(RealmError::unresolved(
                 "its path is not where its realm is named",
             )),
         });
-        let mut found = found.map_err(|error| destination.refused(error))?;
-        destination.check_origin(&found.realm)?;
+        let (mut found, origin) = found.map_err(|error| destination.refused(error))?;
+        destination.check_origin(&origin, &found.realm)?;
         let resource = rest_of(path.segments().into_iter().flatten(), &found);
         // An empty one is the realm itself, which is replaced.
         found.destination = resource.filter(|resource| !resource.is_empty());
@@ -429,6 +441,7 @@ mod tests {
     fn shown<B>(decision: &Decision<B>) -> String {
         match decision {
             Decision::Pass => "pass".into(),
+            Decision::OtherRoute => "another route".into(),
             Decision::Claim(locked) => claim(locked),
             Decision::NeedsBody(..) => "body".into(),
             Decision::NeedsLookup(_) => "lookup".into(),
@@ -656,18 +669,39 @@ mod tests {
     #[test]
     fn a_destination_is_below_the_path_of_the_base_url() {
         let paths = RealmPaths::new("https://r.example/api", "/{owner}/{realm}").unwrap();
-        let realms = Realms::of_bodies(RealmBodyResolver::from(paths));
+        let realms = |paths| Realms::of_bodies(RealmBodyResolver::from(paths));
+        let whole = realms(paths.clone());
+        let stripped = realms(paths.base_path_stripped());
         let both = "https://r.example/api/luke/a/ https://r.example/api/luke/b/";
-        for (destination, expected) in [
-            ("/api/luke/b/y", both),
-            ("https://r.example/api/luke/b/y", both),
-        ] {
-            assert_eq!(moved(&realms, "/luke/a/x", &[destination]), expected);
+        for destination in ["/api/luke/b/y", "https://r.example/api/luke/b/y"] {
+            assert_eq!(moved(&whole, "/api/luke/a/x", &[destination]), both);
+            assert_eq!(moved(&stripped, "/luke/a/x", &[destination]), both);
         }
         for destination in ["/luke/b/y", "/apis/luke/b/y", "https://r.example/luke/b/y"] {
-            let decision = moved(&realms, "/luke/a/x", &[destination]);
+            let decision = moved(&whole, "/api/luke/a/x", &[destination]);
+            assert!(decision.contains("names no realm"), "{decision}");
+            let decision = moved(&stripped, "/luke/a/x", &[destination]);
             let says = "is not below the base URL `https://r.example/api/`";
             assert!(decision.contains(says), "{decision}");
+        }
+    }
+
+    #[test]
+    fn a_destination_is_at_the_origin_of_the_request_whatever_realms_are_called() {
+        let paths = RealmPaths::new("https://{tenant}.r.example", "/{project}").unwrap();
+        let paths = paths.named("https://realms.example/{tenant}/{project}");
+        let realms = Realms::of_bodies(RealmBodyResolver::from(paths.unwrap()));
+        let both = "https://realms.example/acme/a/ https://realms.example/acme/b/";
+        for destination in ["/b/y", "https://acme.r.example/b/y"] {
+            let path = "https://acme.r.example/a/x";
+            assert_eq!(moved(&realms, path, &[destination]), both);
+        }
+        for destination in [
+            "https://other.r.example/b/y",
+            "https://realms.example/acme/b/",
+        ] {
+            let decision = moved(&realms, "https://acme.r.example/a/x", &[destination]);
+            assert!(decision.contains("cannot be used"), "{decision}");
         }
     }
 

@@ -31,7 +31,18 @@ pub enum RealmError {
     NoRealm {
         /// The path of the request.
         path: String,
-        /// The template that it was held against.
+        /// The pattern that it was compared with, or several.
+        template: String,
+    },
+    /// The router has matched a route that fits a pattern of realms with other names for its
+    /// parameters.
+    #[error(
+        "the route `{route}` fits the realm pattern `{template}`, and has other parameters: name them as the pattern does, or exempt the route"
+    )]
+    RouteParameters {
+        /// The route as the router has it.
+        route: String,
+        /// The patterns of realms.
         template: String,
     },
     /// The path of a request could be read as more than one path.

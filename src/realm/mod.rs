@@ -55,6 +55,7 @@ pub(crate) mod key;
 mod origin;
 mod path;
 pub(crate) mod resolve;
+pub(crate) mod route;
 pub(crate) mod rules;
 mod template;
 pub(crate) mod url;

@@ -24,8 +24,10 @@ pub enum PathProblem {
     InvalidUtf8,
     /// A `%` that two hexadecimal digits do not follow.
     MalformedEscape,
-    /// Another spelling of a route whose realms are found in another way.
+    /// Another spelling of a route whose realms are found in another way, or of another pattern.
     Spelling,
+    /// A layer has rewritten the path inside axum's `nest`, so that the whole path is not known.
+    Rewritten,
 }
 
 impl fmt::Display for PathProblem {
@@ -40,6 +42,9 @@ impl fmt::Display for PathProblem {
             Self::MalformedEscape => "it has a `%` without two hexadecimal digits after it",
             Self::Spelling => {
                 "in another spelling it is a route whose realms are found in another way; write it as that route is written"
+            }
+            Self::Rewritten => {
+                "a layer has rewritten it inside a `nest` with parameters; put that layer inside of the lock, or outside of the router"
             }
         })
     }
@@ -70,7 +75,9 @@ const ENCODED: &AsciiSet = &CONTROLS
 /// one of these. A path without escapes is read in place, without a copy.
 #[derive(Debug)]
 pub(crate) struct ParsedPath<'a> {
-    raw: &'a str,
+    raw: Cow<'a, str>,
+    /// What is wrong with it before it is read.
+    problem: Option<PathProblem>,
     parsed: OnceCell<Parsed>,
     resolved: OnceCell<String>,
 }
@@ -95,17 +102,26 @@ pub(crate) struct Decoded<'a> {
 }
 
 impl<'a> ParsedPath<'a> {
-    pub(crate) fn new(raw: &'a str) -> Self {
+    pub(crate) fn new(raw: impl Into<Cow<'a, str>>) -> Self {
         Self {
-            raw,
+            raw: raw.into(),
+            problem: None,
             parsed: OnceCell::new(),
             resolved: OnceCell::new(),
         }
     }
 
+    /// A path that a layer has rewritten in a way that leaves the whole of it unknown.
+    pub(crate) fn rewritten(raw: &'a str) -> Self {
+        Self {
+            problem: Some(PathProblem::Rewritten),
+            ..Self::new(raw)
+        }
+    }
+
     /// The path as it was received, still percent-encoded.
-    pub(crate) fn raw(&self) -> &'a str {
-        self.raw
+    pub(crate) fn raw(&self) -> &str {
+        &self.raw
     }
 
     pub(crate) fn is_absolute(&self) -> bool {
@@ -141,7 +157,7 @@ impl<'a> ParsedPath<'a> {
 
     /// The segments to the letter. The last one is empty if the path ends in a slash.
     pub(crate) fn raw_segments(&self) -> impl Iterator<Item = Decoded<'_>> {
-        split(self.raw).map(Decoded::plain)
+        split(&self.raw).map(Decoded::plain)
     }
 
     /// The segments decoded as far as that goes, however ambiguous the path is. The last one is
@@ -180,14 +196,14 @@ impl<'a> ParsedPath<'a> {
 
     fn texts(&self) -> impl Iterator<Item = &str> + Clone {
         let decoded = self.parsed().decoded.as_deref();
-        let plain = decoded.is_none().then(|| split(self.raw));
+        let plain = decoded.is_none().then(|| split(&self.raw));
         let decoded = decoded.unwrap_or_default().iter();
         let plain = plain.into_iter().flatten();
         plain.chain(decoded.map(|segment| &*segment.text))
     }
 
     fn parsed(&self) -> &Parsed {
-        self.parsed.get_or_init(|| parse(self.raw))
+        self.parsed.get_or_init(|| parse(&self.raw, self.problem))
     }
 }
 
@@ -220,12 +236,12 @@ fn split(raw: &str) -> std::str::Split<'_, char> {
     raw.strip_prefix('/').unwrap_or(raw).split('/')
 }
 
-fn parse(raw: &str) -> Parsed {
+fn parse(raw: &str, problem: Option<PathProblem>) -> Parsed {
     let is_escaped = raw.contains('%');
     let decoded: Option<Vec<_>> = is_escaped.then(|| split(raw).map(decode).collect());
     let mut parsed = Parsed {
         decoded: None,
-        problem: (!raw.starts_with('/')).then_some(PathProblem::Relative),
+        problem: problem.or((!raw.starts_with('/')).then_some(PathProblem::Relative)),
         has_separators: false,
     };
     let mut segments = split(raw).enumerate().peekable();

@@ -1,3 +1,5 @@
+use std::fmt;
+
 use super::error::{RealmError, shown};
 use super::path::{Decoded, ParsedPath, check_segment, refuse_separators};
 
@@ -9,7 +11,7 @@ pub(crate) struct PathTemplate {
     segments: Vec<Segment>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Segment {
     /// A segment that must be just this, decoded.
     Literal(Box<str>),
@@ -19,6 +21,28 @@ pub(crate) enum Segment {
     Rest(Box<str>),
     /// The end of a path that ends in `/`.
     TrailingSlash,
+}
+
+impl Segment {
+    /// The name of a parameter.
+    pub(crate) fn name(&self) -> Option<&str> {
+        match self {
+            Self::Parameter(name) | Self::Rest(name) => Some(name),
+            Self::Literal(_) | Self::TrailingSlash => None,
+        }
+    }
+}
+
+/// As it is written in a template.
+impl fmt::Display for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Literal(text) => f.write_str(text),
+            Self::Parameter(name) => write!(f, "{{{name}}}"),
+            Self::Rest(name) => write!(f, "{{*{name}}}"),
+            Self::TrailingSlash => Ok(()),
+        }
+    }
 }
 
 impl PathTemplate {
@@ -39,6 +63,22 @@ impl PathTemplate {
 
     pub(crate) fn segments(&self) -> &[Segment] {
         &self.segments
+    }
+
+    /// This template below another one, which has no end of its own: neither the rest of a path nor
+    /// a slash.
+    pub(crate) fn below(&self, base: &[Segment]) -> Self {
+        let source = base.iter().map(|segment| format!("/{segment}"));
+        let source: String = source.chain([self.source.to_string()]).collect();
+        Self {
+            source: source.into(),
+            segments: [base, &self.segments].concat(),
+        }
+    }
+
+    /// The names of its parameters.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.segments.iter().filter_map(Segment::name)
     }
 
     /// Whether the raw path fits to the letter.
@@ -140,10 +180,7 @@ fn parse_segment(text: &str, last: bool, before: &[Segment]) -> Result<Segment, 
     if is_rest && !last {
         return Err(format!("`{}` can only be the last segment", shown(text)));
     }
-    let twice = before.iter().any(|segment| {
-        matches!(segment, Segment::Parameter(earlier) | Segment::Rest(earlier) if **earlier == *name)
-    });
-    if twice {
+    if before.iter().any(|segment| segment.name() == Some(name)) {
         return Err(format!("the name `{}` stands in it twice", shown(name)));
     }
     Ok(if is_rest {
@@ -166,6 +203,12 @@ fn parse_literal(text: &str) -> Result<Segment, String> {
     if text.contains(['{', '}']) {
         return Err(format!(
             "in `{}` a parameter is only a part of a segment; it must be all of it",
+            shown(text)
+        ));
+    }
+    if text.contains('*') {
+        return Err(format!(
+            "`{}` has a star; write one segment as `{{name}}`, and the rest of a path as `{{*name}}`",
             shown(text)
         ));
     }
@@ -205,6 +248,7 @@ mod tests {
             ("/../{a}", "dot segment"),
             ("/a%20b/{c}", "without `%`"),
             ("/a?b", "without `%`"),
+            ("/a*", "has a star"),
             ("/a\nb", "control character"),
         ] {
             let error = PathTemplate::parse(template).unwrap_err().to_string();

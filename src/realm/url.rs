@@ -55,6 +55,11 @@ impl RealmUrl {
         &self.0[authority + path..]
     }
 
+    /// Its scheme, host and port, without a slash at the end.
+    pub(crate) fn origin(&self) -> &str {
+        &self.0[..self.0.len() - self.path().len()]
+    }
+
     /// The realm below this URL whose path goes on with these decoded segments.
     pub(crate) fn below<'a>(&self, segments: impl IntoIterator<Item = &'a str>) -> Self {
         let mut url = self.0.to_string();
@@ -84,6 +89,12 @@ fn canonical(url: &str) -> Result<String, String> {
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     if authority.contains(['@', '\\']) {
         return Err("user information and backslashes do not belong in a realm URL".into());
+    }
+    if authority.contains(['{', '}', '*']) {
+        return Err(format!(
+            "its host has a brace or a star; a base URL takes one label of its host as a parameter, \
+             such as `{scheme}://{{tenant}}.example.com`, and nothing else does"
+        ));
     }
     let url = Url::parse(&format!("{scheme}://{authority}/"))
         .map_err(|error| format!("{error}; {form}"))?;
@@ -169,6 +180,8 @@ mod tests {
             "http://h:99999/a/",
             "http://user@h/a/",
             "http://h\\evil/a/",
+            "http://{tenant}.h/a/",
+            "https://*.h/a/",
             "http://h/a/?x",
             "http://h/a/#x",
             "http://h/a b/",

@@ -70,13 +70,15 @@ impl RequestOrigin {
         Ok(self)
     }
 
-    /// Where the realms of a request begin: its origin and what its path is below, as `base` unless
-    /// the request says otherwise.
+    /// Where the realms of a request begin: its origin, and what its path is below, with this scheme
+    /// and path unless a trusted proxy gives others. Then whether a proxy gives the path, and so has
+    /// removed it.
     pub(in crate::realm) fn base_of(
         &self,
         head: &Head<'_>,
-        base: &RealmUrl,
-    ) -> Result<RealmUrl, RealmError> {
+        scheme: &str,
+        path: &str,
+    ) -> Result<(RealmUrl, bool), RealmError> {
         let refused = |problem| RealmError::Origin { problem };
         let own = host(head).map_err(refused)?;
         let forwarded = if peer(head).is_some_and(|peer| self.proxies.trusts(peer)) {
@@ -88,9 +90,8 @@ impl RequestOrigin {
             Some(host) => authority(host).map_err(refused)?,
             None => own.ok_or_else(|| refused("it has no `Host`".into()))?,
         };
-        let own_scheme = base.as_str().split(':').next().unwrap_or("https");
-        let scheme = forwarded.proto.as_deref().unwrap_or(own_scheme);
-        let path = forwarded.prefix.as_deref().unwrap_or(base.path());
+        let scheme = forwarded.proto.as_deref().unwrap_or(scheme);
+        let path = forwarded.prefix.as_deref().unwrap_or(path);
         if !path.starts_with('/') {
             let path = shown(path);
             return Err(refused(format!(
@@ -105,7 +106,7 @@ impl RequestOrigin {
                 shown(url.as_str())
             )));
         }
-        Ok(url)
+        Ok((url, forwarded.prefix.is_some()))
     }
 }
 
@@ -185,9 +186,8 @@ mod tests {
                 .extensions_mut()
                 .insert(PeerAddr(peer.parse().unwrap()));
         }
-        let configured = RealmUrl::parse("https://base.example/api").unwrap();
-        let base = origin.base_of(&Head::of(&request), &configured);
-        base.map(|url| url.to_string())
+        let base = origin.base_of(&Head::of(&request), "https", "/api/");
+        base.map(|(url, _)| url.to_string())
             .map_err(|error| error.to_string())
     }
 

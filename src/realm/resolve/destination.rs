@@ -78,7 +78,8 @@ impl<'a> Destination<'a> {
         Ok(destination)
     }
 
-    /// The path as a request to the destination has it: without the path of the base URL.
+    /// The path as a request to the destination has it: without the path of a base URL that a proxy
+    /// removes.
     ///
     /// # Errors
     ///
@@ -98,14 +99,18 @@ impl<'a> Destination<'a> {
         Ok(ParsedPath::new(&self.path[base.path().len() - 1..]))
     }
 
-    /// Checks that the origin of a URL is that of the realm which its path names.
+    /// Checks that the origin of a URL is the one at which its path names this realm.
     ///
     /// # Errors
     ///
     /// [`RealmError::Destination`] if it is another one.
-    pub(in crate::realm) fn check_origin(&self, realm: &RealmUrl) -> Result<(), RealmError> {
+    pub(in crate::realm) fn check_origin(
+        &self,
+        expected: &RealmUrl,
+        realm: &RealmUrl,
+    ) -> Result<(), RealmError> {
         match &self.origin {
-            Some(origin) if !realm.as_str().starts_with(origin.as_str()) => {
+            Some(origin) if origin.origin() != expected.origin() => {
                 let realm = shown(realm.as_str());
                 Err(self.refused(format_args!("its path is one of the realm `{realm}` here")))
             }

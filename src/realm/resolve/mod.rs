@@ -1,5 +1,6 @@
 //! Finding a request's realms: by its path, in its JSON body, or by a closure.
 
+mod base;
 pub(super) mod destination;
 pub(super) mod found;
 pub(super) mod json;

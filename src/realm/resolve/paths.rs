@@ -1,142 +1,708 @@
+use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::found::Found;
+use super::base::{BaseUrl, Captures, captured};
+use super::found::{Depth, Found};
 use crate::realm::error::{RealmError, shown};
 use crate::realm::head::Head;
+use crate::realm::origin::proxies::TrustedProxies;
 use crate::realm::origin::request::RequestOrigin;
-use crate::realm::path::{ParsedPath, PathProblem, refuse_separators};
+use crate::realm::path::{ParsedPath, PathProblem, check_segment, refuse_separators};
+use crate::realm::route::{MatchedRoute, RouteSegment};
 use crate::realm::template::{PathTemplate, Segment};
 use crate::realm::url::RealmUrl;
 
-/// Finds a request's realm in the beginning of its path, by a template.
+/// Finds a request's realm by patterns.
 ///
-/// The origin comes from the base URL, so every replica computes the same realm URL whatever `Host`
-/// a client sends, unless [`origin_from_request`](Self::origin_from_request) says otherwise.
-/// Literal segments of the template are a part of the realm URL. Cheap to clone.
+/// A pattern goes on where the path of the base URL ends, and a request is for a realm if its path
+/// begins with both. What the parameters of the pattern match becomes the name of the realm: by
+/// default the segments of the pattern, below the base URL. Cheap to clone.
 ///
 /// ```
 /// use tower_realm_lock::RealmPaths;
 ///
-/// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
-/// let realm = realms.resolve("/luke/my-realm/cards/1")?;
-/// assert_eq!(realm.as_str(), "https://realms.example.com/luke/my-realm/");
+/// let realms = RealmPaths::new("https://api.example.com/v1", "/{tenant}/{project}")?;
+/// let realm = realms.resolve("/v1/acme/site/docs/1")?;
+/// assert_eq!(realm.as_str(), "https://api.example.com/v1/acme/site/");
 /// # Ok::<(), tower_realm_lock::RealmError>(())
 /// ```
+///
+/// # Several paths, one realm
+///
+/// [`also`](Self::also) adds patterns for the same realms, and [`named`](Self::named) gives the
+/// realms a name that leaves literal segments and other parameters out:
+///
+/// ```
+/// use tower_realm_lock::RealmPaths;
+///
+/// let realms = RealmPaths::new("https://api.example.com", "/api/{version}/{tenant}/{project}")?
+///     .named("/{tenant}/{project}")?
+///     .also("/admin/{tenant}/{project}")?;
+/// for path in ["/api/v1/acme/site/docs/1", "/api/v2/acme/site", "/admin/acme/site/purge"] {
+///     assert_eq!(realms.resolve(path)?.as_str(), "https://api.example.com/acme/site/");
+/// }
+/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// ```
+///
+/// Where a path fits several patterns, the one counts that a router would choose: segment by
+/// segment, a literal goes before a parameter.
+///
+/// # Tenants in host names
+///
+/// Labels of the base URL's host can be parameters, too. The host is then that of the request, as
+/// [`RequestOrigin`] describes, and only hosts that fit are accepted:
+///
+/// ```
+/// use tower_realm_lock::RealmPaths;
+///
+/// let realms = RealmPaths::new("https://{tenant}.example.com", "/{project}")?;
+/// let realm = realms.resolve("https://acme.example.com/site/docs/1")?;
+/// assert_eq!(realm.as_str(), "https://acme.example.com/site/");
+/// assert!(realms.resolve("https://acme.example.org/site/docs/1").is_err());
+/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// ```
+///
+/// # Which path counts
+///
+/// The path that the layer sees. A layer outside of it that rewrites paths decides, therefore, and
+/// one inside of it must not.
+///
+/// With the feature `axum`, the path counts that axum's router has matched:
+///
+/// - Inside `nest` it is the whole path, with what `nest` took off its beginning.
+/// - In a route, the realm is named by the parameters that the handler extracts. **A request is for
+///   a realm only if its route has all parameters of the name**, wherever they are in the route.
+///   Requests of other routes, such as `/auth/login` under the pattern `/{owner}/{realm}`, are not
+///   locked. The first one of each route is logged.
+/// - A route that fits the pattern with other names for its parameters is refused, since it may be
+///   a mistake: name them as the pattern does, or [exempt](crate::LockRules::exempt) the route.
+/// - A handler that takes the rest of a path as one parameter, and a fallback, is judged by the
+///   path.
 #[derive(Debug, Clone)]
 pub struct RealmPaths(Arc<Paths>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Paths {
-    base: RealmUrl,
-    template: PathTemplate,
+    base: BaseUrl,
+    /// Below the path of the base URL, the most specific one first.
+    patterns: Vec<PathTemplate>,
+    name: Name,
     /// Where the origin is not the base URL's.
     origin: Option<RequestOrigin>,
+    /// Whether requests arrive without the path of the base URL.
+    is_stripped: bool,
+}
+
+/// What realms are called.
+#[derive(Debug, Clone)]
+struct Name {
+    /// What the name is below, unless that is the base URL of the request.
+    base: Option<BaseUrl>,
+    path: PathTemplate,
+}
+
+/// Where the realms of one request begin.
+struct Origin<'a> {
+    url: Cow<'a, RealmUrl>,
+    /// Whether the path of the URL is no part of the request's path.
+    is_stripped: bool,
+}
+
+/// What the beginning of a path is for a pattern.
+struct Beginning<'a> {
+    captures: Captures<'a>,
+    /// How many segments it has.
+    depth: usize,
+}
+
+/// What a route is for the patterns.
+enum Standing<'a> {
+    /// It has the parameters of the name.
+    Named(Captures<'a>),
+    /// Its handler reads the path itself.
+    ByPath,
+    /// It fits a pattern with other names for its parameters.
+    Renamed,
+    /// No path of it is one of a realm.
+    Unrelated,
+}
+
+/// What a request is for.
+pub(in crate::realm) enum Sought {
+    Realm(Found),
+    /// A router sends it to a route that has no realm.
+    OtherRoute,
 }
 
 impl RealmPaths {
-    /// Realms at `base_url` followed by the segments of `template`, such as `/{owner}/{realm}`.
+    /// Realms whose paths go on with `pattern`, such as `/{owner}/{realm}`, below `base_url`.
     ///
-    /// `base_url` is the public URL of the service: its origin, with a path if it is published
-    /// below one. In the template `{name}` stands for one path segment.
+    /// `base_url` is the public URL of the service: its origin, with a path if all of its realms
+    /// are below one. Requests have that path as well, unless a proxy
+    /// [removes it](Self::base_path_stripped). In the pattern `{name}` stands for one path segment.
     ///
     /// # Errors
     ///
     /// [`RealmError::InvalidUrl`] and [`RealmError::InvalidTemplate`], which name the value and
     /// what would be right.
-    pub fn new(base_url: &str, template: &str) -> Result<Self, RealmError> {
-        let base = RealmUrl::parse(base_url)?;
-        let template = PathTemplate::parse(template)?;
-        if let Some(Segment::Rest(name)) = template.segments().last() {
-            return Err(RealmError::InvalidTemplate {
-                template: shown(template.source()),
-                problem: format!(
-                    "`{{*{name}}}` would make every path a realm of its own; name the realm's segments only",
-                    name = shown(name)
-                ),
-            });
-        }
+    pub fn new(base_url: &str, pattern: &str) -> Result<Self, RealmError> {
+        let base = BaseUrl::parse(base_url)?;
+        let pattern = Paths::pattern(&base, pattern)?;
+        let is_of_host = base.fixed().is_none();
         Ok(Self(Arc::new(Paths {
             base,
-            template,
-            origin: None,
+            name: Name {
+                base: None,
+                path: pattern.clone(),
+            },
+            patterns: vec![pattern],
+            origin: is_of_host.then(|| RequestOrigin::new(TrustedProxies::default())),
+            is_stripped: false,
         })))
     }
 
-    /// Takes the origin of realm URLs from each request instead of the base URL. What that means,
-    /// and what it asks of a server, says [`RequestOrigin`].
-    #[must_use]
-    pub fn origin_from_request(self, origin: RequestOrigin) -> Self {
-        Self(Arc::new(Paths {
-            base: self.0.base.clone(),
-            template: self.0.template.clone(),
-            origin: Some(origin),
-        }))
-    }
-
-    /// The realm that a request path belongs to, at the base URL. `path` is the raw path of a
-    /// request, still percent-encoded.
+    /// Gives the realms another name than the pattern's segments: below the base URL, such as
+    /// `/{tenant}/{project}`, or a whole URL, such as `https://realms.example.com/{tenant}`, whose
+    /// host may have parameters as that of a base URL.
+    ///
+    /// A whole URL makes one realm of what is reached below several base URLs. Replicas that share a
+    /// realm must give it one name: the lock key is made of it.
     ///
     /// # Errors
     ///
-    /// [`RealmError::NoRealm`] if the path does not begin as the template does,
-    /// [`RealmError::AmbiguousPath`] if it could be read as another path: with dot segments, empty
-    /// segments, control characters, invalid UTF-8 or malformed escapes anywhere, or an encoded
-    /// slash or a backslash in a segment that names the realm.
-    pub fn resolve(&self, path: &str) -> Result<RealmUrl, RealmError> {
-        let path = ParsedPath::new(path);
-        self.find_below(&self.0.base, &path)
-            .map(|found| found.realm)
+    /// As [`new`](Self::new); also if a parameter is in one of the patterns and the host of the base
+    /// URL not.
+    pub fn named(self, name: &str) -> Result<Self, RealmError> {
+        let mut paths = Arc::unwrap_or_clone(self.0);
+        let (base, path) = if name.contains("://") {
+            let start = name.find("://").map_or(0, |at| at + "://".len());
+            let end = name[start..].find('/').map_or(name.len(), |at| start + at);
+            let path = if end == name.len() { "/" } else { &name[end..] };
+            (Some(BaseUrl::parse(&name[..end])?), path)
+        } else {
+            (None, name)
+        };
+        let path = PathTemplate::parse(path)?;
+        refuse_rest(&path)?;
+        paths.name = Name { base, path };
+        for pattern in &paths.patterns {
+            paths.check_names(pattern)?;
+        }
+        Ok(Self(Arc::new(paths)))
     }
 
-    /// The realm that a path names for a request: its own path, or that of its `Destination`.
-    pub(in crate::realm) fn find(
+    /// Another pattern for the same realms, below the base URL as the first one.
+    ///
+    /// It must have every parameter that the name has. If the name is too long for it, give a
+    /// shorter one [first](Self::named).
+    ///
+    /// # Errors
+    ///
+    /// [`RealmError::InvalidTemplate`] for a bad pattern, and for one that lacks a parameter.
+    pub fn also(self, pattern: &str) -> Result<Self, RealmError> {
+        let mut paths = Arc::unwrap_or_clone(self.0);
+        let pattern = Paths::pattern(&paths.base, pattern)?;
+        paths.check_names(&pattern)?;
+        paths.patterns.push(pattern);
+        // A stable order by what a router prefers.
+        paths.patterns.sort_by_key(specificity);
+        Ok(Self(Arc::new(paths)))
+    }
+
+    /// Declares that a proxy removes the path of the base URL before requests arrive.
+    ///
+    /// By default requests arrive with it. A request that has the prefix in
+    /// [`X-Forwarded-Prefix`](RequestOrigin) of a trusted proxy arrives without it in any case.
+    #[must_use]
+    pub fn base_path_stripped(self) -> Self {
+        let mut paths = Arc::unwrap_or_clone(self.0);
+        paths.is_stripped = true;
+        Self(Arc::new(paths))
+    }
+
+    /// Takes the origin of realm URLs from each request instead of the base URL, as
+    /// [`RequestOrigin`] describes.
+    #[must_use]
+    pub fn origin_from_request(self, origin: RequestOrigin) -> Self {
+        let mut paths = Arc::unwrap_or_clone(self.0);
+        paths.origin = Some(origin);
+        Self(Arc::new(paths))
+    }
+
+    /// The realm of a request for `path`: the raw path of a request, still percent-encoded, or a
+    /// URL where the host names the realm. Headers and routers are not considered.
+    ///
+    /// # Errors
+    ///
+    /// [`RealmError::NoRealm`] if the path does not begin as a pattern does,
+    /// [`RealmError::AmbiguousPath`] if it could be read as another path: with dot segments, empty
+    /// segments, control characters, invalid UTF-8 or malformed escapes anywhere, or an encoded
+    /// slash or a backslash in a segment that names the realm. [`RealmError::Origin`] if the host is
+    /// not one of the base URL.
+    pub fn resolve(&self, path: &str) -> Result<RealmUrl, RealmError> {
+        let paths = &*self.0;
+        let at = path.find("://").map_or(0, |at| at + "://".len());
+        let at = path[at..].find('/').map_or(path.len(), |slash| at + slash);
+        let (host, path) = path.split_at(at);
+        let url = match paths.base.fixed() {
+            Some(url) if host.is_empty() => url.clone(),
+            _ => RealmUrl::parse(&format!("{host}{}", paths.base.path()))?,
+        };
+        let origin = Origin {
+            url: Cow::Owned(url),
+            is_stripped: paths.is_stripped,
+        };
+        let path = ParsedPath::new(if path.is_empty() { "/" } else { path });
+        paths.find_in_path(&origin, &path).map(|found| found.realm)
+    }
+
+    /// What a request is for.
+    pub(in crate::realm) fn find(&self, head: &Head<'_>) -> Result<Sought, RealmError> {
+        let paths = &*self.0;
+        let Some((route, standing)) = paths.standing(head) else {
+            let origin = paths.origin(head)?;
+            return paths.find_in_path(&origin, head.path()).map(Sought::Realm);
+        };
+        match standing {
+            Standing::Unrelated => Ok(Sought::OtherRoute),
+            Standing::Renamed => Err(RealmError::RouteParameters {
+                route: shown(route.path()),
+                template: shown(&paths.texts()),
+            }),
+            Standing::ByPath => {
+                let origin = paths.origin(head)?;
+                paths.find_in_path(&origin, head.path()).map(Sought::Realm)
+            }
+            Standing::Named(captures) => {
+                // Refused as without a router, although this one has read it.
+                match head.path().segments() {
+                    Ok(_) | Err(PathProblem::Rewritten) => {}
+                    Err(problem) => return Err(ambiguous(head.path(), problem)),
+                }
+                let origin = paths.origin(head)?;
+                let realm = paths.realm(&origin, &captures, head.path())?;
+                let depth = paths.depth(&origin, &realm, route, &captures, head.path());
+                Ok(Sought::Realm(Found::within(realm, depth)))
+            }
+        }
+    }
+
+    /// The realm that the path of a request's `Destination` names, as if the request were for that
+    /// path and of the same route; and a URL of the origin that it is at.
+    pub(in crate::realm) fn find_at(
         &self,
         head: &Head<'_>,
         path: &ParsedPath<'_>,
-    ) -> Result<Found, RealmError> {
-        self.find_below(&self.base(head)?, path)
-    }
-
-    /// The base URL of a request.
-    pub(in crate::realm) fn base(&self, head: &Head<'_>) -> Result<RealmUrl, RealmError> {
-        let Paths { base, origin, .. } = &*self.0;
-        match origin {
-            None => Ok(base.clone()),
-            Some(origin) => origin.base_of(head, base),
-        }
-    }
-
-    fn find_below(&self, base: &RealmUrl, path: &ParsedPath<'_>) -> Result<Found, RealmError> {
-        let ambiguous = |problem: PathProblem| RealmError::AmbiguousPath {
+    ) -> Result<(Found, RealmUrl), RealmError> {
+        let paths = &*self.0;
+        let origin = paths.origin(head)?;
+        let Some((route, Standing::Named(_))) = paths.standing(head) else {
+            let found = paths.find_in_path(&origin, path)?;
+            return Ok((found, origin.url.into_owned()));
+        };
+        let segments = path
+            .segments()
+            .map_err(|problem| ambiguous(path, problem))?;
+        let begins = begins_as_route(route, segments, |name| paths.needs(name));
+        let (captures, _) = begins.ok_or_else(|| RealmError::NoRealm {
             path: shown(path.raw()),
+            template: shown(route.path()),
+        })?;
+        let realm = paths.realm(&origin, &captures, path)?;
+        let depth = paths.depth(&origin, &realm, route, &captures, path);
+        Ok((Found::within(realm, depth), origin.url.into_owned()))
+    }
+
+    /// What is missing at the beginning of a request's path: the base URL, if a proxy removes its
+    /// path.
+    pub(in crate::realm) fn stripped(
+        &self,
+        head: &Head<'_>,
+    ) -> Result<Option<RealmUrl>, RealmError> {
+        let origin = self.0.origin(head)?;
+        Ok(origin.is_stripped.then(|| origin.url.into_owned()))
+    }
+
+    /// The patterns of whole paths, as requests have them.
+    pub(in crate::realm) fn patterns(&self) -> Vec<PathTemplate> {
+        let paths = &*self.0;
+        let base = match paths.is_stripped {
+            true => &[],
+            false => paths.base.segments(),
+        };
+        paths.patterns.iter().map(|it| it.below(base)).collect()
+    }
+
+    /// Whether a path, together with what a proxy has removed, begins with the path of the base URL
+    /// twice.
+    pub(in crate::realm) fn repeats_base(&self, path: &ParsedPath<'_>) -> bool {
+        let base = self.0.base.segments();
+        let times = if self.0.is_stripped { 1 } else { 2 };
+        let expected = base.iter().cycle().take(base.len() * times);
+        let Ok(mut segments) = path.segments() else {
+            return false;
+        };
+        !base.is_empty() && expected.into_iter().all(|it| fits(it, segments.next()))
+    }
+
+    /// The base URL, patterns and name, for messages.
+    pub(in crate::realm) fn text(&self) -> String {
+        let Paths { base, name, .. } = &*self.0;
+        let below = name.base.as_ref().unwrap_or(base);
+        let name = below.text() + &name.path.source()[1..];
+        let patterns = self.patterns();
+        let patterns: Vec<&str> = patterns.iter().map(PathTemplate::source).collect();
+        format!("{} named {name}", patterns.join(", "))
+    }
+}
+
+impl Paths {
+    fn pattern(base: &BaseUrl, pattern: &str) -> Result<PathTemplate, RealmError> {
+        let template = PathTemplate::parse(pattern)?;
+        refuse_rest(&template)?;
+        let invalid = |problem| RealmError::InvalidTemplate {
+            template: shown(pattern),
             problem,
         };
-        let template = &self.0.template;
-        let mut segments = path.segments().map_err(ambiguous)?;
-        let mut realm = Vec::with_capacity(template.segments().len());
-        for expected in template.segments() {
-            let segment = match expected {
-                Segment::TrailingSlash => break,
-                _ => segments.next(),
-            };
-            match (expected, segment) {
-                (Segment::Literal(literal), Some(segment)) if **literal == *segment => {}
-                (Segment::Parameter(_), Some(_)) => {}
-                _ => {
-                    return Err(RealmError::NoRealm {
-                        path: shown(path.raw()),
-                        template: shown(template.source()),
-                    });
-                }
-            }
-            realm.extend(segment);
+        let path = base.segments();
+        if !path.is_empty() && template.segments().starts_with(path) {
+            return Err(invalid(format!(
+                "it begins with the path of the base URL `{url}`, which would be in requests twice; \
+                 leave `{path}` out of one of the two",
+                url = shown(&base.text()),
+                path = shown(base.path().trim_end_matches('/')),
+            )));
         }
-        for segment in &realm {
-            refuse_separators(segment).map_err(ambiguous)?;
+        if let Some(name) = template
+            .names()
+            .find(|name| base.names().any(|it| it == *name))
+        {
+            return Err(invalid(format!(
+                "the host of the base URL has a parameter `{{{name}}}` as well",
+                name = shown(name)
+            )));
         }
-        let depth = realm.len();
-        Ok(Found::at(base.below(realm), depth))
+        Ok(template)
     }
+
+    /// Refuses a pattern that lacks a parameter of the name.
+    fn check_names(&self, pattern: &PathTemplate) -> Result<(), RealmError> {
+        let has = |name: &str| {
+            self.base
+                .names()
+                .chain(pattern.names())
+                .any(|it| it == name)
+        };
+        let Some(missing) = self.needed().find(|name| !has(name)) else {
+            return Ok(());
+        };
+        Err(RealmError::InvalidTemplate {
+            template: shown(pattern.source()),
+            problem: format!(
+                "it has no `{{{missing}}}`, which the name `{name}` has; give a name of other \
+                 parameters with `named`, before patterns that lack this one",
+                missing = shown(missing),
+                name = shown(self.name.path.source()),
+            ),
+        })
+    }
+
+    /// The parameters of the name.
+    fn needed(&self) -> impl Iterator<Item = &str> {
+        let of_base = self.name.base.iter().flat_map(BaseUrl::names);
+        of_base.chain(self.name.path.names())
+    }
+
+    /// Whether the name has this parameter, and has it from the path.
+    fn needs(&self, name: &str) -> bool {
+        self.needed().any(|it| it == name) && !self.base.names().any(|it| it == name)
+    }
+
+    /// The patterns, for messages.
+    fn texts(&self) -> String {
+        let base = match self.is_stripped {
+            true => &[],
+            false => self.base.segments(),
+        };
+        let texts = self
+            .patterns
+            .iter()
+            .map(|it| it.below(base).source().to_owned());
+        texts.collect::<Vec<_>>().join("` or `")
+    }
+
+    /// Where the realms of a request begin.
+    fn origin(&self, head: &Head<'_>) -> Result<Origin<'_>, RealmError> {
+        let Some(origin) = &self.origin else {
+            let url = self.base.fixed().map_or_else(
+                || Err(RealmError::unresolved("its host names the realm")),
+                |url| Ok(Cow::Borrowed(url)),
+            )?;
+            return Ok(Origin {
+                url,
+                is_stripped: self.is_stripped,
+            });
+        };
+        let (url, is_prefixed) = origin.base_of(head, self.base.scheme(), self.base.path())?;
+        if self.base.fixed().is_none() && self.base.captures(&url).is_none() {
+            return Err(RealmError::Origin {
+                problem: format!(
+                    "`{}` is not a host of `{}`",
+                    shown(url.origin()),
+                    shown(&self.base.text())
+                ),
+            });
+        }
+        Ok(Origin {
+            url: Cow::Owned(url),
+            is_stripped: self.is_stripped || is_prefixed,
+        })
+    }
+
+    /// The realm that a path names.
+    fn find_in_path(
+        &self,
+        origin: &Origin<'_>,
+        path: &ParsedPath<'_>,
+    ) -> Result<Found, RealmError> {
+        let segments = path
+            .segments()
+            .map_err(|problem| ambiguous(path, problem))?;
+        let Some((pattern, beginning)) = self.first_fit(origin, segments.clone()) else {
+            return Err(RealmError::NoRealm {
+                path: shown(path.raw()),
+                template: shown(&self.texts()),
+            });
+        };
+        if self.patterns.len() > 1 {
+            // A router that compares literals to the letter, or one that splits a segment, may
+            // choose another pattern.
+            let is_same = |other: Option<(&PathTemplate, Beginning<'_>)>| {
+                other.is_some_and(|(other, _)| std::ptr::eq(other, pattern))
+            };
+            let raw = path.raw().trim_matches('/').split('/');
+            if !is_same(self.first_fit(origin, raw)) {
+                return Err(ambiguous(path, PathProblem::Spelling));
+            }
+            let split = segments.flat_map(|segment| segment.split(['/', '\\']));
+            let split = split.filter(|part| !part.is_empty());
+            if path.has_separators() && !is_same(self.first_fit(origin, split)) {
+                return Err(ambiguous(path, PathProblem::Separator));
+            }
+        }
+        let realm = self.realm(origin, &beginning.captures, path)?;
+        Ok(Found::within(realm, Depth::Segments(beginning.depth)))
+    }
+
+    /// The first pattern that these segments begin with.
+    fn first_fit<'a>(
+        &'a self,
+        origin: &'a Origin<'_>,
+        segments: impl Iterator<Item = &'a str> + Clone,
+    ) -> Option<(&'a PathTemplate, Beginning<'a>)> {
+        let base = if origin.is_stripped {
+            &[]
+        } else {
+            self.base.segments()
+        };
+        self.patterns.iter().find_map(|pattern| {
+            let mut segments = segments.clone();
+            let mut beginning = Beginning {
+                captures: Captures::new(),
+                depth: 0,
+            };
+            for expected in base.iter().chain(pattern.segments()) {
+                if *expected == Segment::TrailingSlash {
+                    break;
+                }
+                let segment = segments.next()?;
+                match expected {
+                    Segment::Parameter(name) => {
+                        beginning.captures.push((name, Cow::Borrowed(segment)));
+                    }
+                    expected if fits(expected, Some(segment)) => {}
+                    _ => return None,
+                }
+                beginning.depth += 1;
+            }
+            Some((pattern, beginning))
+        })
+    }
+
+    /// What the route of a request is for the patterns; none without a router, and where a path
+    /// without parameters names the realm.
+    fn standing<'a>(&self, head: &Head<'a>) -> Option<(&'a MatchedRoute, Standing<'a>)> {
+        let route = head.route()?;
+        let mut needed = self.needed().filter(|name| self.needs(name)).peekable();
+        needed.peek()?;
+        let captures = needed.map(|name| {
+            let (name, value) = route.parameter(name)?;
+            Some((name, Cow::Borrowed(value)))
+        });
+        if let Some(captures) = captures.collect() {
+            return Some((route, Standing::Named(captures)));
+        }
+        let base = if self.is_stripped {
+            &[]
+        } else {
+            self.base.segments()
+        };
+        let mut all = Standing::Unrelated;
+        for pattern in &self.patterns {
+            match standing_of(route, base.iter().chain(pattern.segments())) {
+                Standing::Renamed => return Some((route, Standing::Renamed)),
+                Standing::ByPath => all = Standing::ByPath,
+                _ => {}
+            }
+        }
+        Some((route, all))
+    }
+
+    /// The realm that these captures name.
+    fn realm(
+        &self,
+        origin: &Origin<'_>,
+        captures: &Captures<'_>,
+        path: &ParsedPath<'_>,
+    ) -> Result<RealmUrl, RealmError> {
+        for (_, value) in captures {
+            check_segment(value)
+                .and_then(|()| refuse_separators(value))
+                .map_err(|problem| ambiguous(path, problem))?;
+        }
+        let mut all = self.base.captures(&origin.url).unwrap_or_default();
+        all.extend(captures.iter().cloned());
+        let no_realm = || RealmError::NoRealm {
+            path: shown(path.raw()),
+            template: shown(&self.texts()),
+        };
+        let base = match &self.name.base {
+            Some(base) => Cow::Owned(base.with(&all).ok_or_else(no_realm)?),
+            None => Cow::Borrowed(&*origin.url),
+        };
+        let segments = self.name.path.segments().iter();
+        let segments = segments.filter_map(|segment| match segment {
+            Segment::Literal(text) => Some(Some(&**text)),
+            Segment::Parameter(name) => Some(captured(&all, name)),
+            Segment::Rest(_) | Segment::TrailingSlash => None,
+        });
+        let segments: Option<Vec<&str>> = segments.collect();
+        Ok(base.below(segments.ok_or_else(no_realm)?))
+    }
+
+    /// How much of a path names the realm that a route has named: as much as a pattern takes of it,
+    /// otherwise what comes up to the last parameter of the name.
+    fn depth(
+        &self,
+        origin: &Origin<'_>,
+        realm: &RealmUrl,
+        route: &MatchedRoute,
+        captures: &Captures<'_>,
+        path: &ParsedPath<'_>,
+    ) -> Depth {
+        match self.find_in_path(origin, path) {
+            Ok(found) if found.realm == *realm => return found.depth,
+            _ => {}
+        }
+        let Ok(segments) = path.segments() else {
+            return Depth::Unknown;
+        };
+        match begins_as_route(route, segments, |name| captured(captures, name).is_some()) {
+            Some((of_path, depth)) if is_same(&of_path, captures) => Depth::Segments(depth),
+            _ => Depth::Unknown,
+        }
+    }
+}
+
+/// Whether a segment of a pattern fits one of a path, decoded.
+fn fits(expected: &Segment, segment: Option<&str>) -> bool {
+    match (expected, segment) {
+        (Segment::Literal(literal), Some(segment)) => **literal == *segment,
+        (Segment::Parameter(_), Some(_)) => true,
+        _ => false,
+    }
+}
+
+/// Orders patterns as a router tries them: a literal before a parameter, and a longer pattern before
+/// a shorter one.
+fn specificity(pattern: &PathTemplate) -> Vec<u8> {
+    let segments = pattern.segments().iter().filter_map(|it| match it {
+        Segment::Literal(_) => Some(0),
+        Segment::Parameter(_) | Segment::Rest(_) => Some(1),
+        Segment::TrailingSlash => None,
+    });
+    segments.chain([2]).collect()
+}
+
+/// What a route that lacks a parameter is for one pattern.
+fn standing_of<'p>(
+    route: &MatchedRoute,
+    pattern: impl Iterator<Item = &'p Segment>,
+) -> Standing<'static> {
+    let mut route = route.segments();
+    let mut standing = Standing::Renamed;
+    for expected in pattern {
+        match (expected, route.next()) {
+            (Segment::TrailingSlash, _) => break,
+            (_, Some(RouteSegment::Rest(_))) => return Standing::ByPath,
+            (Segment::Parameter(_), Some(RouteSegment::Parameter(_))) => {}
+            // It may have the literal in its place.
+            (Segment::Literal(_), Some(RouteSegment::Parameter(_))) => standing = Standing::ByPath,
+            (Segment::Literal(text), Some(RouteSegment::Literal(other))) if **text == *other => {}
+            _ => return Standing::Unrelated,
+        }
+    }
+    standing
+}
+
+/// The parameters of a route that a path begins with, of those that are needed, and how many
+/// segments they take; none if the path does not begin as the route does.
+fn begins_as_route<'a>(
+    route: &'a MatchedRoute,
+    mut path: impl Iterator<Item = &'a str>,
+    is_needed: impl Fn(&str) -> bool,
+) -> Option<(Captures<'a>, usize)> {
+    let segments: Vec<RouteSegment<'_>> = route.segments().collect();
+    let last = segments
+        .iter()
+        .rposition(|segment| matches!(segment, RouteSegment::Parameter(name) if is_needed(name)))?;
+    let mut captures = Captures::new();
+    for segment in &segments[..=last] {
+        match (*segment, path.next()?) {
+            (RouteSegment::Literal(literal), text) if literal == text => {}
+            (RouteSegment::Parameter(name), text) if is_needed(name) => {
+                captures.push((name, Cow::Borrowed(text)));
+            }
+            (RouteSegment::Parameter(_), _) => {}
+            _ => return None,
+        }
+    }
+    Some((captures, last + 1))
+}
+
+fn is_same(one: &Captures<'_>, other: &Captures<'_>) -> bool {
+    let has = |(name, value): &(&str, Cow<'_, str>)| captured(one, name) == Some(value);
+    one.len() == other.len() && other.iter().all(has)
+}
+
+fn ambiguous(path: &ParsedPath<'_>, problem: PathProblem) -> RealmError {
+    RealmError::AmbiguousPath {
+        path: shown(path.raw()),
+        problem,
+    }
+}
+
+fn refuse_rest(template: &PathTemplate) -> Result<(), RealmError> {
+    let Some(Segment::Rest(name)) = template.segments().last() else {
+        return Ok(());
+    };
+    Err(RealmError::InvalidTemplate {
+        template: shown(template.source()),
+        problem: format!(
+            "`{{*{name}}}` would make every path a realm of its own; name the realm's segments only",
+            name = shown(name)
+        ),
+    })
 }
 
 #[cfg(test)]
@@ -164,12 +730,25 @@ mod tests {
     #[test]
     fn a_base_path_and_literal_segments_belong_to_the_realm() {
         let realms = RealmPaths::new("https://r.example/api/", "/realms/{realm}/").unwrap();
-        let realm = realms.resolve("/realms/a/card").unwrap();
+        let realm = realms.resolve("/api/realms/a/card").unwrap();
         assert_eq!(realm.as_str(), "https://r.example/api/realms/a/");
-        assert!(matches!(
-            realms.resolve("/other/a/card"),
-            Err(RealmError::NoRealm { .. })
-        ));
+        for path in [
+            "/api/other/a/card",
+            "/realms/a/card",
+            "/api",
+            "/API/realms/a",
+        ] {
+            let error = realms.resolve(path).unwrap_err();
+            assert!(matches!(error, RealmError::NoRealm { .. }), "{path}");
+            assert!(
+                error.to_string().contains("`/api/realms/{realm}/`"),
+                "{error}"
+            );
+        }
+        let stripped = realms.base_path_stripped();
+        let realm = stripped.resolve("/realms/a/card").unwrap();
+        assert_eq!(realm.as_str(), "https://r.example/api/realms/a/");
+        assert!(stripped.resolve("/api/realms/a/card").is_err());
     }
 
     #[test]

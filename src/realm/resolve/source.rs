@@ -9,7 +9,7 @@ use http::request::Parts;
 
 use super::found::Found;
 use super::mounts::RealmMounts;
-use super::paths::RealmPaths;
+use super::paths::{RealmPaths, Sought};
 use super::pointers::RealmPointers;
 use crate::realm::body::ReadsBodies;
 use crate::realm::error::RealmError;
@@ -42,23 +42,38 @@ pub(in crate::realm) enum PathSource {
 }
 
 impl PathSource {
-    /// The realm that a path names for a request: its own path, or that of its `Destination`.
-    pub(in crate::realm) fn find(
-        &self,
-        head: &Head<'_>,
-        path: &ParsedPath<'_>,
-    ) -> Result<Found, RealmError> {
+    /// What a request is for.
+    pub(in crate::realm) fn find(&self, head: &Head<'_>) -> Result<Sought, RealmError> {
         match self {
-            Self::Template(paths) => paths.find(head, path),
-            Self::Mounts(mounts) => mounts.find(path),
+            Self::Template(paths) => paths.find(head),
+            Self::Mounts(mounts) => mounts.find(head.path()).map(Sought::Realm),
         }
     }
 
-    /// The URL below which the server is published. Its path is not a part of the paths of
-    /// requests.
-    pub(in crate::realm) fn base(&self, head: &Head<'_>) -> Result<Option<RealmUrl>, RealmError> {
+    /// The realm that the path of a request's `Destination` names, and a URL of the origin that it
+    /// is at.
+    pub(in crate::realm) fn find_at(
+        &self,
+        head: &Head<'_>,
+        path: &ParsedPath<'_>,
+    ) -> Result<(Found, RealmUrl), RealmError> {
         match self {
-            Self::Template(paths) => paths.base(head).map(Some),
+            Self::Template(paths) => paths.find_at(head, path),
+            Self::Mounts(mounts) => {
+                let found = mounts.find(path)?;
+                let origin = found.realm.clone();
+                Ok((found, origin))
+            }
+        }
+    }
+
+    /// The URL whose path a proxy removes from the paths of requests, if one does.
+    pub(in crate::realm) fn stripped(
+        &self,
+        head: &Head<'_>,
+    ) -> Result<Option<RealmUrl>, RealmError> {
+        match self {
+            Self::Template(paths) => paths.stripped(head),
             Self::Mounts(_) => Ok(None),
         }
     }

@@ -9,7 +9,7 @@ use http::request::Parts;
 
 use crate::realm::body::{ReadsBodies, encoding};
 use crate::realm::path::canonical;
-use crate::realm::resolve::found::Found;
+use crate::realm::resolve::found::{Depth, Found};
 use crate::realm::resolve::json::{Answer, Step, seek};
 use crate::realm::url::RealmUrl;
 
@@ -335,12 +335,15 @@ pub(in crate::realm) fn rest_of<'a>(
     segments: impl Iterator<Item = &'a str>,
     found: &Found,
 ) -> Option<String> {
-    let mut rest = canonical(segments.skip(found.depth.unwrap_or(0)))?;
-    if found.depth.is_none() {
+    let mut rest = match found.depth {
+        Depth::Segments(depth) => canonical(segments.skip(depth))?,
         // The realm was not found in the path: it must be there all the same.
-        let realm = found.realm.path().strip_prefix('/')?;
-        rest = rest.strip_prefix(realm)?.to_owned();
-    }
+        Depth::OfUrl => {
+            let realm = found.realm.path().strip_prefix('/')?;
+            canonical(segments)?.strip_prefix(realm)?.to_owned()
+        }
+        Depth::Unknown => return None,
+    };
     rest.pop();
     Some(rest)
 }

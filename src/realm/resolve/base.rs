@@ -1,0 +1,326 @@
+use std::borrow::Cow;
+
+use crate::realm::error::{RealmError, shown};
+use crate::realm::path::ParsedPath;
+use crate::realm::template::Segment;
+use crate::realm::url::RealmUrl;
+
+/// Parameters of a pattern with what a request has in their places, decoded.
+pub(super) type Captures<'a> = Vec<(&'a str, Cow<'a, str>)>;
+
+/// The value of a parameter.
+pub(super) fn captured<'c>(captures: &'c Captures<'_>, name: &str) -> Option<&'c str> {
+    let (_, value) = captures.iter().find(|(key, _)| *key == name)?;
+    Some(value)
+}
+
+/// The URL that realms are below. Labels of its host may be parameters:
+/// `https://{tenant}.example.com/api`.
+#[derive(Debug, Clone)]
+pub(super) struct BaseUrl {
+    /// With placeholders for parameters.
+    url: RealmUrl,
+    /// The labels of a host with parameters; none if it has no parameters.
+    labels: Box<[Segment]>,
+    /// The segments of its path, all literal.
+    path: Box<[Segment]>,
+}
+
+impl BaseUrl {
+    /// Reads a base URL.
+    ///
+    /// # Errors
+    ///
+    /// [`RealmError::InvalidUrl`], also for a brace or a star that is no whole label of the host.
+    pub(super) fn parse(text: &str) -> Result<Self, RealmError> {
+        let invalid = |problem: String| RealmError::InvalidUrl {
+            url: shown(text),
+            problem,
+        };
+        let (start, end) = authority(text);
+        if text[end..].contains(['{', '}', '*']) {
+            return Err(invalid(
+                "its path has a brace or a star; a base URL's path is plain, and parameters of a path \
+                 belong in the pattern"
+                    .into(),
+            ));
+        }
+        let host = &text[start..end];
+        let (url, labels) = if host.contains(['{', '}', '*']) {
+            let (name, port) = match host.rsplit_once(':') {
+                Some((name, port)) => (name, Some(port)),
+                None => (host, None),
+            };
+            let labels = labels(name).map_err(invalid)?;
+            let filled = filled(&labels, |at, _| Some(placeholder(at))).unwrap_or_default();
+            let filled = [Some(filled.as_str()), port].into_iter().flatten();
+            let filled = filled.collect::<Vec<_>>().join(":");
+            let url = format!("{}{filled}{}", &text[..start], &text[end..]);
+            let url = RealmUrl::parse(&url).map_err(|error| match error {
+                RealmError::InvalidUrl { problem, .. } => invalid(problem),
+                error => error,
+            })?;
+            let labels = canonical_labels(&labels, &url);
+            let labels = labels.ok_or_else(|| invalid("its host cannot be read".into()))?;
+            (url, labels)
+        } else {
+            (RealmUrl::parse(text)?, Box::default())
+        };
+        let path = ParsedPath::new(url.path());
+        let path = path.segments().into_iter().flatten();
+        let path = path.map(|segment| Segment::Literal(segment.into()));
+        let path = path.collect();
+        Ok(Self { url, labels, path })
+    }
+
+    /// The URL, if its host has no parameters.
+    pub(super) fn fixed(&self) -> Option<&RealmUrl> {
+        self.labels.is_empty().then_some(&self.url)
+    }
+
+    /// Its scheme.
+    pub(super) fn scheme(&self) -> &str {
+        self.url.as_str().split(':').next().unwrap_or("https")
+    }
+
+    /// Its path, which ends in `/`.
+    pub(super) fn path(&self) -> &str {
+        self.url.path()
+    }
+
+    /// The segments of its path.
+    pub(super) fn segments(&self) -> &[Segment] {
+        &self.path
+    }
+
+    /// The names of its host's parameters.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.labels.iter().filter_map(Segment::name)
+    }
+
+    /// What the host of a URL has in the places of the parameters; none if the URL has another
+    /// scheme, port or host.
+    pub(super) fn captures<'a>(&'a self, url: &'a RealmUrl) -> Option<Captures<'a>> {
+        let own = split_origin(self.url.origin());
+        let other = split_origin(url.origin());
+        if self.labels.is_empty() {
+            return (own == other).then(Vec::new);
+        }
+        if (own.0, own.2) != (other.0, other.2) {
+            return None;
+        }
+        let mut captures = Vec::new();
+        let mut labels = other.1.split('.');
+        for expected in &self.labels {
+            match (expected, labels.next()?) {
+                (Segment::Literal(literal), label) if **literal == *label => {}
+                (Segment::Parameter(name), label) if !label.is_empty() => {
+                    captures.push((&**name, label.into()));
+                }
+                _ => return None,
+            }
+        }
+        labels.next().is_none().then_some(captures)
+    }
+
+    /// The URL with these parameters; none if one is missing, or is no label of a host.
+    pub(super) fn with(&self, captures: &Captures<'_>) -> Option<RealmUrl> {
+        if self.labels.is_empty() {
+            return Some(self.url.clone());
+        }
+        let host = filled(&self.labels, |_, name| {
+            let value = captured(captures, name)?;
+            // Not a second label, nor what ends a host.
+            let is_label = !value.is_empty()
+                && value
+                    .chars()
+                    .all(|c| c.is_alphanumeric() || matches!(c, '-' | '_'));
+            is_label.then(|| value.to_owned())
+        })?;
+        let (scheme, _, port) = split_origin(self.url.origin());
+        let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+        RealmUrl::parse(&format!("{scheme}://{host}{port}{}", self.path())).ok()
+    }
+
+    /// As it is written.
+    pub(super) fn text(&self) -> String {
+        if self.labels.is_empty() {
+            return self.url.to_string();
+        }
+        let (scheme, _, port) = split_origin(self.url.origin());
+        let host = self.labels.iter().map(ToString::to_string);
+        let host = host.collect::<Vec<_>>().join(".");
+        let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+        format!("{scheme}://{host}{port}{}", self.path())
+    }
+}
+
+/// Where the host and port of a URL begin and end.
+fn authority(text: &str) -> (usize, usize) {
+    let start = text.find("://").map_or(0, |at| at + "://".len());
+    let end = text[start..].find('/').map_or(text.len(), |at| start + at);
+    (start, end)
+}
+
+fn placeholder(at: usize) -> String {
+    format!("label{at}")
+}
+
+/// The labels of a host, of which some are parameters.
+fn labels(host: &str) -> Result<Vec<Segment>, String> {
+    let mut labels: Vec<Segment> = Vec::new();
+    for text in host.split('.') {
+        let name = text.strip_prefix('{').and_then(|it| it.strip_suffix('}'));
+        let label = match name {
+            Some(name) if !name.is_empty() && !name.contains(['{', '}', '*']) => {
+                if labels.iter().any(|label| label.name() == Some(name)) {
+                    return Err(format!("the name `{}` is in it twice", shown(name)));
+                }
+                Segment::Parameter(name.into())
+            }
+            None if !text.is_empty() && !text.contains(['{', '}', '*']) => {
+                Segment::Literal(text.into())
+            }
+            _ => {
+                return Err(format!(
+                    "`{}` is no label of a host; write a parameter for a whole label, such as \
+                     `https://{{tenant}}.example.com`",
+                    shown(text)
+                ));
+            }
+        };
+        labels.push(label);
+    }
+    if !labels.iter().any(|label| label.name().is_none()) {
+        return Err(
+            "all of its host is a parameter; write at least one label, such as \
+             `https://{tenant}.example.com`, or take any host with `origin_from_request`"
+                .into(),
+        );
+    }
+    Ok(labels)
+}
+
+/// The host with something in place of each parameter.
+fn filled(labels: &[Segment], value: impl Fn(usize, &str) -> Option<String>) -> Option<String> {
+    let labels = labels.iter().enumerate().map(|(at, label)| match label {
+        Segment::Parameter(name) => value(at, name),
+        label => Some(label.to_string()),
+    });
+    Some(labels.collect::<Option<Vec<_>>>()?.join("."))
+}
+
+/// The labels with the literal ones as a canonical URL has them.
+fn canonical_labels(labels: &[Segment], url: &RealmUrl) -> Option<Box<[Segment]>> {
+    let (_, host, _) = split_origin(url.origin());
+    let canonical: Vec<&str> = host.split('.').collect();
+    if canonical.len() != labels.len() {
+        return None;
+    }
+    let labels = labels.iter().zip(canonical).enumerate();
+    let labels = labels.map(|(at, (label, text))| match label {
+        Segment::Parameter(_) => (text == placeholder(at)).then(|| label.clone()),
+        _ => Some(Segment::Literal(text.into())),
+    });
+    labels.collect()
+}
+
+/// Scheme, host and port of a canonical origin.
+fn split_origin(origin: &str) -> (&str, &str, Option<&str>) {
+    let (scheme, authority) = origin.split_once("://").unwrap_or(("", origin));
+    // The colons of an IPv6 address are in brackets.
+    match authority.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (scheme, host, Some(port)),
+        _ => (scheme, authority, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> BaseUrl {
+        BaseUrl::parse(text).unwrap()
+    }
+
+    #[test]
+    fn a_host_that_fits_gives_its_labels() {
+        let base = parsed("HTTPS://{tenant}.{region}.Example.com:8443/api");
+        assert_eq!(
+            base.text(),
+            "https://{tenant}.{region}.example.com:8443/api/"
+        );
+        for (url, expected) in [
+            ("https://a.eu.example.com:8443/x/", Some(["a", "eu"])),
+            ("http://a.eu.example.com:8443/", None),
+            ("https://a.eu.example.com/", None),
+            ("https://a.b.eu.example.com:8443/", None),
+            ("https://eu.example.com:8443/", None),
+            ("https://a.eu.example.org:8443/", None),
+            ("https://.eu.example.com:8443/", None),
+        ] {
+            let url = RealmUrl::parse(url).unwrap();
+            let captures = base.captures(&url);
+            let values = captures.map(|captures| {
+                ["tenant", "region"].map(|name| captured(&captures, name).unwrap().to_owned())
+            });
+            assert_eq!(values, expected.map(|it| it.map(str::to_owned)), "{url}");
+        }
+        let idn = parsed("https://{tenant}.bücher.example");
+        assert_eq!(idn.text(), "https://{tenant}.xn--bcher-kva.example/");
+    }
+
+    #[test]
+    fn a_url_without_parameters_fits_only_itself() {
+        let base = parsed("http://[::1]:4201/a");
+        let fits = |url: &str| base.captures(&RealmUrl::parse(url).unwrap()).is_some();
+        assert!(fits("http://[::1]:4201/") && !fits("http://[::1]/"));
+        assert_eq!(base.fixed().unwrap().as_str(), "http://[::1]:4201/a/");
+    }
+
+    #[test]
+    fn parameters_make_a_url_only_if_they_are_labels() {
+        let base = parsed("https://{tenant}.example.com:8443/api");
+        let with = |value: &'static str| {
+            let url = base.with(&vec![("tenant", value.into())]);
+            url.map(|url| url.to_string())
+        };
+        let acme = "https://acme.example.com:8443/api/";
+        assert_eq!(with("acme").as_deref(), Some(acme));
+        assert_eq!(with("ACME").as_deref(), Some(acme));
+        for value in ["", "a.b", "a/b", "a:1", "a@b", "a b", "a%2e", "*"] {
+            assert_eq!(with(value), None, "{value}");
+        }
+        assert_eq!(base.with(&Vec::new()), None);
+    }
+
+    #[test]
+    fn braces_and_stars_elsewhere_are_refused_with_their_remedy() {
+        for (url, reason) in [
+            ("https://*.example.com", "whole label"),
+            ("https://{tenant}", "at least one label"),
+            ("https://a{tenant}.example.com", "whole label"),
+            ("https://{}.example.com", "whole label"),
+            ("https://{*tenant}.example.com", "whole label"),
+            ("https://{a}.{a}.example.com", "twice"),
+            ("https://{tenant}.example.com:{port}", ""),
+            ("https://example.com:{port}", ""),
+            ("https://example.com/{tenant}", "belong in the pattern"),
+            (
+                "https://{tenant}.example.com/api/*",
+                "belong in the pattern",
+            ),
+            ("{tenant}.example.com", "scheme"),
+            ("ftp://{tenant}.example.com", "http or https"),
+            ("https://{tenant}..example.com", "no label"),
+        ] {
+            let error = BaseUrl::parse(url).unwrap_err();
+            assert!(matches!(error, RealmError::InvalidUrl { .. }), "{url}");
+            let error = error.to_string();
+            assert!(
+                error.contains(reason) && error.contains(url),
+                "{url}: {error}"
+            );
+        }
+    }
+}

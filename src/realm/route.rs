@@ -1,0 +1,98 @@
+//! The route that axum's router has matched.
+
+#[cfg(feature = "axum")]
+use axum::extract::{FromRequestParts, MatchedPath, RawPathParams};
+#[cfg(feature = "axum")]
+use futures_util::FutureExt;
+use http::Request;
+
+/// The route that axum's router has matched, and the parameters that its handler can extract.
+///
+/// What a layer outside of the router has rewritten is in neither: both are of the path that the
+/// router has seen. Without the feature `axum` there is no value of this type.
+#[derive(Debug)]
+pub(crate) struct MatchedRoute {
+    #[cfg(feature = "axum")]
+    path: MatchedPath,
+    /// `None` if a parameter is not UTF-8.
+    #[cfg(feature = "axum")]
+    parameters: Option<RawPathParams>,
+    #[cfg(not(feature = "axum"))]
+    never: std::convert::Infallible,
+}
+
+/// A segment of a route, as axum writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::realm) enum RouteSegment<'a> {
+    Literal(&'a str),
+    Parameter(&'a str),
+    Rest(&'a str),
+}
+
+#[cfg(feature = "axum")]
+impl MatchedRoute {
+    /// The route of a request; `None` if it is not inside one.
+    pub(crate) fn of<A>(request: &mut Request<A>) -> Option<Self> {
+        let path = request.extensions().get::<MatchedPath>()?.clone();
+        // axum gives the parameters only to an extractor, and that reads nothing but extensions.
+        let (mut parts, ()) = Request::new(()).into_parts();
+        std::mem::swap(&mut parts.extensions, request.extensions_mut());
+        let parameters = RawPathParams::from_request_parts(&mut parts, &()).now_or_never();
+        std::mem::swap(&mut parts.extensions, request.extensions_mut());
+        let parameters = parameters.and_then(Result::ok);
+        Some(Self { path, parameters })
+    }
+
+    /// The route as the router has it, with all that it is nested in.
+    pub(in crate::realm) fn path(&self) -> &str {
+        self.path.as_str()
+    }
+
+    /// A parameter, its name and its value, decoded. `None` if the route has none of this name, or takes the rest of the
+    /// path as one, or if nested routers give it two values.
+    pub(in crate::realm) fn parameter(&self, name: &str) -> Option<(&str, &str)> {
+        if self.segments().any(|it| it == RouteSegment::Rest(name)) {
+            return None;
+        }
+        let mut values = self.parameters.as_ref()?.iter();
+        let first = values.find(|(key, _)| *key == name)?;
+        let mut others = values.filter(|(key, _)| *key == name);
+        others.all(|other| other == first).then_some(first)
+    }
+}
+
+#[cfg(not(feature = "axum"))]
+impl MatchedRoute {
+    pub(crate) fn of<A>(_: &mut Request<A>) -> Option<Self> {
+        None
+    }
+
+    pub(in crate::realm) fn path(&self) -> &str {
+        match self.never {}
+    }
+
+    pub(in crate::realm) fn parameter(&self, _: &str) -> Option<(&str, &str)> {
+        match self.never {}
+    }
+}
+
+impl MatchedRoute {
+    pub(in crate::realm) fn segments(&self) -> impl Iterator<Item = RouteSegment<'_>> {
+        segments(self.path())
+    }
+}
+
+fn segments(route: &str) -> impl Iterator<Item = RouteSegment<'_>> {
+    let route = route.strip_prefix('/').unwrap_or(route);
+    route.split('/').map(|text| {
+        let name = text.strip_prefix('{').and_then(|it| it.strip_suffix('}'));
+        match name {
+            // A doubled brace is a brace.
+            Some(name) if !name.starts_with('{') => match name.strip_prefix('*') {
+                Some(name) => RouteSegment::Rest(name),
+                None => RouteSegment::Parameter(name),
+            },
+            _ => RouteSegment::Literal(text),
+        }
+    })
+}
