@@ -1,4 +1,5 @@
-//! With the feature `axum` the layer sees the path that the client sent, wherever it is among nested routers.
+//! With the feature `axum` the layer sees the whole path, wherever it is among nested routers, and
+//! takes what another layer has rewritten for what it is.
 #![cfg(feature = "axum")]
 
 mod support;
@@ -6,32 +7,40 @@ mod support;
 use axum::body::Body;
 use axum::routing::patch;
 use axum::{Extension, Router};
-use http::{Method, Request};
+use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
-use support::gate::realms;
-use tower::ServiceExt;
-use tower_realm_lock::{HeldLock, LockRules, RealmLocks, RealmWriteLockLayer, Scope};
+use support::gate::ORIGIN;
+use tower::util::MapRequestLayer;
+use tower::{Layer, ServiceExt};
+use tower_realm_lock::{HeldLock, LockRules, RealmLocks, RealmPaths, RealmWriteLockLayer, Scope};
 
 fn layer() -> RealmWriteLockLayer {
     let rules = LockRules::new()
         .exempt(Method::PATCH, "/{owner}/{realm}/open")
         .and_then(|rules| rules.scope(Method::PATCH, "/luke/{realm}/{*card}", Scope::resource()))
         .unwrap();
-    RealmWriteLockLayer::new(RealmLocks::in_process(), realms())
+    let realms = RealmPaths::new(ORIGIN, "/luke/{realm}").unwrap();
+    RealmWriteLockLayer::new(RealmLocks::in_process(), realms)
         .rules(rules)
         .unwrap()
 }
 
+async fn claimed(held: Option<Extension<HeldLock>>) -> String {
+    held.map_or("none".to_owned(), |held| held.claim().to_string())
+}
+
 /// A handler at the end, whatever is left of the path.
 fn cards() -> Router {
-    let handler = async |held: Option<Extension<HeldLock>>| {
-        held.map_or("none".to_owned(), |held| held.claim().to_string())
-    };
-    Router::new().route("/{*card}", patch(handler))
+    Router::new().route("/{*card}", patch(claimed))
+}
+
+/// The same without a route: the router knows no parameters.
+fn fallback() -> Router {
+    Router::new().fallback(patch(claimed))
 }
 
 /// The layer outside of all nesting, between, and inside of all.
-fn apps() -> [(&'static str, Router); 5] {
+fn apps() -> [(&'static str, Router); 8] {
     let nested = |cards: Router, between: Option<RealmWriteLockLayer>| {
         let mut realm = Router::new().nest("/{realm}", cards);
         if let Some(layer) = between {
@@ -39,6 +48,7 @@ fn apps() -> [(&'static str, Router); 5] {
         }
         Router::new().nest("/luke", realm)
     };
+    let once = |cards: Router| Router::new().nest("/luke/{realm}", cards);
     [
         ("outside", nested(cards(), None).layer(layer())),
         ("between", nested(cards(), Some(layer()))),
@@ -48,15 +58,27 @@ fn apps() -> [(&'static str, Router); 5] {
             "service",
             Router::new().nest_service("/luke/{realm}", cards().layer(layer())),
         ),
+        ("fallback", once(fallback().layer(layer()))),
+        ("fallback outside", once(fallback()).layer(layer())),
+        (
+            "fallback of a service",
+            Router::new().nest_service("/luke/{realm}", fallback().layer(layer())),
+        ),
     ]
 }
 
-async fn claim(app: Router, path: &str) -> String {
+async fn answer(app: Router, path: &str) -> (StatusCode, String) {
     let request = Request::patch(path).body(Body::empty()).unwrap();
     let response = app.oneshot(request).await.unwrap();
-    assert_eq!(response.status(), 200, "{path}");
+    let status = response.status();
     let body = response.into_body().collect().await.unwrap().to_bytes();
-    String::from_utf8(body.to_vec()).unwrap()
+    (status, String::from_utf8(body.to_vec()).unwrap())
+}
+
+async fn claim(app: Router, path: &str) -> String {
+    let (status, body) = answer(app, path).await;
+    assert_eq!(status, 200, "{path}: {body}");
+    body
 }
 
 #[tokio::test]
@@ -82,21 +104,63 @@ async fn what_is_left_of_a_path_is_not_taken_for_a_realm() {
     }
 }
 
-#[tokio::test]
-async fn what_a_layer_outside_has_rewritten_is_what_counts() {
-    let rewrite = tower::util::MapRequestLayer::new(|mut request: Request<Body>| {
-        *request.uri_mut() = "/luke/notes/x".parse().unwrap();
-        request
-    });
-    // The outer router keeps the path that the client sent.
-    let inner = Router::new().nest("/luke/{realm}", cards());
-    let service = tower::ServiceBuilder::new()
-        .layer(rewrite)
-        .layer(layer())
-        .service(inner);
-    let app = Router::new().fallback_service(service);
-    let expected = "http://realms.test/luke/notes/ (x)";
-    for path in ["/me/notes/x", "/luke/notes/x"] {
-        assert_eq!(claim(app.clone(), path).await, expected, "{path}");
+/// Takes `/v1` off the beginning of a path, where it is.
+fn without_v1(mut request: Request<Body>) -> Request<Body> {
+    if let Some(rest) = request.uri().path().strip_prefix("/v1") {
+        *request.uri_mut() = rest.parse().unwrap();
     }
+    request
+}
+
+fn strip() -> MapRequestLayer<fn(Request<Body>) -> Request<Body>> {
+    MapRequestLayer::new(without_v1)
+}
+
+#[tokio::test]
+async fn what_a_layer_outside_has_rewritten_is_one_realm() {
+    let inside = |cards: Router| Router::new().nest("/luke/{realm}", cards.layer(layer()));
+    let outside = |cards: Router| Router::new().nest("/luke/{realm}", cards).layer(layer());
+    let in_route = Router::new().route("/luke/{realm}/{*card}", patch(claimed));
+    let x = "http://realms.test/luke/notes/ (x)";
+    // Of a path that was rewritten nobody knows what a `nest` with parameters took: the whole realm
+    // is locked then.
+    let whole = "http://realms.test/luke/notes/";
+    // Each of them is inside of a router, so that there is an `OriginalUri` that begins with `/v1`.
+    for (place, inner, rewritten) in [
+        ("inside of a nest", inside(cards()), whole),
+        ("outside of a nest", outside(cards()), x),
+        ("in a route", in_route.layer(layer()), x),
+        ("a fallback", fallback().layer(layer()), x),
+    ] {
+        for (how, app) in [
+            (
+                "fallback",
+                Router::new().fallback_service(strip().layer(inner.clone())),
+            ),
+            (
+                "route",
+                Router::new().route_service("/{*all}", strip().layer(inner)),
+            ),
+        ] {
+            for (path, expected) in [("/luke/notes/x", x), ("/v1/luke/notes/x", rewritten)] {
+                let claim = claim(app.clone(), path).await;
+                assert_eq!(claim, expected, "{place}, {how}: {path}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_can_tell_is_refused() {
+    // Without a route that names the realm, a rewritten path inside of a `nest` with parameters
+    // leaves open which realm it is for.
+    let nested = Router::new().nest_service("/luke/{realm}", fallback().layer(layer()));
+    let app = Router::new().fallback_service(strip().layer(nested));
+    assert_eq!(
+        claim(app.clone(), "/luke/a/x").await,
+        "http://realms.test/luke/a/ (x)"
+    );
+    let (status, problem) = answer(app, "/v1/luke/a/x").await;
+    assert_eq!(status, 400);
+    assert!(problem.contains("a layer has rewritten it"), "{problem}");
 }

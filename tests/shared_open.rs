@@ -62,7 +62,7 @@ impl Server {
             postgres_layer_with(database.url(), |builder| options(builder.pool_size(1))).await;
         let kept = Arc::<Kept>::default();
         let app = Router::new()
-            .route("/luke/a/{what}", patch(write))
+            .route("/{owner}/{realm}/{what}", patch(write))
             .layer(layer.share_transaction(true).hold_until(hold_until))
             .layer(axum::middleware::map_response(explain))
             .with_state(Arc::clone(&kept));
@@ -104,7 +104,7 @@ async fn explain(response: Response) -> Response {
 
 /// Writes a row, and leaves open what the path says.
 async fn write(
-    Path(what): Path<String>,
+    Path((_, _, what)): Path<(String, String, String)>,
     State(kept): State<Arc<Kept>>,
     Extension(transaction): Extension<LockTransaction>,
 ) -> Response {

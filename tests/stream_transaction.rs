@@ -199,7 +199,7 @@ async fn a_job_in_a_body_that_holds_the_realm_runs_straight_through() {
 
 /// Streams one chunk, which is all, and does not know that: the length or the trailers say so, or the end of the stream.
 async fn stream_whole(
-    Path(with): Path<String>,
+    Path((_, _, with)): Path<(String, String, String)>,
     Extension(held): Extension<HeldLock>,
 ) -> Response<axum::body::Body> {
     insert(&held).await;
@@ -221,7 +221,10 @@ async fn stream_whole(
 async fn a_body_of_which_a_server_asks_no_more_has_ended_well() {
     let (database, layer) = set_up().await;
     let app = axum::Router::new()
-        .route("/luke/a/{with}", axum::routing::patch(stream_whole))
+        .route(
+            "/{owner}/{realm}/{with}",
+            axum::routing::patch(stream_whole),
+        )
         .layer(layer);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let origin = format!("http://{}", listener.local_addr().unwrap());

@@ -346,7 +346,7 @@ async fn errors_of_graphql_in_a_200_roll_back_and_reach_their_client() {
 
     let (database, layer) = set_up().await;
     let app = axum::Router::new()
-        .route("/luke/a/graphql", axum::routing::post(mutate))
+        .route("/{owner}/{realm}/graphql", axum::routing::post(mutate))
         .layer(layer.success(by_mark()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/luke/a/graphql", listener.local_addr().unwrap());
