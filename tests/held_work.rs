@@ -181,7 +181,9 @@ async fn after_a_client_has_closed_its_connection_the_next_writer_waits_for_the_
             let _ = task.await;
             drop(alive);
         };
-        let app = Router::new().route(PATH, patch_route(handler)).layer(layer);
+        let app = Router::new()
+            .route("/{owner}/{realm}/card", patch_route(handler))
+            .layer(layer);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = tokio::spawn(async move { axum::serve(listener, app).await });

@@ -57,7 +57,7 @@ fn card() -> (
         inside,
     });
     let routes = Router::new()
-        .route(PATH, routing::get(read).patch(write))
+        .route("/{owner}/{realm}/card", routing::get(read).patch(write))
         .with_state(Arc::clone(&card));
     (routes, card, entered)
 }
@@ -250,7 +250,7 @@ async fn a_compressed_body_ends_well_only_if_the_hold_does() {
             Body::from_stream(stream::iter(parts)).into_response()
         };
         let app = Router::new()
-            .route(PATH, routing::patch(handler))
+            .route("/{owner}/{realm}/card", routing::patch(handler))
             .layer(lock.clone())
             .layer(CompressionLayer::new());
         let url = serve(app).await;
@@ -279,7 +279,7 @@ async fn a_status_that_compression_changes_decides_the_write_if_it_is_inside() {
             client.batch_execute(insert).await.unwrap();
             "written"
         };
-        let routes = Router::new().route(PATH, routing::patch(handler));
+        let routes = Router::new().route("/{owner}/{realm}/card", routing::patch(handler));
         let app = if compression_is_outside {
             routes.layer(lock.clone()).layer(CompressionLayer::new())
         } else {

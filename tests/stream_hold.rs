@@ -164,7 +164,7 @@ async fn endless_server(layer: RealmWriteLockLayer) -> (SocketAddr, Arc<AtomicBo
         ready(axum::body::Body::from_stream(chunks))
     };
     let app = axum::Router::new()
-        .route(PATH, axum::routing::patch(handler))
+        .route("/{owner}/{realm}/card", axum::routing::patch(handler))
         .layer(layer);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

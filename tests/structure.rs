@@ -624,10 +624,13 @@ fn seen(files: &[(&str, &str)]) -> Vec<String> {
         ("realm/url.rs", "pub struct RealmUrl;"),
         (
             "lock/mod.rs",
-            "pub mod key; pub mod queue; pub mod postgres; pub mod hold;\n\
-             pub use self::key::LockKey;",
+            "pub mod token; pub mod queue; pub mod postgres; pub mod hold;\n\
+             pub use self::token::FencingToken;",
         ),
-        ("lock/key.rs", "pub struct LockKey; pub struct Other;"),
+        (
+            "lock/token.rs",
+            "pub struct FencingToken; pub struct Other;",
+        ),
         ("lock/queue/mod.rs", "pub struct Queue;"),
         ("lock/postgres/mod.rs", "pub struct Postgres;"),
         ("lock/hold.rs", "pub struct Hold;"),
@@ -663,16 +666,16 @@ fn imports_that_point_down_are_fine() {
             (
                 "lock/hold.rs",
                 "use super::queue::Queue; use super::postgres::Postgres;\n\
-                 use super::key::{LockKey, Other};\n\
+                 use super::token::{FencingToken, Other};\n\
                  use std::fmt; use http::Method; pub struct Hold; enum Own { A } use Own::A;",
             ),
             (
                 "lock/queue/mod.rs",
-                "use crate::lock::key::LockKey; pub struct Queue;",
+                "use crate::lock::token::FencingToken; pub struct Queue;",
             ),
             (
-                "lock/key.rs",
-                "use crate::realm::url::RealmUrl; pub struct LockKey; pub struct Other;",
+                "lock/token.rs",
+                "use crate::realm::url::RealmUrl; pub struct FencingToken; pub struct Other;",
             ),
         ],
         &[],
@@ -698,13 +701,13 @@ fn an_import_that_points_up_is_found() {
             "lock/postgres must not import",
         ),
         (
-            "lock/key.rs",
-            "use super::queue::Queue; pub struct LockKey;",
+            "lock/token.rs",
+            "use super::queue::Queue; pub struct FencingToken;",
             "the lock's values must not import",
         ),
         (
             "realm/url.rs",
-            "use crate::lock::key::Other;",
+            "use crate::lock::token::Other;",
             "the realm room must not import",
         ),
         (
@@ -715,17 +718,17 @@ fn an_import_that_points_up_is_found() {
         // In a function body, as a path in code, and as a re-export.
         (
             "realm/url.rs",
-            "fn f() { use crate::lock::key::Other; }",
+            "fn f() { use crate::lock::token::Other; }",
             "the realm room must not import",
         ),
         (
             "realm/url.rs",
-            "fn f() { crate::lock::key::f(); }",
+            "fn f() { crate::lock::token::f(); }",
             "the realm room must not import",
         ),
         (
             "realm/url.rs",
-            "pub use crate::lock::key::Other;",
+            "pub use crate::lock::token::Other;",
             "the realm room must not import",
         ),
     ] {
@@ -734,7 +737,7 @@ fn an_import_that_points_up_is_found() {
     assert_seen(
         &[(
             "realm/url.rs",
-            "use crate::lock::key;\nfn f() { key::Other::new(); }",
+            "use crate::lock::token;\nfn f() { token::Other::new(); }",
         )],
         &["realm/url.rs:1", "realm/url.rs:2"],
     );
@@ -752,38 +755,38 @@ fn an_import_between_the_queue_and_the_database_is_found() {
 
 #[test]
 fn an_item_that_is_imported_through_a_facade_is_found_with_its_right_path() {
-    let right = "import `crate::lock::key::LockKey`";
+    let right = "import `crate::lock::token::FencingToken`";
     for (file, source) in [
-        ("layer/mod.rs", "use crate::lock::LockKey;"),
-        ("lock/hold.rs", "use super::LockKey;"),
-        ("layer/mod.rs", "pub use crate::lock::LockKey;"),
+        ("layer/mod.rs", "use crate::lock::FencingToken;"),
+        ("lock/hold.rs", "use super::FencingToken;"),
+        ("layer/mod.rs", "pub use crate::lock::FencingToken;"),
         (
             "layer/mod.rs",
-            "use crate::lock; fn f() { lock::LockKey::of(); }",
+            "use crate::lock; fn f() { lock::FencingToken::of(); }",
         ),
-        ("layer/mod.rs", "fn f(_: crate::lock::LockKey) {}"),
+        ("layer/mod.rs", "fn f(_: crate::lock::FencingToken) {}"),
     ] {
         assert_seen(&[(file, source)], &[right]);
     }
     // A private import, a glob, a renamed item, and an item of another crate.
     for (facade, used, right) in [
         (
-            "use self::key::LockKey; pub mod key; pub mod hold;",
-            "LockKey",
-            "crate::lock::key::LockKey",
+            "use self::token::FencingToken; pub mod token; pub mod hold;",
+            "FencingToken",
+            "crate::lock::token::FencingToken",
         ),
         (
-            "pub mod key; pub mod hold; pub use self::key::*;",
+            "pub mod token; pub mod hold; pub use self::token::*;",
             "Other",
-            "crate::lock::key::Other",
+            "crate::lock::token::Other",
         ),
         (
-            "pub mod key; pub mod hold; pub use self::key::Other as New;",
+            "pub mod token; pub mod hold; pub use self::token::Other as New;",
             "New",
-            "crate::lock::key::Other",
+            "crate::lock::token::Other",
         ),
         (
-            "pub mod key; pub mod hold; pub use tokio::time::Instant;",
+            "pub mod token; pub mod hold; pub use tokio::time::Instant;",
             "Instant",
             "tokio::time::Instant",
         ),
@@ -798,9 +801,9 @@ fn an_item_that_is_imported_through_a_facade_is_found_with_its_right_path() {
         &[
             (
                 "lib.rs",
-                "mod realm; mod lock; mod layer; pub use self::lock::LockKey;",
+                "mod realm; mod lock; mod layer; pub use self::lock::FencingToken;",
             ),
-            ("layer/mod.rs", "use crate::LockKey;"),
+            ("layer/mod.rs", "use crate::FencingToken;"),
         ],
         &[right],
     );

@@ -31,7 +31,8 @@ pub async fn serve(directory: PathBuf, locks: Locks) -> Result<(), Failure> {
         Locks::InProcess => Some(RealmLocks::in_process()),
         Locks::Postgres => Some(RealmLocks::postgres(&env::var("DATABASE_URL")?).await?),
     };
-    let mut app = Router::new().route(CARD, get(show).patch(change));
+    let card = get(show).patch(change);
+    let mut app = Router::new().route("/{owner}/{realm}/card", card);
     if let Some(locks) = locks {
         let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
         app = app.layer(RealmWriteLockLayer::new(locks, realms));
