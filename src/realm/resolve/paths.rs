@@ -246,7 +246,11 @@ impl RealmPaths {
         let (host, path) = path.split_at(at);
         let url = match paths.base.fixed() {
             Some(url) if host.is_empty() => url.clone(),
-            _ => RealmUrl::parse(&format!("{host}{}", paths.base.path()))?,
+            _ => {
+                let url = RealmUrl::parse(&format!("{host}{}", paths.base.path()))?;
+                paths.check_host(&url)?;
+                url
+            }
         };
         let origin = Origin {
             url: Cow::Owned(url),
@@ -444,18 +448,25 @@ impl Paths {
             });
         };
         let (url, is_prefixed) = origin.base_of(head, self.base.scheme(), self.base.path())?;
-        if self.base.fixed().is_none() && self.base.captures(&url).is_none() {
-            return Err(RealmError::Origin {
-                problem: format!(
-                    "`{}` is not a host of `{}`",
-                    shown(url.origin()),
-                    shown(&self.base.text())
-                ),
-            });
-        }
+        self.check_host(&url)?;
         Ok(Origin {
             url: Cow::Owned(url),
             is_stripped: self.is_stripped || is_prefixed,
+        })
+    }
+
+    /// Refuses a host that does not fit the base URL, unless requests may choose it.
+    fn check_host(&self, url: &RealmUrl) -> Result<(), RealmError> {
+        let is_free = self.origin.is_some() && self.base.fixed().is_some();
+        if is_free || self.base.captures(url).is_some() {
+            return Ok(());
+        }
+        Err(RealmError::Origin {
+            problem: format!(
+                "`{}` is not a host of `{}`",
+                shown(url.origin()),
+                shown(&self.base.text())
+            ),
         })
     }
 
