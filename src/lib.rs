@@ -154,8 +154,9 @@
 //!
 //! None is on by default.
 //!
-//! - `axum`: reads axum's `OriginalUri` and `ConnectInfo` where a request has them. Inside of a `nest` that is another path, and so
-//!   another lock: all replicas have it, or none.
+//! - `axum`: finds realms by the parameters of the route that axum's router has matched, so that
+//!   other routes pass and nested routers need no care; reads `ConnectInfo`. Recommended with axum.
+//!   It can change which requests are locked: turn it on in all replicas or in none.
 //! - `metrics`: counts waits, holds, hand-offs, losses and rejections through the `metrics` facade;
 //!   [operations](guide::operations) has the list.
 //! - `serde`: reads [`LockRules`], `Limits` and [`PostgresBuilder`] from a configuration file; unknown keys are errors.
@@ -166,12 +167,14 @@
 //! # Deployment
 //!
 //! - All replicas use one database of one primary. Advisory locks reach no further; a standby is refused.
-//! - All replicas compute the same realm URL: give them the same public base URL and the same template.
+//! - All replicas compute the same realm URL: give them the same public base URL and the same
+//!   patterns.
 //! - One hold takes one connection of `pool_size`, so a process writes at most that many realms at once. For thousands of realms
 //!   there are [sessions](PostgresBuilder::sessions).
 //! - PgBouncer works in session and in transaction mode, but for sessions, which need PostgreSQL itself.
-//! - Inside axum's `nest` the path that a request still has is not the one that the template describes. With the feature `axum` the
-//!   layer reads the one that the client sent; without it, put the layer outside of `nest`.
+//! - Patterns describe the whole path of a request, the base URL's path included. Inside axum's
+//!   `nest` a layer sees the whole path only with the feature `axum`; without it, put the layer
+//!   outside of `nest`. [`RealmPaths`](RealmPaths#which-path-counts) describes which path counts.
 //! - Origins come from the configuration, so absolute URIs, HTTP/2's `:authority`, `Host` and `Forwarded` change nothing, unless
 //!   [`RequestOrigin`] says that they do.
 //! - A layer that overrides methods, decompresses bodies or rewrites paths goes outside of this one, or this one must be told of it.

@@ -86,6 +86,19 @@ const PATH: &[&str] = &[
     "%c3%bc",
     "b/",
 ];
+const PATTERNED: &[&str] = &[
+    "/",
+    "/",
+    "/api",
+    "/%61pi",
+    "/v1",
+    "/by-realm",
+    "/by%2Drealm",
+    "/at",
+    "/a",
+    "/b%2Fc",
+    "ü",
+];
 const HOST: &[&str] = &[
     "a",
     "A",
@@ -212,6 +225,11 @@ fn paths() -> impl Strategy<Value = String> {
     after(&["/luke/a", "/luke/", "/luke//", "/"], PATH)
 }
 
+/// Paths that several patterns fit.
+fn patterned() -> impl Strategy<Value = String> {
+    after(&["/api/v1/by-realm/", "/api/", "/luke/at/", "/"], PATTERNED)
+}
+
 fn routes() -> impl Strategy<Value = (String, String)> {
     const NEAR: &[&str] = &[
         "/luke/a/_publish",
@@ -268,6 +286,11 @@ proptest! {
     }
 
     #[test]
+    fn paths_of_several_patterns(path in patterned()) {
+        paths::the_pattern_counts_that_a_router_prefers(&path);
+    }
+
+    #[test]
     fn destinations_of_a_move(path in paths()) {
         destinations::a_destination_is_read_as_a_path_is(&path);
     }
@@ -319,6 +342,9 @@ fn the_inputs_are_of_every_kind() {
         let_in(&urls(), |url| urls::a_realm_url_is_canonical(&url)),
         let_in(&paths(), |path| {
             paths::a_key_is_that_of_the_realm_that_a_router_sees(&path)
+        }),
+        let_in(&patterned(), |path| {
+            paths::the_pattern_counts_that_a_router_prefers(&path)
         }),
         let_in(&paths(), |path| {
             destinations::a_destination_is_read_as_a_path_is(&path)

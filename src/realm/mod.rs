@@ -2,17 +2,19 @@
 //!
 //! # How a request becomes a decision
 //!
-//! `Realms::classify` reads the head of a request once and returns one `Decision`. It takes these
-//! steps, and stops at the first that decides:
+//! `Realms::classify` reads the head of a request once and returns one `Decision`. A `Head` has the
+//! whole path, also inside axum's `nest`, and the route that axum's router has matched, if any. The
+//! first step that decides is the last:
 //!
 //! 1. `Methods` lists every method that the request can be read with: its own, and what a
-//!    configured header overrides it with. Usually there is one.
+//!    configured header overrides it with.
 //! 2. `Rules::lock_any` asks whether it is locked as any of them. If not, it passes: nothing was
 //!    allocated, and nothing decoded unless a route had to be compared with the path.
 //! 3. `Routes::source` chooses the one way to find realms. A request for which two readers would
 //!    choose two ways is rejected.
 //! 4. The source finds the realms: in the path at once, otherwise by a closure or in the body. The
-//!    `Destination` of a MOVE or COPY is read as the path of the request is.
+//!    `Destination` of a MOVE or COPY is read as the path of the request is. In a matched route
+//!    `RealmPaths` takes the parameters that the handler gets; a route without them passes.
 //! 5. The `RouteScope` narrows the realm to resources, if there is only one realm, or shares it.
 //!
 //! `NeedsLookup` and `NeedsBody` own all that they need, so the layer can wait without the head.
@@ -32,8 +34,9 @@
 //! - **Resolved**: what the most lenient server makes of an ambiguous path, with dot segments,
 //!   empty segments and backslashes resolved. It is a part of *any spelling*.
 //!
-//! A route of a resolver neither loosens nor tightens: it names other realms. So all three must
-//! choose the same source, or the request is rejected.
+//! A route of a resolver, and one of several patterns of a `RealmPaths`, neither loosens nor
+//! tightens: it names other realms. So all readings must choose the same one, or the request is
+//! rejected.
 //!
 //! # Invariants
 //!
@@ -41,8 +44,7 @@
 //!   the list of a `RealmMounts` and closures.
 //! - A realm has one URL. A path that two servers could read as two paths is refused, not repaired:
 //!   empty and dot segments, control characters, bytes that are not UTF-8, malformed escapes, and
-//!   a slash or backslash inside a segment that names the realm. To repair it would be to guess
-//!   what the handler reads.
+//!   a slash or backslash inside a segment that names the realm. A repair would be a guess.
 //! - Where resources are in doubt, the realm is locked as a whole. Where the realm is in doubt, the
 //!   request is rejected.
 

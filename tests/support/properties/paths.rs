@@ -1,19 +1,24 @@
 use http::Uri;
 use matchit::Router;
-use tower_realm_lock::{RealmMounts, RealmUrl};
+use tower_realm_lock::{RealmMounts, RealmPaths, RealmUrl};
 
 use super::answer::{ORIGIN, decoded, realms};
 use super::problems::is_plain;
 
 /// The owner and the realm that axum's router gives a handler for a raw path; none if none is called.
 pub fn routed(path: &str) -> Option<Vec<String>> {
+    routed_by(&["/{owner}/{realm}"], path)
+}
+
+/// The same for a router with a handler for each of several patterns, and for all that goes on
+/// behind it.
+fn routed_by(patterns: &[&str], path: &str) -> Option<Vec<String>> {
     let mut router = Router::new();
-    for route in [
-        "/{owner}/{realm}",
-        "/{owner}/{realm}/",
-        "/{owner}/{realm}/{*path}",
-    ] {
-        router.insert(route, ()).expect("routes that differ");
+    for pattern in patterns {
+        for end in ["", "/", "/{*path}"] {
+            let route = format!("{pattern}{end}");
+            router.insert(route, ()).expect("routes that differ");
+        }
     }
     let matched = router.at(path).ok()?;
     // Each of them is one segment, and decoded by itself.
@@ -25,6 +30,29 @@ pub fn routed(path: &str) -> Option<Vec<String>> {
         .decode_utf8()
         .ok()?;
     Some(vec![owner.into_owned(), realm.into_owned()])
+}
+
+/// Of several patterns for one realm, the one counts that a router prefers, or the path is refused.
+pub fn the_pattern_counts_that_a_router_prefers(path: &str) -> bool {
+    const ALSO: [&str; 3] = [
+        "/api/{version}/{owner}/{realm}",
+        "/api/v1/by-realm/{realm}/{owner}",
+        "/{owner}/at/{realm}",
+    ];
+    let Ok(uri) = path.parse::<Uri>() else {
+        return false;
+    };
+    let also = |all: RealmPaths, pattern| all.also(pattern).expect("it has both parameters");
+    let resolved = ALSO.into_iter().fold(realms(), also).resolve(uri.path());
+    match &resolved {
+        Ok(realm) => {
+            let rest = realm.as_str().strip_prefix(ORIGIN).expect("of this origin");
+            let patterns = [&["/{owner}/{realm}"], &ALSO[..]].concat();
+            assert_eq!(decoded(rest), routed_by(&patterns, uri.path()), "{path}");
+        }
+        Err(error) => is_plain(&error.to_string()),
+    }
+    resolved.is_ok()
 }
 
 /// A path is refused, or its key is that of the very realm that a router takes it for. Two realms never have one key, then, nor
