@@ -125,6 +125,7 @@ async fn several_patterns_are_one_realm() {
 async fn of_patterns_that_fit_the_one_counts_that_a_router_prefers() {
     let realms = RealmPaths::new("https://h", "/{tenant}/{project}")
         .and_then(|realms| realms.also("/admin/v1/{tenant}/{project}"))
+        .and_then(|realms| realms.also("/x/y/z/{tenant}/{project}"))
         .unwrap();
     for (path, realm) in [
         ("/acme/site/x", "https://h/acme/site/"),
@@ -138,6 +139,7 @@ async fn of_patterns_that_fit_the_one_counts_that_a_router_prefers() {
         ("/%61dmin/v1/acme/site", "another spelling"),
         ("/admin/v1/acme/site%2Fx", "encoded slash"),
         ("/admin%2Fv1/acme/site/x", "encoded slash"),
+        ("/x/y/z%2Facme/site", "encoded slash"),
         ("/x/y/..%2F..%2Fadmin/v1/acme/site", "dot segment"),
     ] {
         let refused = claim(&realms, path).await;
@@ -378,12 +380,22 @@ mod routed {
     }
 
     #[tokio::test]
+    async fn a_parameter_with_two_values_is_refused() {
+        let realms = RealmPaths::new("https://h", "/{owner}/{realm}").unwrap();
+        let inner = Router::new().route("/{owner}/{realm}/x", patch(claimed));
+        let app = Router::new().nest_service("/{owner}", inner.layer(layer(realms)));
+        let refused = answer(&app, "PATCH", "/luke/anna/site/x").await;
+        assert!(refused.starts_with("400"), "{refused}");
+    }
+
+    #[tokio::test]
     async fn a_handler_that_takes_the_rest_of_a_path_is_judged_by_the_path() {
         let realms = || RealmPaths::new("https://h", "/{owner}/{realm}").unwrap();
         let rest = Router::new().route("/{owner}/{*rest}", patch(claimed));
+        let same = Router::new().route("/{owner}/{*realm}", patch(claimed));
         let all = Router::new().route("/{*all}", patch(claimed));
         let fallback = Router::new().fallback(patch(claimed));
-        for app in [rest, all, fallback] {
+        for app in [rest, same, all, fallback] {
             let app = app.layer(layer(realms()));
             let realm = "https://h/luke/site/";
             assert_eq!(answer(&app, "PATCH", "/luke/site/x").await, realm);

@@ -164,3 +164,32 @@ async fn what_nobody_can_tell_is_refused() {
     assert_eq!(status, 400);
     assert!(problem.contains("a layer has rewritten it"), "{problem}");
 }
+
+#[tokio::test]
+async fn parameters_count_although_the_path_is_another_one() {
+    let app = |to: &'static str| {
+        let rewrite = MapRequestLayer::new(move |mut request: Request<Body>| {
+            *request.uri_mut() = to.parse().unwrap();
+            request
+        });
+        // Between the router and the lock: the handler gets the parameters of the first path.
+        let routes = Router::new().route("/luke/{realm}/{*card}", patch(claimed));
+        routes.layer(layer()).layer(rewrite)
+    };
+    // Which resource the path names is not certain then.
+    let claim_of = |to| claim(app(to), "/luke/notes/x");
+    assert_eq!(
+        claim_of("/luke/notes/y").await,
+        "http://realms.test/luke/notes/ (y)"
+    );
+    assert_eq!(
+        claim_of("/luke/other/x").await,
+        "http://realms.test/luke/notes/"
+    );
+    assert_eq!(claim_of("/other").await, "http://realms.test/luke/notes/");
+    // Nor does a parameter count that is no segment.
+    for path in ["/luke/%2e%2e/x", "/luke/a%2Fb/x", "/luke/%00/x"] {
+        let (status, _) = answer(app("/luke/notes/x"), path).await;
+        assert_eq!(status, 400, "{path}");
+    }
+}
