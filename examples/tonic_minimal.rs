@@ -23,12 +23,11 @@
 
 use std::env;
 use std::error::Error;
-use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::try_unfold;
-use http::{HeaderValue, Method};
+use http::{HeaderName, Method};
 use tokio::net::TcpListener;
 use tokio_postgres::{Client, NoTls};
 use tonic::transport::Server;
@@ -54,10 +53,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     reader.batch_execute(TABLE).await?;
 
     let locks = RealmLocks::postgres(&url).await?;
-    let realms = RealmResolver::from_fn(|request| {
-        let realm = realm(request.headers.get("realm"));
-        ready(realm.map(|realm| vec![realm]))
-    });
+    // Metadata are headers.
+    let realms = RealmResolver::from_header(HeaderName::from_static("realm"), realm);
     let layer = RealmWriteLockLayer::new(locks.clone(), realms)
         // Every call of gRPC is a POST.
         .rules(LockRules::new().exempt(Method::POST, "/ledger.Ledger/Total")?)?
@@ -80,11 +77,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(locks.shutdown(Duration::from_secs(30)).await?)
 }
 
-/// The realm that the metadata names.
-fn realm(name: Option<&HeaderValue>) -> Result<RealmUrl, RealmError> {
-    let name = name.ok_or(RealmError::unresolved("the metadata has no `realm`"))?;
-    let name = name.to_str().map_err(RealmError::unresolved)?;
-    RealmUrl::parse(&format!("https://realms.example.com/{name}/"))
+/// The realm of a name in the metadata, such as `luke/my-realm`.
+fn realm(name: &str) -> Result<RealmUrl, RealmError> {
+    RealmUrl::parse("https://realms.example.com")?.join(name.split('/'))
 }
 
 async fn spend(request: Request<Spending>) -> Result<Response<Sum>, Status> {
@@ -107,9 +102,10 @@ async fn spend_each(request: Request<Spendings>) -> Result<Response<Sums>, Statu
 }
 
 async fn total(reader: Arc<Client>, request: Request<Nothing>) -> Result<Response<Sum>, Status> {
-    let headers = request.metadata().as_ref();
-    let realm = realm(headers.get("realm"));
-    let realm = realm.map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let name = request.metadata().get("realm");
+    let name = name.and_then(|name| name.to_str().ok());
+    let name = name.ok_or_else(|| Status::invalid_argument("the metadata has no `realm`"))?;
+    let realm = realm(name).map_err(|error| Status::invalid_argument(error.to_string()))?;
     let spent = sum(&reader, &realm).await.map_err(failed)?;
     Ok(Response::new(Sum { spent }))
 }

@@ -113,8 +113,10 @@
 //!
 //! A request takes its realm as a whole, unless the rules say that its route writes single resources: then it takes these
 //! resources exclusively, and the realm shared. Each route can find realms in its own way: in the
-//! path, in a list that changes, in the body, or by a closure. What is in bodies is found by a
-//! [`RealmBodyLockLayer`], behind which a request has a [`RequestBody`].
+//! path, in a list that changes, in a header, an extension or the body, or by a closure; see
+//! [`RealmResolver`]. What is in bodies is found by a [`RealmBodyLockLayer`], behind which a request
+//! has a [`RequestBody`]. What is locked need not be a realm: a tenant id becomes a
+//! [`LockKey`] of its own space.
 //!
 //! ```
 //! use http::Method;
@@ -248,6 +250,6 @@ pub use self::lock::{
 };
 pub use self::realm::{
     Claim, LockKey, LockRules, PeerAddr, RealmBodyResolver, RealmError, RealmMounts, RealmPaths,
-    RealmPointers, RealmResolver, RealmUrl, RequestOrigin, RouteLimits, Scope, TrustedProxies,
-    UnixPeer,
+    RealmPointers, RealmResolver, RealmUrl, RequestHead, RequestOrigin, RouteLimits, Scope,
+    TrustedProxies, UnixPeer,
 };

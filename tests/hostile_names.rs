@@ -188,7 +188,7 @@ fn names_in_errors_of_locks_and_resolvers() {
             let failing = text.clone();
             let unavailable = RealmResolver::from_fn(move |_| {
                 let error = RealmError::unavailable(&failing);
-                async { Err(error) }
+                async { Err::<Claim, _>(error) }
             });
             assert!(claim(&layer(unavailable), post("/x").unwrap()).is_none());
             let realm = realm_named(&text);
@@ -200,7 +200,7 @@ fn names_in_errors_of_locks_and_resolvers() {
             for waiter in [full, short] {
                 let found = realm.clone();
                 let resolver = RealmResolver::from_fn(move |_| {
-                    let found = vec![found.clone()];
+                    let found = found.clone();
                     async { Ok(found) }
                 });
                 let held = locks.with_write_lock(&holder, |_| async {

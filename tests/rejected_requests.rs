@@ -25,7 +25,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
-    LockError, RealmBodyLockLayer, RealmBodyResolver, RealmError, RealmLocks, RealmPointers,
+    Claim, LockError, RealmBodyLockLayer, RealmBodyResolver, RealmError, RealmLocks, RealmPointers,
     RealmResolver, RealmUrl, RealmWriteLockLayer,
 };
 
@@ -59,7 +59,7 @@ async fn hold(locks: &RealmLocks) -> Held {
 
 /// A layer that reads bodies: realms in the path, of one route in the body, of another nowhere.
 fn layer(locks: &RealmLocks) -> RealmBodyLockLayer {
-    let lost = RealmResolver::from_fn(|_| async { Err(RealmError::unavailable("gone")) });
+    let lost = RealmResolver::from_fn(async |_| Err::<Claim, _>(RealmError::unavailable("gone")));
     let realms = RealmBodyResolver::from(realms())
         .route(
             Method::POST,

@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
     HeldLock, LockRules, RealmBodyLockLayer, RealmBodyResolver, RealmLocks, RealmPointers,
-    RealmResolver, RealmWriteLockLayer, Rejection, RequestBody, Scope,
+    RealmResolver, RealmUrl, RealmWriteLockLayer, Rejection, RequestBody, Scope,
 };
 
 const LIMIT: usize = 64;
@@ -223,9 +223,7 @@ async fn a_request_that_does_not_need_its_body_keeps_the_very_same() {
 
 #[tokio::test]
 async fn a_layer_can_read_the_body_of_every_locked_request() {
-    let closure = RealmResolver::from_fn(|_| async {
-        Ok(vec!["http://realms.test/luke/a/".parse().unwrap()])
-    });
+    let closure = RealmResolver::from_fn(async |_| RealmUrl::parse("http://realms.test/luke/a/"));
     let realms = RealmBodyResolver::from(realms())
         .route(Method::POST, "/_lookup", closure)
         .unwrap();
@@ -289,7 +287,7 @@ fn a_layer_that_reads_no_bodies_refuses_what_needs_one_when_it_is_built() {
     let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms());
     for scope in [
         Scope::atomic_hrefs(),
-        Scope::from_body_fn(|_, _, _| Some(Vec::new())),
+        Scope::from_body_fn(async |_, _, _| Ok(Some(Vec::new()))),
     ] {
         let rules = LockRules::new()
             .scope(Method::PATCH, "/{*card}", Scope::resource())
@@ -301,7 +299,11 @@ fn a_layer_that_reads_no_bodies_refuses_what_needs_one_when_it_is_built() {
         let _ = layer.clone().read_bodies(LIMIT).rules(rules);
     }
     let rules = LockRules::new()
-        .scope(Method::PATCH, "/{*card}", Scope::from_fn(|_, _| None))
+        .scope(
+            Method::PATCH,
+            "/{*card}",
+            Scope::from_fn(async |_, _| Ok(None)),
+        )
         .unwrap();
     assert!(layer.rules(rules).is_ok());
 }

@@ -21,8 +21,8 @@ use tokio::task::JoinHandle;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_realm_lock::{
-    RealmBodyLockLayer, RealmBodyResolver, RealmError, RealmLocks, RealmMounts, RealmPointers,
-    RealmResolver, RealmUrl, RequestBody,
+    Claim, RealmBodyLockLayer, RealmBodyResolver, RealmError, RealmLocks, RealmMounts,
+    RealmPointers, RealmResolver, RealmUrl, RequestBody,
 };
 
 fn url(url: &str) -> RealmUrl {
@@ -60,14 +60,12 @@ async fn claim_of_next(gate: &mut Gate) -> String {
 
 fn by_route() -> RealmBodyResolver {
     let publish = RealmPointers::new(["/sourceRealmURL", "/publishedRealmURL"]).unwrap();
-    let tenant = RealmResolver::from_fn(|request| async move {
+    let tenant = RealmResolver::from_fn(|head| async move {
         tokio::task::yield_now().await;
-        let tenant = request.headers.get("tenant");
+        let tenant = head.headers().get("tenant");
         let tenant = tenant.ok_or(RealmError::unresolved("no\ntenant"))?;
         let tenant = tenant.to_str().map_err(RealmError::unresolved)?;
-        Ok(vec![RealmUrl::parse(&format!(
-            "http://tenants.test/{tenant}/"
-        ))?])
+        url("http://tenants.test").join([tenant])
     });
     RealmBodyResolver::from(realms())
         .route(Method::POST, "/_publish-realm", publish)
@@ -232,14 +230,16 @@ async fn a_realm_in_the_path_is_found_when_the_call_is_made() {
 #[tokio::test]
 async fn a_closure_may_find_none_or_fail() {
     let (handler, _gate) = gate();
-    let none = layer(RealmResolver::from_fn(async |_| Ok(Vec::new())));
+    let none = layer(RealmResolver::from_fn(async |_| {
+        Claim::of_realms::<RealmUrl>([])
+    }));
     let response = answered(patch(&none, &handler, "/x")).await;
     assert_eq!(
         (response.status().as_u16(), &*code(&response)),
         (400, "realm-unresolved")
     );
     let down = layer(RealmBodyResolver::from_body_fn(async |_, _| {
-        Err(RealmError::unavailable("db.internal is down"))
+        Err::<Claim, _>(RealmError::unavailable("db.internal is down"))
     }));
     let response = answered(patch(&down, &handler, "/x")).await;
     assert_eq!(
@@ -256,9 +256,8 @@ async fn a_closure_may_find_none_or_fail() {
 
 #[tokio::test]
 async fn a_closure_reads_the_body_that_the_handler_gets() {
-    let realms = RealmBodyResolver::from_body_fn(async |request, body| {
-        let path = format!("http://realms.test{}/{}", request.uri.path(), body.len());
-        Ok(vec![RealmUrl::parse(&path)?])
+    let realms = RealmBodyResolver::from_body_fn(async |head, body| {
+        RealmUrl::parse(&format!("http://realms.test{}/{}", head.path(), body.len()))
     });
     let handler = service_fn(async |request: Request<RequestBody<String>>| {
         Ok::<_, Infallible>(Response::new(request.into_body()))
@@ -278,7 +277,7 @@ async fn a_closure_that_panics_leaves_nothing_held() {
         assert!(call > 0, "as the test asked, before its future");
         async move {
             assert!(call > 1, "as the test asked, in its future");
-            Ok(vec![url("http://realms.test/luke/a/")])
+            Ok(url("http://realms.test/luke/a/"))
         }
     });
     let layer = layer(panicking);
@@ -299,7 +298,7 @@ async fn looking_up_takes_no_permit_of_the_inner_service() {
     let told = Arc::clone(&asked);
     let endless = RealmResolver::from_fn(move |_| {
         told.add_permits(1);
-        pending()
+        pending::<Result<Claim, _>>()
     });
     let limited = ServiceBuilder::new()
         .layer(layer(endless))

@@ -14,20 +14,24 @@ use support::database::database;
 use support::gate::{gate, patch, realms, send};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
-    Claim, HeldLock, LockRules, RealmBodyLockLayer, RealmBodyResolver, RealmLocks, RealmPointers,
-    RealmResolver, RealmUrl, RealmWriteLockLayer, RequestBody, Scope,
+    Claim, HeldLock, LockRules, RealmBodyLockLayer, RealmBodyResolver, RealmError, RealmLocks,
+    RealmPointers, RealmResolver, RealmUrl, RealmWriteLockLayer, RequestBody, Scope,
 };
 
 const REALM: &str = "http://realms.test/luke/a/";
 
 fn rules() -> LockRules {
-    let by_header = Scope::from_fn(|request, _| {
-        let cards = request.headers.get("cards")?.to_str().ok()?;
-        Some(cards.split_whitespace().map(ToOwned::to_owned).collect())
+    let by_header = Scope::from_fn(async |head, _| {
+        let Some(cards) = head.headers().get("cards") else {
+            return Ok(None);
+        };
+        let cards = cards.to_str().map_err(RealmError::unresolved)?;
+        let cards = cards.split_whitespace().map(ToOwned::to_owned);
+        Ok(Some(cards.collect()))
     });
-    let by_body = Scope::from_body_fn(|_, realm, body| {
-        let body = std::str::from_utf8(body).ok()?;
-        Some(vec![format!("{realm}{body}")])
+    let by_body = Scope::from_body_fn(async |_, realm, body| {
+        let body = std::str::from_utf8(&body).map_err(RealmError::unresolved)?;
+        Ok(Some(vec![format!("{realm}{body}")]))
     });
     let without_json = |path: &str| path.strip_suffix(".json").unwrap_or(path).to_owned();
     LockRules::new()
@@ -199,7 +203,7 @@ async fn a_scope_counts_for_the_plain_spelling_of_its_route_alone() {
 #[tokio::test]
 async fn a_body_that_nobody_can_read_takes_the_realm_whole() {
     // In the second one the resolver has read the body already.
-    let realm = RealmBodyResolver::from_body_fn(async |_, _| Ok(vec![RealmUrl::parse(REALM)?]));
+    let realm = RealmBodyResolver::from_body_fn(async |_, _| RealmUrl::parse(REALM));
     let reading = RealmBodyLockLayer::new(RealmLocks::in_process(), realm, 4096).rules(rules());
     for layer in [layer(), reading] {
         for (coding, expected) in [("identity", "x"), ("gzip", "whole")] {
@@ -238,7 +242,7 @@ async fn closures_name_resources_too() {
 async fn a_request_for_several_realms_takes_each_whole_and_one_found_elsewhere_is_looked_for_in_the_path()
  {
     let pointers = RealmPointers::new(["/a", "/b"]).unwrap();
-    let closure = RealmResolver::from_fn(async |_| Ok(vec![RealmUrl::parse(REALM)?]));
+    let closure = RealmResolver::from_fn(async |_| RealmUrl::parse(REALM));
     let realms = RealmBodyResolver::from(closure)
         .route(Method::PATCH, "/_both", pointers)
         .unwrap();

@@ -339,7 +339,7 @@ async fn limits_count_however_the_realm_is_found() {
     let locks = RealmLocks::in_process();
     let held = support::claims::work(&locks, &support::claims::whole(["a"]));
     let held = held.inside().await;
-    let by_closure = RealmResolver::from_fn(async |_| Ok(vec![support::claims::realm("a")]));
+    let by_closure = RealmResolver::from_fn(async |_| Ok(support::claims::realm("a")));
     let by_body = RealmBodyResolver::from(RealmPointers::new(["/a"]).unwrap());
     let named = r#"{"a":"http://realms.test/luke/a/"}"#;
     for realms in [realms().into(), by_closure.into(), by_body] {

@@ -155,7 +155,7 @@ async fn a_move_waits_for_the_realm_that_it_moves_to_and_holds_both() {
 
 #[tokio::test]
 async fn a_move_locks_the_resource_of_its_destination_beside_the_rest_of_the_realm() {
-    let by_closure = Scope::from_fn(|_, _| Some(vec!["z".into()]));
+    let by_closure = Scope::from_fn(async |_, _| Ok(Some(vec!["z".into()])));
     let rules = LockRules::new()
         .scope(method("MOVE"), CARD, Scope::resource())
         .and_then(|rules| rules.scope(method("COPY"), CARD, by_closure))

@@ -4,10 +4,8 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::fmt::Debug;
 use std::future::Future;
-use std::sync::Arc;
 
 use bytes::Bytes;
-use http::request::Parts;
 use http::{HeaderMap, Request};
 use http_body::Body;
 
@@ -15,8 +13,8 @@ use super::rejected::Rejected;
 use super::request_body::{Reading, RequestBody, Unreadable};
 use crate::realm::body::ReadsBodies;
 use crate::realm::claim::Claim;
-use crate::realm::classify::{Locked, LookedUp, NeedsBody, NeedsLookup};
-use crate::realm::rules::scope::Extent;
+use crate::realm::classify::{LookedUp, NeedsBody, NeedsLookup};
+use crate::realm::request_head::RequestHead;
 
 /// Whether a layer reads the bodies of requests.
 pub(super) trait Bodies: Copy + Debug + Send + 'static {
@@ -110,7 +108,7 @@ pub(super) enum Target<B> {
     /// The body names it.
     InBody(NeedsBody<B>),
     /// It is known without the body.
-    Known(Locked),
+    Known(Claim),
 }
 
 /// A request that may ask for its lock.
@@ -127,51 +125,34 @@ pub(super) async fn prepare<A, R: BodiesOf<A>>(
     request: Request<A>,
 ) -> Prepared<R::Body> {
     let (parts, body) = request.into_parts();
-    let parts = Arc::new(parts);
+    let head = RequestHead::from(parts);
     let (target, reads) = match needs {
         Needs::Body(target, reads) => (target, reads),
-        Needs::Lookup(lookup) => match lookup.find(&parts).await {
+        Needs::Lookup(lookup) => match lookup.find(&head).await {
             Ok(LookedUp::NeedsBody(needs, reads)) => (Target::InBody(needs), reads),
-            Ok(LookedUp::Claim(locked)) => match bodies.reads_all() {
-                Some(reads) => (Target::Known(locked), reads),
-                None => return Ok(with_claim(&locked, parts, R::unread(body))),
+            Ok(LookedUp::Claim(claim)) => match bodies.reads_all() {
+                Some(reads) => (Target::Known(claim), reads),
+                None => return Ok((claim, with_head(head, R::unread(body)))),
             },
-            Err(error) => {
-                let request = Request::from_parts(owned(parts), R::unread(body));
-                return Err(Rejected::unread(error, request));
-            }
+            Err(error) => return Err(Rejected::unread(error, with_head(head, R::unread(body)))),
         },
     };
-    let (bytes, body) = match bodies.read(&parts.headers, body, reads).await {
+    let (bytes, body) = match bodies.read(head.headers(), body, reads).await {
         Ok(read) => read,
-        Err(Unreadable { error, drain }) => return Err(Rejected::new(error, owned(parts), drain)),
+        Err(Unreadable { error, drain }) => {
+            return Err(Rejected::new(error, head.into_parts(), drain));
+        }
     };
-    let locked = match target {
-        Target::InBody(needs) => needs.find(&parts, &bytes).await,
-        Target::Known(locked) => Ok(locked),
+    let claim = match target {
+        Target::InBody(needs) => needs.find(&head, &bytes).await,
+        Target::Known(claim) => Ok(claim),
     };
-    match locked {
-        Ok(locked) => Ok(with_claim(&locked, parts, body)),
-        Err(error) => Err(Rejected::new(error, owned(parts), None)),
+    match claim {
+        Ok(claim) => Ok((claim, with_head(head, body))),
+        Err(error) => Err(Rejected::new(error, head.into_parts(), None)),
     }
 }
 
-fn with_claim<A>(locked: &Locked, parts: Arc<Parts>, body: A) -> (Claim, Request<A>) {
-    (claim(locked), Request::from_parts(owned(parts), body))
-}
-
-fn owned(parts: Arc<Parts>) -> Parts {
-    // A closure may have kept it.
-    Arc::unwrap_or_clone(parts)
-}
-
-/// The claim on what a request locks.
-pub(super) fn claim(locked: &Locked) -> Claim {
-    let of = |realm| match &locked.extent {
-        Extent::Whole => Claim::realm(realm),
-        Extent::Shared => Claim::resources::<&str>(realm, []),
-        Extent::Resources(names) => Claim::resources(realm, names),
-    };
-    let others = locked.others.iter().map(of);
-    others.fold(of(&locked.first), |all, next| all.and(&next))
+fn with_head<A>(head: RequestHead, body: A) -> Request<A> {
+    Request::from_parts(head.into_parts(), body)
 }

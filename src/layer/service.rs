@@ -14,7 +14,7 @@ use tracing::Instrument;
 use super::body::LockBody;
 use super::future::{CallResult, ResponseFuture};
 use super::holding::{is_streamed, length};
-use super::prepare::{Bodies, BodiesOf, Needs, Prepared, Target, Unread, claim, prepare};
+use super::prepare::{Bodies, BodiesOf, Needs, Prepared, Target, Unread, prepare};
 use super::rejected::{Asked, Rejected};
 use super::rejection::Rejection;
 use super::request_body::{Reading, RequestBody};
@@ -154,15 +154,15 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
             Decision::Pass | Decision::OtherRoute => {
                 return ResponseFuture::passed(self.inner.call(request.map(R::unread)));
             }
-            Decision::Claim(locked) => match self.bodies.reads_all() {
+            Decision::Claim(claim) => match self.bodies.reads_all() {
                 Some(reads) => {
                     return self.prepared(
                         settings,
-                        Needs::Body(Target::Known(locked), reads),
+                        Needs::Body(Target::Known(claim), reads),
                         request,
                     );
                 }
-                None => Ok((claim(&locked), request.map(R::unread))),
+                None => Ok((claim, request.map(R::unread))),
             },
             Decision::Reject(error) => Err(Rejected::unread(error, request.map(R::unread))),
             Decision::NeedsBody(needs, reads) => {

@@ -1,6 +1,8 @@
+use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 
+use super::error::RealmError;
 use super::key::LockKey;
 use super::url::RealmUrl;
 
@@ -106,6 +108,29 @@ impl Claim {
         Self::new(locks, [realm.clone()].into(), resources.into())
     }
 
+    /// Several realms, each as a whole: exclusive.
+    ///
+    /// ```
+    /// use tower_realm_lock::{Claim, RealmUrl};
+    ///
+    /// let base = RealmUrl::parse("https://realms.example.com/")?;
+    /// let realms = [base.join(["luke", "draft"])?, base.join(["luke", "site"])?];
+    /// assert_eq!(Claim::of_realms(&realms)?.realms(), realms);
+    /// assert!(Claim::of_realms::<RealmUrl>([]).is_err());
+    /// # Ok::<(), tower_realm_lock::RealmError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`RealmError::Unresolved`] if there is no realm: a claim on nothing would protect nothing.
+    pub fn of_realms<R: Borrow<RealmUrl>>(
+        realms: impl IntoIterator<Item = R>,
+    ) -> Result<Self, RealmError> {
+        let claims = realms.into_iter().map(|realm| Self::realm(realm.borrow()));
+        let all = claims.reduce(|all, one| all.and(&one));
+        all.ok_or_else(|| RealmError::unresolved("the list of its realms is empty"))
+    }
+
     /// This claim and another one together. What one of them wants exclusively is exclusive.
     #[must_use]
     pub fn and(&self, other: &Self) -> Self {
@@ -160,6 +185,27 @@ impl Claim {
         let of_realm = self.0.resources.iter().filter(|it| it.realm == *realm);
         let paths: Vec<&str> = of_realm.map(|resource| &*resource.path).collect();
         (!paths.is_empty()).then_some(paths)
+    }
+
+    /// The realm, if this is the claim on one realm as a whole and on nothing else.
+    pub(in crate::realm) fn as_realm(&self) -> Option<&RealmUrl> {
+        match (self.locks(), self.realms()) {
+            // The key of each realm is among the keys.
+            ([lock], [realm]) if !lock.is_shared() => Some(realm),
+            _ => None,
+        }
+    }
+
+    /// The same with each realm shared that is taken whole here.
+    pub(in crate::realm) fn with_shared_realms(&self) -> Self {
+        let realms: Vec<LockKey> = self.realms().iter().map(LockKey::of).collect();
+        let mut locks = self.locks().to_vec();
+        for lock in &mut locks {
+            if realms.contains(&lock.key) {
+                lock.mode = LockMode::Shared;
+            }
+        }
+        Self::new(locks, self.0.realms.clone(), self.0.resources.clone())
     }
 
     /// Its keys, in their order.
@@ -222,6 +268,12 @@ impl From<&RealmUrl> for Claim {
     }
 }
 
+impl From<RealmUrl> for Claim {
+    fn from(realm: RealmUrl) -> Self {
+        Self::realm(&realm)
+    }
+}
+
 /// A key exclusively: for what is no realm.
 impl From<LockKey> for Claim {
     fn from(key: LockKey) -> Self {
@@ -240,24 +292,19 @@ impl From<&Self> for Claim {
     }
 }
 
-/// How many resources of a realm a message names, and how many characters of each: clients choose them.
-const MOST_PATHS: usize = 8;
+/// How many resources of a realm, and how many keys of no realm, a message names, and how many
+/// characters of each resource: clients choose them.
+const MOST_NAMES: usize = 8;
 const LONGEST_PATH: usize = 100;
 /// As many characters of a realm.
 const LONGEST_REALM: usize = 500;
 
-/// Names it in messages: its realms, with their resources in brackets, or its keys. Untrusted text in it is escaped.
+/// Names it in messages: its realms, with their resources in brackets, and its keys of no realm.
+/// Untrusted text in it is escaped.
 impl fmt::Display for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.realms().is_empty() {
-            let mut separator = "lock key ";
-            for lock in self.locks() {
-                write!(f, "{separator}{}", lock.key)?;
-                separator = ", ";
-            }
-            return Ok(());
-        }
         let mut separator = "";
+        let mut of_realms = Vec::with_capacity(self.realms().len());
         for realm in self.realms() {
             // It is ASCII.
             match realm.as_str().get(..LONGEST_REALM) {
@@ -265,9 +312,11 @@ impl fmt::Display for Claim {
                 None => write!(f, "{separator}{realm}")?,
             }
             separator = " and ";
+            let key = LockKey::of(realm);
+            of_realms.push(key);
             if let Some(paths) = self.resources_of(realm) {
                 let mut bracket = " (";
-                for path in paths.iter().take(MOST_PATHS) {
+                for path in paths.iter().take(MOST_NAMES) {
                     let (start, cut) = match path.char_indices().nth(LONGEST_PATH) {
                         Some((end, _)) => (&path[..end], "..."),
                         None => (*path, ""),
@@ -275,15 +324,26 @@ impl fmt::Display for Claim {
                     write!(f, "{bracket}{}{cut}", start.escape_debug())?;
                     bracket = ", ";
                 }
-                match paths.len().saturating_sub(MOST_PATHS) {
+                match paths.len().saturating_sub(MOST_NAMES) {
                     0 => f.write_str(")")?,
                     more => write!(f, " and {more} more)")?,
                 }
-            } else if !self.0.has_whole(LockKey::of(realm)) {
+            } else if !self.0.has_whole(key) {
                 f.write_str(" (shared)")?;
             }
         }
-        Ok(())
+        let of_none = |lock: &&Lock| lock.realm.is_none() && !of_realms.contains(&lock.key);
+        let mut keys = self.locks().iter().filter(of_none);
+        for (at, lock) in keys.by_ref().take(MOST_NAMES).enumerate() {
+            match at {
+                0 => write!(f, "{separator}lock key {}", lock.key)?,
+                _ => write!(f, ", {}", lock.key)?,
+            }
+        }
+        match keys.count() {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
     }
 }
 
@@ -366,6 +426,50 @@ mod tests {
     }
 
     #[test]
+    fn a_list_of_realms_is_taken_whole_and_is_not_empty() {
+        let (a, b) = (realm("a"), realm("b"));
+        let both = Claim::of_realms([&a, &b]).unwrap();
+        assert_eq!(both, Claim::realm(&b).and(&Claim::from(a.clone())));
+        assert_eq!(both.realms(), [a.clone(), b]);
+        assert_eq!(Claim::of_realms([a.clone(), a.clone()]).unwrap(), a.into());
+        let error = Claim::of_realms::<RealmUrl>([]).unwrap_err();
+        assert!(error.to_string().contains("is empty"), "{error}");
+    }
+
+    #[test]
+    fn only_the_claim_on_one_whole_realm_is_that_realm() {
+        let a = realm("a");
+        let key = Claim::from(LockKey::in_space("tenant", "a"));
+        assert_eq!(Claim::realm(&a).as_realm(), Some(&a));
+        for claim in [
+            Claim::resources(&a, ["x"]),
+            Claim::resources::<&str>(&a, []),
+            Claim::realm(&a).and(&Claim::realm(&realm("b"))),
+            Claim::realm(&a).and(&key),
+            // The realm's key, without its name.
+            LockKey::of(&a).into(),
+            key,
+        ] {
+            assert_eq!(claim.as_realm(), None, "{claim}");
+        }
+    }
+
+    #[test]
+    fn what_shares_its_realms_keeps_all_else_for_itself() {
+        let (a, b) = (realm("a"), realm("b"));
+        let key = LockKey::in_space("tenant", "a");
+        let x = Claim::resources(&b, ["x"]);
+        let shared = Claim::realm(&a)
+            .and(&x)
+            .and(&key.into())
+            .with_shared_realms();
+        let share_of_a = Claim::resources::<&str>(&a, []);
+        assert_eq!(shared, share_of_a.and(&x).and(&key.into()));
+        assert_eq!(shared.resources_of(&b).unwrap(), ["x"]);
+        assert_eq!(Claim::from(key).with_shared_realms(), key.into());
+    }
+
+    #[test]
     fn its_name_says_what_it_is_about_and_escapes_what_a_client_wrote() {
         let (a, b) = (realm("a"), realm("b"));
         let publish = Claim::realm(&a).and(&Claim::realm(&b));
@@ -389,5 +493,13 @@ mod tests {
         assert!(long.len() < 600 && long.ends_with("x..."), "{long}");
         let key = LockKey::in_space("user-cost", "42");
         assert_eq!(Claim::from(key).to_string(), format!("lock key {key}"));
+        let with_key = Claim::from(key).and(&cards);
+        let cards = "http://h/a/ (x\\n2026 WARN forged, y)";
+        assert_eq!(with_key.to_string(), format!("{cards} and lock key {key}"));
+        let two = Claim::from(key).and(&LockKey::in_space("user-cost", "43").into());
+        assert_eq!(two.to_string().matches(", ").count(), 1, "{two}");
+        let keys = (0..20).map(|id| Claim::from(LockKey::in_space("user-cost", id)));
+        let keys = keys.reduce(|all, one| all.and(&one)).unwrap().to_string();
+        assert!(keys.ends_with(" and 12 more"), "{keys}");
     }
 }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http::request::Parts;
 
 use super::body::ReadsBodies;
+use super::claim::Claim;
 use super::error::RealmError;
 use super::head::Head;
 use super::path::ParsedPath;
+use super::request_head::RequestHead;
 use super::resolve::destination::Destination;
 use super::resolve::found::Found;
 use super::resolve::paths::Sought;
@@ -20,8 +21,7 @@ use super::resolve::source::{BodyClosureFn, ClosureFn, PathSource, Source};
 use super::rules::limits::RouteLimits;
 use super::rules::lock_rules::{LockRules, Rules};
 use super::rules::methods::Methods;
-use super::rules::scope::{Extent, RouteScope, rest_of};
-use super::url::RealmUrl;
+use super::rules::scope::{RouteScope, rest_of};
 
 /// What decides on requests: which are locked, for which realms, and how much of these.
 ///
@@ -38,23 +38,14 @@ pub(crate) enum Decision<B> {
     Pass,
     /// It is not locked, since a router sends it to a route that has no realm.
     OtherRoute,
-    /// It locks these realms or resources.
-    Claim(Locked),
+    /// It locks this.
+    Claim(Claim),
     /// What it locks is named in its body.
     NeedsBody(NeedsBody<B>, B),
     /// What it locks must be looked up by a closure.
     NeedsLookup(NeedsLookup<B>),
     /// It names no realm, or can be read as naming several.
     Reject(RealmError),
-}
-
-/// What a request locks: one or several realms, whole or shared, or resources of one.
-#[derive(Debug)]
-pub(crate) struct Locked {
-    pub(crate) first: RealmUrl,
-    /// The other realms, where several were found. Then the extent names no resources.
-    pub(crate) others: Vec<RealmUrl>,
-    pub(crate) extent: Extent,
 }
 
 /// A request for which closures of the application's own have to be asked.
@@ -70,7 +61,7 @@ enum Lookup {
 
 /// What a lookup has given.
 pub(crate) enum LookedUp<B> {
-    Claim(Locked),
+    Claim(Claim),
     NeedsBody(NeedsBody<B>, B),
 }
 
@@ -180,7 +171,7 @@ impl<B: Copy> Realms<B> {
         let elsewhere = scope.filter(|_| !has_destination);
         let source = match self.routes.source(methods.iter(), methods.unclear, path)? {
             Source::Path(source) => source,
-            Source::Closure(find) => {
+            Source::Closure { find, .. } => {
                 return needs_lookup(Lookup::Closure(Arc::clone(find)), elsewhere);
             }
             Source::Pointers(pointers, reads) => {
@@ -198,8 +189,8 @@ impl<B: Copy> Realms<B> {
             let (to, scope_there) = self.destination(source, head, methods)?;
             scope = scope.filter(|scope| scope_there.is_some_and(|there| scope.covers(there)));
             if to.realm != found.realm {
-                let locked = Locked::several(found.realm, vec![to.realm], scope);
-                return Ok(Decision::Claim(locked));
+                let both = Claim::realm(&found.realm).and(&Claim::realm(&to.realm));
+                return Ok(Decision::Claim(shared_by(scope, both)));
             }
             found.destination = to.destination;
             if found.destination.is_none() {
@@ -207,11 +198,11 @@ impl<B: Copy> Realms<B> {
             }
         }
         let Some(scope) = scope else {
-            return Ok(Decision::Claim(Locked::whole(found)));
+            return Ok(Decision::Claim(Claim::realm(&found.realm)));
         };
         let segments = path.segments().into_iter().flatten();
-        if let Some(extent) = scope.extent_of_path(segments, &found, most) {
-            return Ok(Decision::Claim(Locked::narrowed(found, extent)));
+        if let Some(claim) = scope.claim_of_path(segments, &found, most) {
+            return Ok(Decision::Claim(claim));
         }
         match scope.needs_body(head.headers) {
             Some(reads) => needs_body(BodyLookup::Found(found), Some(scope), reads),
@@ -252,26 +243,26 @@ impl<B: Copy> NeedsLookup<B> {
     ///
     /// # Errors
     ///
-    /// That of the closure for realms, or [`RealmError::Unresolved`] if it finds none.
+    /// Those of the closures.
     ///
     /// # Cancel safety
     ///
     /// Nothing is held: dropped, it leaves nothing behind.
-    pub(crate) async fn find(self, parts: &Arc<Parts>) -> Result<LookedUp<B>, RealmError> {
+    pub(crate) async fn find(self, head: &RequestHead) -> Result<LookedUp<B>, RealmError> {
         let narrowing = self.narrowing;
         let found = match self.realms {
             Lookup::Found(found) => found,
-            Lookup::Closure(find) => match narrowing.only(find(Arc::clone(parts)).await?)? {
-                Several::Locked(locked) => return Ok(LookedUp::Claim(locked)),
-                Several::One(found) => found,
+            Lookup::Closure(find) => match narrowing.only(find(head.clone()).await?) {
+                Only::Claim(claim) => return Ok(LookedUp::Claim(claim)),
+                Only::Realm(found) => found,
             },
         };
-        Ok(match narrowing.needs_body(&parts.headers) {
+        Ok(match narrowing.needs_body(head.headers()) {
             Some(reads) => {
                 let realms = BodyLookup::Found(found);
                 LookedUp::NeedsBody(NeedsBody { realms, narrowing }, reads)
             }
-            None => LookedUp::Claim(narrowing.locked(parts, &Bytes::new(), found)),
+            None => LookedUp::Claim(narrowing.claim(head, &Bytes::new(), found).await?),
         })
     }
 }
@@ -281,32 +272,33 @@ impl<B: Copy> NeedsBody<B> {
     ///
     /// # Errors
     ///
-    /// What is wrong with the body, or the error of the closure for realms, or
-    /// [`RealmError::Unresolved`] if that finds none.
+    /// What is wrong with the body, or the errors of the closures.
     ///
     /// # Cancel safety
     ///
     /// Nothing is held: dropped, it leaves nothing behind.
-    pub(crate) async fn find(self, parts: &Arc<Parts>, body: &Bytes) -> Result<Locked, RealmError> {
+    pub(crate) async fn find(self, head: &RequestHead, body: &Bytes) -> Result<Claim, RealmError> {
         let narrowing = self.narrowing;
-        let realms = match self.realms {
-            BodyLookup::Found(found) => return Ok(narrowing.locked(parts, body, found)),
-            BodyLookup::Pointers(pointers) => pointers.resolve(&parts.headers, body)?,
-            BodyLookup::Closure(find) => find(Arc::clone(parts), body.clone()).await?,
+        let claim = match self.realms {
+            BodyLookup::Found(found) => return narrowing.claim(head, body, found).await,
+            BodyLookup::Pointers(pointers) => {
+                Claim::of_realms(pointers.resolve(head.headers(), body)?)?
+            }
+            BodyLookup::Closure(find) => find(head.clone(), body.clone()).await?,
         };
-        Ok(match narrowing.only(realms)? {
-            Several::Locked(locked) => locked,
-            Several::One(found) => narrowing.locked(parts, body, found),
-        })
+        match narrowing.only(claim) {
+            Only::Claim(claim) => Ok(claim),
+            Only::Realm(found) => narrowing.claim(head, body, found).await,
+        }
     }
 }
 
 /// What a closure found, or a body names.
-enum Several {
-    /// One realm, which may be narrowed.
-    One(Found),
-    /// Realms that are not narrowed.
-    Locked(Locked),
+enum Only {
+    /// One realm as a whole, which may be narrowed.
+    Realm(Found),
+    /// What is not narrowed.
+    Claim(Claim),
 }
 
 impl<B: Copy> Narrowing<B> {
@@ -322,64 +314,40 @@ impl<B: Copy> Narrowing<B> {
         }
     }
 
-    /// Whether there is only one realm, to be narrowed. Several realms are never narrowed to
-    /// resources.
-    fn only(&self, realms: Vec<RealmUrl>) -> Result<Several, RealmError> {
-        let mut realms = realms.into_iter();
-        let first = realms.next();
-        let first = first.ok_or_else(|| RealmError::unresolved("the resolver found none"))?;
-        let others: Vec<RealmUrl> = realms.collect();
-        if others.is_empty() && self.scope.is_some() {
-            return Ok(Several::One(Found::elsewhere(first)));
-        }
+    /// Whether the claim is on only one realm, to be narrowed. Nothing else is narrowed to
+    /// resources: nobody knows which part of it the scope speaks of.
+    fn only(&self, claim: Claim) -> Only {
         let scope = self.scope.as_ref();
-        Ok(Several::Locked(Locked::several(first, others, scope)))
+        match claim.as_realm() {
+            Some(realm) if scope.is_some() => Only::Realm(Found::elsewhere(realm.clone())),
+            _ => Only::Claim(shared_by(scope, claim)),
+        }
     }
 
     fn needs_body(&self, headers: &HeaderMap) -> Option<B> {
         self.scope.as_ref()?.needs_body(headers)
     }
 
-    fn locked(&self, parts: &Parts, body: &Bytes, found: Found) -> Locked {
+    async fn claim(
+        &self,
+        head: &RequestHead,
+        body: &Bytes,
+        found: Found,
+    ) -> Result<Claim, RealmError> {
         let Some(scope) = &self.scope else {
-            return Locked::whole(found);
+            return Ok(Claim::realm(&found.realm));
         };
-        let segments = self.segments.iter().map(String::as_str);
-        let extent = scope.extent_of(parts, segments, body, &found, self.most);
-        Locked::narrowed(found, extent)
+        let claim = scope.claim(head, &self.segments, body, &found, self.most);
+        claim.await
     }
 }
 
-impl Locked {
-    fn several<B: Copy>(
-        first: RealmUrl,
-        others: Vec<RealmUrl>,
-        scope: Option<&RouteScope<B>>,
-    ) -> Self {
-        let is_shared = scope.is_some_and(RouteScope::is_shared);
-        let extent = if is_shared {
-            Extent::Shared
-        } else {
-            Extent::Whole
-        };
-        Self {
-            first,
-            others,
-            extent,
-        }
+/// A claim with a share of its realms if that is what the scope says.
+fn shared_by<B: Copy>(scope: Option<&RouteScope<B>>, claim: Claim) -> Claim {
+    if scope.is_some_and(RouteScope::is_shared) {
+        return claim.with_shared_realms();
     }
-
-    fn whole(found: Found) -> Self {
-        Self::narrowed(found, Extent::Whole)
-    }
-
-    fn narrowed(found: Found, extent: Extent) -> Self {
-        Self {
-            first: found.realm,
-            others: Vec::new(),
-            extent,
-        }
-    }
+    claim
 }
 
 #[cfg(test)]
@@ -388,11 +356,13 @@ mod tests {
     use http::{HeaderValue, Method, Request};
 
     use super::*;
+    use crate::realm::key::LockKey;
     use crate::realm::origin::proxies::TrustedProxies;
     use crate::realm::origin::request::RequestOrigin;
     use crate::realm::resolve::mounts::RealmMounts;
     use crate::realm::resolve::paths::RealmPaths;
     use crate::realm::rules::scope::Scope;
+    use crate::realm::url::RealmUrl;
 
     const ATOMIC: &str = "/{owner}/{realm}/_atomic";
 
@@ -406,7 +376,7 @@ mod tests {
             .and_then(|rules| rules.lock(Method::GET, "/{owner}/{realm}/_reindex"))
             .and_then(|rules| rules.scope(Method::POST, ATOMIC, Scope::atomic_hrefs()))
             .and_then(|rules| {
-                let by_head = Scope::from_fn(|_, _| Some(vec!["x".into()]));
+                let by_head = Scope::from_fn(async |_, _| Ok(Some(vec!["x".into()])));
                 rules.scope(Method::PUT, "/{owner}/{realm}/{*card}", by_head)
             })
             .and_then(|rules| {
@@ -420,7 +390,7 @@ mod tests {
         let tenant: RealmUrl = "https://r.example/luke/a/".parse().unwrap();
         let tenant = RealmResolver::from_fn(move |_| {
             let tenant = tenant.clone();
-            async { Ok(vec![tenant]) }
+            async { Ok(tenant) }
         });
         let named = RealmPointers::new(["/realm"]).unwrap();
         let resolver = RealmBodyResolver::from(paths())
@@ -433,27 +403,23 @@ mod tests {
         Realms::of_bodies(resolver).with_rules(rules())
     }
 
-    fn parts(method: &Method, path: &str) -> Arc<Parts> {
+    fn request(method: &Method, path: &str) -> Request<()> {
         let request = Request::builder().method(method).uri(path).body(());
-        Arc::new(request.unwrap().into_parts().0)
+        request.unwrap()
+    }
+
+    fn head(request: Request<()>) -> RequestHead {
+        request.into_parts().0.into()
     }
 
     fn shown<B>(decision: &Decision<B>) -> String {
         match decision {
             Decision::Pass => "pass".into(),
             Decision::OtherRoute => "another route".into(),
-            Decision::Claim(locked) => claim(locked),
+            Decision::Claim(claim) => claim.to_string(),
             Decision::NeedsBody(..) => "body".into(),
             Decision::NeedsLookup(_) => "lookup".into(),
             Decision::Reject(error) => format!("reject: {error}"),
-        }
-    }
-
-    fn claim(locked: &Locked) -> String {
-        match &locked.extent {
-            Extent::Whole => format!("{}", locked.first),
-            Extent::Shared => format!("{} shared", locked.first),
-            Extent::Resources(names) => format!("{} {names:?}", locked.first),
         }
     }
 
@@ -466,11 +432,7 @@ mod tests {
             ("POST", "/luke/a/%5Fsearch", "https://r.example/luke/a/"),
             ("GET", "/luke/a/%5Freindex", "https://r.example/luke/a/"),
             ("DELETE", "/luke/a/x", "https://r.example/luke/a/"),
-            (
-                "PATCH",
-                "/l%75ke/a/%78",
-                "https://r.example/luke/a/ {\"x\"}",
-            ),
+            ("PATCH", "/l%75ke/a/%78", "https://r.example/luke/a/ (x)"),
             ("PUT", "/luke/a/x", "lookup"),
             ("PATCH", "/luke/a/_tenant/x", "lookup"),
             ("POST", "/luke/a/_atomic", "body"),
@@ -504,13 +466,7 @@ mod tests {
             let value = HeaderValue::from_bytes(destination.as_bytes()).unwrap();
             request = request.header("destination", value);
         }
-        match realms.classify(&Head::of(&request.body(()).unwrap())) {
-            Decision::Claim(locked) => {
-                let others = locked.others.iter().map(|realm| format!(" {realm}"));
-                claim(&locked) + &others.collect::<String>()
-            }
-            decision => shown(&decision),
-        }
+        shown(&realms.classify(&Head::of(&request.body(()).unwrap())))
     }
 
     #[test]
@@ -522,31 +478,31 @@ mod tests {
             realms().with_rules(rules.unwrap())
         };
         let (a, b) = ("https://r.example/luke/a/", "https://r.example/luke/b/");
-        let both = format!("{a} {b}");
+        let both = format!("{a} and {b}");
         let whole = realms();
         let stem = |path: &str| path.trim_end_matches(".json").to_owned();
         let resource = scoped(Scope::resource().named_by(stem));
         let shared = scoped(Scope::shared());
-        let closure = scoped(Scope::from_fn(|_, _| Some(vec!["z".into()])));
+        let closure = scoped(Scope::from_fn(async |_, _| Ok(Some(vec!["z".into()]))));
         for (realms, destination, expected) in [
             (&whole, "/luke/a/y", a),
             (&whole, "/luke/b/y", &both),
             (&whole, "/luke/b", &both),
             (&whole, "https://r.example/luke/b/y", &both),
             (&whole, "HTTPS://R.example:443/l%75ke/%62", &both),
-            (&resource, "/luke/a/y", &format!("{a} {{\"x\", \"y\"}}")),
-            (
-                &resource,
-                "/luke/a/%79.json",
-                &format!("{a} {{\"x\", \"y\"}}"),
-            ),
-            (&resource, "/luke/a/x/", &format!("{a} {{\"x\"}}")),
+            (&resource, "/luke/a/y", &format!("{a} (x, y)")),
+            (&resource, "/luke/a/%79.json", &format!("{a} (x, y)")),
+            (&resource, "/luke/a/x/", &format!("{a} (x)")),
             // It replaces the realm, or it is not certain what it replaces.
             (&resource, "/luke/a/", a),
             (&resource, "/luke/a/y%2Fz", a),
             (&resource, "/luke/b/y", &both),
-            (&shared, "/luke/a/y", &format!("{a} shared")),
-            (&shared, "/luke/b/y", &format!("{a} shared {b}")),
+            (&shared, "/luke/a/y", &format!("{a} (shared)")),
+            (
+                &shared,
+                "/luke/b/y",
+                &format!("{a} (shared) and {b} (shared)"),
+            ),
             // There the rules say nothing.
             (&shared, "/luke/a/", a),
             (&shared, "/luke/b", &both),
@@ -564,11 +520,11 @@ mod tests {
     fn a_move_is_narrowed_only_as_the_rules_for_both_its_paths_say() {
         let shared = Scope::shared;
         let resource = Scope::resource;
-        let closure = || Scope::from_fn(|_, _| Some(vec!["z".into()]));
+        let closure = || Scope::from_fn(async |_, _| Ok(Some(vec!["z".into()])));
         let (a, b) = ("https://r.example/luke/a/", "https://r.example/luke/b/");
-        let (both, all_shared) = (format!("{a} {b}"), format!("{a} shared"));
-        let both_shared = format!("{a} shared {b}");
-        let resources = format!("{a} {{\"drafts/x\", \"site/y\"}}");
+        let (both, all_shared) = (format!("{a} and {b}"), format!("{a} (shared)"));
+        let both_shared = format!("{a} (shared) and {b} (shared)");
+        let resources = format!("{a} (drafts/x, site/y)");
         for (from, to, within, across) in [
             (Some(shared()), None, a, &both),
             (None, Some(shared()), a, &both),
@@ -648,7 +604,7 @@ mod tests {
                 "is ambiguous: in another spelling",
             ),
         ] {
-            let tenant = RealmResolver::from_fn(async |_| Ok(Vec::new()));
+            let tenant = RealmResolver::from_fn(async |_| Ok(LockKey::in_space("tenant", 1)));
             let resolver = RealmBodyResolver::from(paths())
                 .route(
                     Method::from_bytes(b"MOVE").unwrap(),
@@ -672,7 +628,7 @@ mod tests {
         let realms = |paths| Realms::of_bodies(RealmBodyResolver::from(paths));
         let whole = realms(paths.clone());
         let stripped = realms(paths.base_path_stripped());
-        let both = "https://r.example/api/luke/a/ https://r.example/api/luke/b/";
+        let both = "https://r.example/api/luke/a/ and https://r.example/api/luke/b/";
         for destination in ["/api/luke/b/y", "https://r.example/api/luke/b/y"] {
             assert_eq!(moved(&whole, "/api/luke/a/x", &[destination]), both);
             assert_eq!(moved(&stripped, "/luke/a/x", &[destination]), both);
@@ -691,7 +647,7 @@ mod tests {
         let paths = RealmPaths::new("https://{tenant}.r.example", "/{project}").unwrap();
         let paths = paths.named("https://realms.example/{tenant}/{project}");
         let realms = Realms::of_bodies(RealmBodyResolver::from(paths.unwrap()));
-        let both = "https://realms.example/acme/a/ https://realms.example/acme/b/";
+        let both = "https://realms.example/acme/a/ and https://realms.example/acme/b/";
         for destination in ["/b/y", "https://acme.r.example/b/y"] {
             let path = "https://acme.r.example/a/x";
             assert_eq!(moved(&realms, path, &[destination]), both);
@@ -716,11 +672,11 @@ mod tests {
         let realms = Realms::of_bodies(RealmBodyResolver::from(mounts));
         for (destination, expected) in [
             ("/a/y", "https://r.example/a/"),
-            ("/a/b/y", "https://r.example/a/ https://r.example/a/b/"),
-            ("/c/y", "https://r.example/a/ http://other.example/c/"),
+            ("/a/b/y", "https://r.example/a/ and https://r.example/a/b/"),
+            ("/c/y", "https://r.example/a/ and http://other.example/c/"),
             (
                 "http://other.example/c/y",
-                "https://r.example/a/ http://other.example/c/",
+                "https://r.example/a/ and http://other.example/c/",
             ),
         ] {
             assert_eq!(moved(&realms, "/a/x", &[destination]), expected);
@@ -747,7 +703,7 @@ mod tests {
             let request = request.header("host", "h.example:8443");
             let request = request.header("destination", destination).body(()).unwrap();
             match realms.classify(&Head::of(&request)) {
-                Decision::Claim(locked) => locked.others[0].to_string(),
+                Decision::Claim(claim) => claim.realms()[1].to_string(),
                 decision => shown(&decision),
             }
         };
@@ -762,18 +718,17 @@ mod tests {
         let moves = Method::from_bytes(b"MOVE").unwrap();
         for scope in [Scope::resource(), Scope::shared()] {
             let rules = LockRules::new().scope(moves.clone(), "/{*card}", scope);
-            let tenant = RealmResolver::from_fn(async |_| Ok(vec!["https://r.example/".parse()?]));
+            let tenant = RealmResolver::from_fn(async |_| RealmUrl::parse("https://r.example/"));
             let realms = Realms::of_bodies(tenant.into()).with_rules(rules.unwrap());
             // It need not even have one.
-            let parts = parts(&moves, "/x");
-            let request = Request::from_parts(Parts::clone(&parts), ());
+            let request = request(&moves, "/x");
             let Decision::NeedsLookup(lookup) = realms.classify(&Head::of(&request)) else {
                 panic!("it needs a lookup");
             };
-            let Ok(LookedUp::Claim(locked)) = lookup.find(&parts).await else {
+            let Ok(LookedUp::Claim(claim)) = lookup.find(&head(request)).await else {
                 panic!("it is found");
             };
-            assert_eq!(claim(&locked), "https://r.example/");
+            assert_eq!(claim.to_string(), "https://r.example/");
         }
     }
 
@@ -810,15 +765,11 @@ mod tests {
     async fn what_is_looked_up_is_narrowed_as_what_the_path_names() {
         let realms = realms();
         for (method, path, expected) in [
-            (
-                Method::PUT,
-                "/luke/a/y",
-                "https://r.example/luke/a/ {\"x\"}",
-            ),
+            (Method::PUT, "/luke/a/y", "https://r.example/luke/a/ (x)"),
             (
                 Method::PATCH,
                 "/luke/a/_tenant/%78",
-                "https://r.example/luke/a/ {\"_tenant/x\"}",
+                "https://r.example/luke/a/ (_tenant/x)",
             ),
             // It is not certain that the handler takes this for the route of the scope.
             (
@@ -827,15 +778,37 @@ mod tests {
                 "https://r.example/luke/a/",
             ),
         ] {
-            let parts = parts(&method, path);
-            let request = Request::from_parts(Parts::clone(&parts), ());
+            let request = request(&method, path);
             let Decision::NeedsLookup(lookup) = realms.classify(&Head::of(&request)) else {
                 panic!("{path} needs a lookup");
             };
-            let Ok(LookedUp::Claim(locked)) = lookup.find(&parts).await else {
+            let Ok(LookedUp::Claim(claim)) = lookup.find(&head(request)).await else {
                 panic!("{path} is found");
             };
-            assert_eq!(claim(&locked), expected);
+            assert_eq!(claim.to_string(), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_with_a_realm_is_never_absent_whatever_its_scope_says() {
+        for error in [
+            RealmError::missing("no card"),
+            paths().resolve("/").unwrap_err(),
+        ] {
+            assert!(error.is_absent());
+            let text = error.to_string();
+            let scope = Scope::from_fn(move |_, _| std::future::ready(Err(error.clone())));
+            let rules = LockRules::new().scope(Method::PUT, "/{*card}", scope);
+            let realms = Realms::of_bodies(paths().into()).with_rules(rules.unwrap());
+            let request = request(&Method::PUT, "/luke/a/x");
+            let Decision::NeedsLookup(lookup) = realms.classify(&Head::of(&request)) else {
+                panic!("it needs a lookup");
+            };
+            let Err(error) = lookup.find(&head(request)).await else {
+                panic!("{text}");
+            };
+            assert!(!error.is_absent(), "{error:?}");
+            assert!(error.to_string().contains(&text), "{error}");
         }
     }
 
@@ -851,17 +824,16 @@ mod tests {
             (
                 "/luke/a/_atomic",
                 r#"{"atomic:operations":[{"href":"%78"}]}"#,
-                "https://r.example/luke/a/ {\"x\"}",
+                "https://r.example/luke/a/ (x)",
             ),
         ] {
-            let parts = parts(&Method::POST, path);
-            let request = Request::from_parts(Parts::clone(&parts), ());
+            let request = request(&Method::POST, path);
             let Decision::NeedsBody(needs, _) = realms.classify(&Head::of(&request)) else {
                 panic!("{path} needs the body");
             };
             let body = Bytes::from_static(body.as_bytes());
-            let locked = needs.find(&parts, &body).await.unwrap();
-            assert_eq!(claim(&locked), expected);
+            let claim = needs.find(&head(request), &body).await.unwrap();
+            assert_eq!(claim.to_string(), expected);
         }
     }
 

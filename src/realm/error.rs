@@ -132,10 +132,25 @@ pub enum RealmError {
         "the method of the request is overridden in a way that leaves open which realm it is for"
     )]
     AmbiguousMethod,
-    /// A resolver of the application's own found no realm.
+    /// A resolver of the application's own found no realm, or something that can name none.
     #[error("the request names no realm: {problem}")]
     Unresolved {
         /// Why, for the client.
+        problem: String,
+    },
+    /// The place where a request would name its realm is empty: it has no such header, extension or
+    /// parameter.
+    #[error("the request names no realm: {problem}")]
+    Missing {
+        /// What is missing, and the remedy.
+        problem: String,
+    },
+    /// A text cannot be one segment of a realm URL.
+    #[error("`{segment}` cannot be a segment of a realm URL: {problem}")]
+    InvalidSegment {
+        /// The text as given.
+        segment: String,
+        /// What is wrong and what would be right.
         problem: String,
     },
     /// A resolver of the application's own could not work: a fault of the server's, not of the
@@ -166,6 +181,37 @@ impl RealmError {
     pub fn unresolved(problem: impl fmt::Display) -> Self {
         let problem = shown(&problem.to_string());
         Self::Unresolved { problem }
+    }
+
+    /// A request without anything in the place where it would name its realm, for a resolver of the
+    /// application's own. Its client gets 400 and reads `problem`.
+    ///
+    /// Use [`unresolved`](Self::unresolved) for what is there and names no realm: an empty or
+    /// malformed text must not count as a request that is for no realm.
+    #[must_use]
+    pub fn missing(problem: impl fmt::Display) -> Self {
+        let problem = shown(&problem.to_string());
+        Self::Missing { problem }
+    }
+
+    /// Whether a request has nothing that could name a realm, in contrast to something that is
+    /// ambiguous, malformed or forbidden.
+    pub(crate) fn is_absent(&self) -> bool {
+        matches!(
+            self,
+            Self::NoRealm { .. } | Self::NotMounted { .. } | Self::Missing { .. }
+        )
+    }
+
+    /// The same as an error of a request that does have a realm.
+    pub(in crate::realm) fn of_found_realm(self) -> Self {
+        match self {
+            Self::Missing { problem } => Self::Unresolved { problem },
+            error if error.is_absent() => Self::Unresolved {
+                problem: error.to_string(),
+            },
+            error => error,
+        }
     }
 
     /// A look-up that failed, for a resolver of the application's own. The client gets 503;

@@ -12,10 +12,11 @@
 //!    allocated, and nothing decoded unless a route had to be compared with the path.
 //! 3. `Routes::source` chooses the one way to find realms. A request for which two readers would
 //!    choose two ways is rejected.
-//! 4. The source finds the realms: in the path at once, otherwise by a closure or in the body. The
+//! 4. The source finds the claim: in the path at once, otherwise by a closure or in the body. The
 //!    `Destination` of a MOVE or COPY is read as the path of the request is. In a matched route
 //!    `RealmPaths` takes the parameters that the handler gets; a route without them passes.
-//! 5. The `RouteScope` narrows the realm to resources, if there is only one realm, or shares it.
+//! 5. The `RouteScope` narrows the claim to resources, if it is on one whole realm and nothing else,
+//!    or shares its realms.
 //!
 //! `NeedsLookup` and `NeedsBody` own all that they need, so the layer can wait without the head.
 //! Every variant that needs a body holds a `ReadsBodies`. A layer that reads none has no value of
@@ -56,6 +57,7 @@ pub(crate) mod head;
 pub(crate) mod key;
 mod origin;
 mod path;
+pub(crate) mod request_head;
 pub(crate) mod resolve;
 pub(crate) mod route;
 pub(crate) mod rules;
@@ -68,6 +70,7 @@ pub use self::key::LockKey;
 pub use self::origin::proxies::{PeerAddr, TrustedProxies, UnixPeer};
 pub use self::origin::request::RequestOrigin;
 pub use self::path::PathProblem;
+pub use self::request_head::RequestHead;
 pub use self::resolve::mounts::RealmMounts;
 pub use self::resolve::paths::RealmPaths;
 pub use self::resolve::pointers::RealmPointers;

@@ -6,6 +6,9 @@ use axum::extract::{FromRequestParts, MatchedPath, RawPathParams};
 use futures_util::FutureExt;
 use http::Request;
 
+#[cfg(feature = "axum")]
+use super::error::{RealmError, shown};
+
 /// The route that axum's router has matched, and the parameters that its handler can extract.
 ///
 /// What a layer outside of the router has rewritten is in neither: both are of the path that the
@@ -58,6 +61,33 @@ impl MatchedRoute {
         let first = values.find(|(key, _)| *key == name)?;
         let mut others = values.filter(|(key, _)| *key == name);
         others.all(|other| other == first).then_some(first)
+    }
+
+    /// The value of any parameter, decoded, with the reason why there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`RealmError::Missing`] if the route has no such parameter; [`RealmError::Unresolved`] if a
+    /// value is not UTF-8, or nested routes give this one two values.
+    pub(in crate::realm) fn value(&self, name: &str) -> Result<&str, RealmError> {
+        let Some(parameters) = &self.parameters else {
+            return Err(RealmError::unresolved("a part of its path is not UTF-8"));
+        };
+        let mut values = parameters.iter().filter(|(key, _)| *key == name);
+        let Some((_, value)) = values.next() else {
+            return Err(RealmError::Missing {
+                problem: format!("the route `{}` has no parameter `{name}`", self.path()),
+            });
+        };
+        if let Some((_, other)) = values.find(|(_, other)| *other != value) {
+            let (value, other) = (shown(value), shown(other));
+            let problem = format!(
+                "two nested routes have a parameter `{name}`, one is `{value}` and the other \
+                 `{other}`; give them different names"
+            );
+            return Err(RealmError::Unresolved { problem });
+        }
+        Ok(value)
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use url::Url;
 
 use super::error::{RealmError, shown};
-use super::path::{ParsedPath, push_segment, refuse_separators};
+use super::path::{ParsedPath, PathProblem, check_segment, push_segment, refuse_separators};
 
 /// The canonical URL of a realm: what is locked.
 ///
@@ -48,6 +48,42 @@ impl RealmUrl {
         &self.0
     }
 
+    /// The realm below this URL whose path goes on with these segments.
+    ///
+    /// Segments are plain text: each is percent-encoded here, so `%41` stands for these three
+    /// characters. Without segments it is this URL.
+    ///
+    /// ```
+    /// use tower_realm_lock::RealmUrl;
+    ///
+    /// let base = RealmUrl::parse("https://realms.example.com")?;
+    /// let realm = base.join(["luke", "my realm"])?;
+    /// assert_eq!(realm.as_str(), "https://realms.example.com/luke/my%20realm/");
+    /// assert!(base.join(["luke", "../admin"]).is_err());
+    /// # Ok::<(), tower_realm_lock::RealmError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`RealmError::InvalidSegment`] for a segment that is empty, `.` or `..`, or has a control
+    /// character, a slash or a backslash: some server would read another path.
+    pub fn join<S: AsRef<str>>(
+        &self,
+        segments: impl IntoIterator<Item = S>,
+    ) -> Result<Self, RealmError> {
+        let mut url = self.0.to_string();
+        for segment in segments {
+            let segment = segment.as_ref();
+            let checked = refuse_separators(segment).and_then(|()| check_segment(segment));
+            checked.map_err(|problem| RealmError::InvalidSegment {
+                segment: shown(segment),
+                problem: remedy(problem).into(),
+            })?;
+            push_segment(&mut url, segment);
+        }
+        Ok(Self(url.into()))
+    }
+
     /// Its path: what follows the origin.
     pub(crate) fn path(&self) -> &str {
         let authority = self.0.find("://").map_or(0, |at| at + "://".len());
@@ -67,6 +103,16 @@ impl RealmUrl {
             push_segment(&mut url, segment);
         }
         Self(url.into())
+    }
+}
+
+/// What is wrong with one segment, and what would be right.
+fn remedy(problem: PathProblem) -> &'static str {
+    match problem {
+        PathProblem::EmptySegment => "it is empty; leave it out, or give it a name",
+        PathProblem::DotSegment => "it is a step to another path; give it a name",
+        PathProblem::Separator => "it has a slash or a backslash; pass each segment by itself",
+        _ => "it has a control character; use only characters that can be read",
     }
 }
 
@@ -201,7 +247,43 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_segment_that_a_server_could_read_as_another_path_is_not_joined() {
+        let base = RealmUrl::parse("http://h/a").unwrap();
+        for (segment, says) in [
+            ("", "it is empty"),
+            (".", "a step to another path"),
+            ("..", "a step to another path"),
+            ("a/b", "a slash or a backslash"),
+            ("/", "a slash or a backslash"),
+            ("..\\b", "a slash or a backslash"),
+            ("a\nb", "a control character"),
+            ("\u{0}", "a control character"),
+            ("\u{85}", "a control character"),
+        ] {
+            let error = base.join(["x", segment]).unwrap_err().to_string();
+            let shown = format!("`{}` cannot be a segment", segment.escape_debug());
+            assert!(error.starts_with(&shown) && error.contains(says), "{error}");
+        }
+        assert_eq!(base.join::<&str>([]).unwrap(), base);
+        for (segment, encoded) in [("%2e%2e", "%252e%252e"), ("ü?#", "%C3%BC%3F%23")] {
+            let joined = base.join([segment]).unwrap();
+            assert_eq!(joined.as_str(), format!("http://h/a/{encoded}/"));
+        }
+    }
+
     proptest! {
+        #[test]
+        fn what_is_joined_is_canonical(segments in prop::collection::vec("\\PC{1,8}", 0..4)) {
+            let base = RealmUrl::parse("http://h/a/").unwrap();
+            if let Ok(joined) = base.join(&segments) {
+                prop_assert_eq!(RealmUrl::parse(joined.as_str()).unwrap(), joined.clone());
+                let path = ParsedPath::new(joined.path());
+                let decoded: Vec<String> = path.segments().unwrap().map(str::to_owned).collect();
+                prop_assert_eq!(&decoded[1..], &segments[..]);
+            }
+        }
+
         #[test]
         fn the_canonical_form_is_idempotent(url in "(?i:https?)://[a-zA-Z0-9.]{1,12}(:[0-9]{1,4})?(/[^/?#]{1,12}){0,4}/?") {
             if let Ok(realm) = RealmUrl::parse(&url) {

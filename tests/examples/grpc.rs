@@ -143,7 +143,7 @@ async fn a_rejection_of_the_layer_is_a_status_of_the_call() {
     let refused = refused.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(
-        refused.message().contains("the metadata has no `realm`"),
+        refused.message().contains("it has no header `realm`"),
         "{refused}"
     );
 }

@@ -126,8 +126,9 @@ async fn layer(flags: &Flags) -> RealmWriteLockLayer {
         match locks.await {
             Ok(locks) => {
                 // To the history a card is what has one writer at a time.
-                let card = Scope::from_fn(|parts, _| {
-                    Some(vec![parts.uri.path().split('/').nth(3)?.to_owned()])
+                let card = Scope::from_fn(async |head, _| {
+                    let card = head.path().split('/').nth(3);
+                    Ok(card.map(|card| vec![card.to_owned()]))
                 });
                 let rules = LockRules::new().scope(Method::PATCH, PATTERN, card);
                 return RealmWriteLockLayer::new(locks, realms())

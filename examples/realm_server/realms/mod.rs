@@ -26,7 +26,7 @@ mod request;
 mod rows;
 mod settle;
 
-use std::sync::Arc;
+use std::future::ready;
 
 use axum::body::{Body, to_bytes};
 use axum::extract::State;
@@ -36,12 +36,11 @@ use axum::routing::{MethodRouter, delete, post};
 use axum::{Extension, Router};
 use bytes::Bytes;
 use http::header::LOCATION;
-use http::request::Parts;
 use http::{Method, StatusCode};
 use serde_json::json;
 use tower_realm_lock::{
     HeldLock, LockTransaction, RealmBodyLockLayer, RealmBodyResolver, RealmError, RealmPointers,
-    RealmUrl,
+    RealmUrl, RequestHead,
 };
 use url::Url;
 
@@ -84,10 +83,9 @@ pub fn routes(cards: &Cards, lock: Option<&RealmBodyLockLayer>) -> Router<Cards>
 /// Finds the realms of these routes in the bodies: publishing takes both of its realms in one claim.
 pub fn resolver(base_url: &Url) -> Result<RealmBodyResolver, RealmError> {
     let base_url = base_url.clone();
-    let created = move |_: Arc<Parts>, body: Bytes| {
+    let created = move |_: RequestHead, body: Bytes| {
         let realm = request::to_create(&body).map_err(RealmError::unresolved);
-        let url = realm.and_then(|realm| RealmUrl::parse(&realm.url(&base_url)));
-        async { Ok(vec![url?]) }
+        ready(realm.and_then(|realm| RealmUrl::parse(&realm.url(&base_url))))
     };
     let published = RealmPointers::new(["/sourceRealmURL", "/publishedRealmURL"])?;
     RealmBodyResolver::from_body_fn(created)

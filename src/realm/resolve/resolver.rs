@@ -1,28 +1,47 @@
 use std::convert::Infallible;
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::Method;
-use http::request::Parts;
+use http::header::HeaderName;
+use http::{HeaderMap, Method};
 
 use super::mounts::RealmMounts;
 use super::paths::RealmPaths;
 use super::pointers::RealmPointers;
-use super::source::{PathSource, Source};
+use super::source::{PathSource, Resolving, Source};
 use crate::realm::body::ReadsBodies;
+use crate::realm::claim::Claim;
 use crate::realm::error::{RealmError, shown};
 use crate::realm::path::{ParsedPath, PathProblem};
+use crate::realm::request_head::RequestHead;
 use crate::realm::template::PathTemplate;
-use crate::realm::url::RealmUrl;
 
-/// Finds the realms that a request writes, by its path or a closure, each for its routes.
+/// Finds what a request locks: its realms, or keys of other spaces, each for its routes.
 ///
-/// [`RealmPaths`] and [`RealmMounts`] become one by `into()`; a closure by
-/// [`from_fn`](Self::from_fn). Realms that are named in the body are found by a
-/// [`RealmBodyResolver`]. Where several realms are found, all of them are locked, in one claim: all
-/// or nothing. Cheap to clone.
+/// [`RealmPaths`] and [`RealmMounts`] find realms in the path and become one by `into()`. Other
+/// sources are a [header](Self::from_header), a [request extension](Self::from_extension), the
+/// parameters that axum's router has matched (`from_params`, feature `axum`), and an
+/// [async closure](Self::from_fn) that can look anywhere. Realms that are named in the body are
+/// found by a [`RealmBodyResolver`]. Cheap to clone.
+///
+/// # What a closure gives
+///
+/// Anything that becomes a [`Claim`]: a [`RealmUrl`](crate::RealmUrl), a
+/// [`LockKey`](crate::LockKey) of a space of your own, such as that of tenant ids, or a claim on
+/// several of both, which is granted as a whole or not at all. [`RealmUrl::join`] makes a realm URL
+/// of plain text. The claim on one realm as a whole is narrowed by the [`Scope`](crate::Scope) of
+/// the request's route, every other claim is locked as it is; `Scope::shared()` shares each realm
+/// that the claim takes whole.
+///
+/// A closure's error rejects the request: with 503 if it is [`RealmError::unavailable`], else with
+/// 400. All replicas must find the same claim for the same request.
+///
+/// For a MOVE or COPY the closure must claim the realm of the header `Destination` as well: the
+/// layer does not read that header then.
+///
+/// [`RealmUrl::join`]: crate::RealmUrl::join
 ///
 /// ```
 /// use http::Method;
@@ -38,7 +57,7 @@ use crate::realm::url::RealmUrl;
 #[derive(Clone)]
 pub struct RealmResolver(Routes<Infallible>);
 
-/// Finds the realms that a request writes as a [`RealmResolver`] does, or in the request's body.
+/// Finds what a request locks as a [`RealmResolver`] does, or in the request's body.
 ///
 /// [`RealmPointers`] and everything that finds realms without a body become one by `into()`; a
 /// closure by [`from_body_fn`](Self::from_body_fn). It needs a layer that reads bodies, a
@@ -62,34 +81,203 @@ pub struct RealmResolver(Routes<Infallible>);
 pub struct RealmBodyResolver(Routes<ReadsBodies>);
 
 impl RealmResolver {
-    /// A closure that finds the realms of a request: in a header, in a registry.
+    /// An async closure, which can look anywhere, such as in a registry.
     ///
-    /// It gets the request's head, and is asked before anything is locked. An error is answered
-    /// with 400, or with 503 if it is [`RealmError::unavailable`]; an empty list with 400. There is
-    /// no time limit: give it your own. All replicas must find the same realms.
-    ///
-    /// For a MOVE or COPY the closure must name the realm of the header `Destination` as well: the
-    /// layer does not read that header then.
+    /// It is asked before anything is locked, and has no time limit: give it your own. What it may
+    /// give is [above](Self#what-a-closure-gives).
     ///
     /// ```
-    /// use tower_realm_lock::{RealmError, RealmResolver, RealmUrl};
+    /// use std::collections::HashMap;
+    /// use std::sync::Arc;
+    /// use std::time::Duration;
     ///
-    /// let realms = RealmResolver::from_fn(|request| async move {
-    ///     let tenant = request.headers.get("tenant");
-    ///     let tenant = tenant.ok_or(RealmError::unresolved("the header `tenant` is missing"))?;
-    ///     let tenant = tenant.to_str().map_err(RealmError::unresolved)?;
-    ///     Ok(vec![RealmUrl::parse(&format!("https://realms.example.com/{tenant}/"))?])
-    /// });
-    /// # let _ = realms;
+    /// use tokio::sync::RwLock;
+    /// use tokio::time::timeout;
+    /// use tower_realm_lock::{RealmError, RealmLocks, RealmResolver, RealmUrl, RealmWriteLockLayer};
+    ///
+    /// /// Realms by their custom domains.
+    /// type Registry = Arc<RwLock<HashMap<String, RealmUrl>>>;
+    ///
+    /// fn by_domain(registry: Registry) -> RealmResolver {
+    ///     RealmResolver::from_fn(move |head| {
+    ///         let registry = Arc::clone(&registry);
+    ///         async move {
+    ///             let missing = || RealmError::missing("the header `host` is missing; send it");
+    ///             let host = head.headers().get("host").ok_or_else(missing)?;
+    ///             let host = host.to_str().map_err(RealmError::unresolved)?;
+    ///             let realms = timeout(Duration::from_secs(1), registry.read()).await;
+    ///             let realms = realms.map_err(RealmError::unavailable)?;
+    ///             let realm = realms.get(host).cloned();
+    ///             realm.ok_or_else(|| RealmError::unresolved("nobody has this domain"))
+    ///         }
+    ///     })
+    /// }
+    ///
+    /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), by_domain(Registry::default()));
+    /// # let _ = layer;
     /// ```
     #[must_use]
-    pub fn from_fn<F, R>(find: F) -> Self
+    pub fn from_fn<F, R, C>(find: F) -> Self
     where
-        F: Fn(Arc<Parts>) -> R + Send + Sync + 'static,
-        R: Future<Output = Result<Vec<RealmUrl>, RealmError>> + Send + 'static,
+        F: Fn(RequestHead) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<C, RealmError>> + Send + 'static,
+        C: Into<Claim>,
     {
-        let find = Source::Closure(Arc::new(move |parts| Box::pin(find(parts))));
-        Self(Routes::all(find))
+        let find = move |head| -> Resolving {
+            let found = find(head);
+            Box::pin(async { Ok(found.await?.into()) })
+        };
+        Self::closure("from_fn", find)
+    }
+
+    /// The value of a header.
+    ///
+    /// The header must be one that a client cannot choose at will, or the handler must take the
+    /// tenant from the same header: a lock on another tenant's name protects nothing.
+    ///
+    /// A request without the header is refused, with [`RealmError::Missing`]. So is one whose header
+    /// cannot be read in one way, with [`RealmError::Unresolved`]: it is there more than once, is
+    /// empty, is not UTF-8, has a control character, or has white space at an end. A proxy may join
+    /// two headers to one with a comma: refuse a comma if no name of yours has one.
+    ///
+    /// ```
+    /// use http::HeaderName;
+    /// use tower_realm_lock::{LockKey, RealmLocks, RealmResolver, RealmWriteLockLayer};
+    ///
+    /// // One lock for each tenant id: no URL is needed.
+    /// let header = HeaderName::from_static("x-tenant-id");
+    /// let tenants = RealmResolver::from_header(header, |id| Ok(LockKey::in_space("tenant", id)));
+    /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), tenants);
+    /// # let _ = layer;
+    /// ```
+    #[must_use]
+    pub fn from_header<F, C>(name: HeaderName, find: F) -> Self
+    where
+        F: Fn(&str) -> Result<C, RealmError> + Send + Sync + 'static,
+        C: Into<Claim>,
+    {
+        let place = format!("the header `{name}`");
+        Self::in_head(&place, move |head| {
+            let value = header(head.headers(), &name)?;
+            find(value)
+        })
+    }
+
+    /// A request extension that a layer outside of this one inserts, such as the claims of a token.
+    ///
+    /// A request without the extension is refused, with [`RealmError::Missing`].
+    ///
+    /// ```
+    /// use axum::extract::Request;
+    /// use axum::middleware::{Next, from_fn};
+    /// use axum::response::Response;
+    /// use axum::{Router, routing::post};
+    /// use tower_realm_lock::{RealmLocks, RealmResolver, RealmUrl, RealmWriteLockLayer};
+    ///
+    /// #[derive(Clone)]
+    /// struct Claims {
+    ///     tenant: String,
+    /// }
+    ///
+    /// async fn authenticate(mut request: Request, next: Next) -> Response {
+    ///     // Here the token is checked.
+    ///     let tenant = "acme".to_owned();
+    ///     request.extensions_mut().insert(Claims { tenant });
+    ///     next.run(request).await
+    /// }
+    /// # async fn create() {}
+    ///
+    /// let base = RealmUrl::parse("https://realms.example.com")?;
+    /// let realms = RealmResolver::from_extension(move |claims: &Claims| base.join([&claims.tenant]));
+    /// let app: Router = Router::new()
+    ///     .route("/orders", post(create))
+    ///     .layer(RealmWriteLockLayer::new(RealmLocks::in_process(), realms))
+    ///     // What is added last is outermost: it runs first.
+    ///     .layer(from_fn(authenticate));
+    /// # let _ = app;
+    /// # Ok::<(), tower_realm_lock::RealmError>(())
+    /// ```
+    #[must_use]
+    pub fn from_extension<T, F, C>(find: F) -> Self
+    where
+        T: Send + Sync + 'static,
+        F: Fn(&T) -> Result<C, RealmError> + Send + Sync + 'static,
+        C: Into<Claim>,
+    {
+        let name = std::any::type_name::<T>();
+        Self::in_head(&format!("the extension `{name}`"), move |head| {
+            let extension = head.extensions().get();
+            find(extension.ok_or_else(|| {
+                RealmError::missing(format_args!(
+                    "it has no extension `{name}`; put the layer that inserts it outside of the \
+                     one that locks"
+                ))
+            })?)
+        })
+    }
+
+    /// Parameters of the route that axum's router has matched, percent-decoded.
+    ///
+    /// They are what handlers read with axum's `Path`, whatever the route is called and however
+    /// deep it is nested. The layer must be inside the router, as `Router::layer` puts it.
+    ///
+    /// A request whose route lacks one of the parameters is refused, with [`RealmError::Missing`].
+    /// One of which two nested routes have a parameter with different values, or whose value is not
+    /// UTF-8, is refused with [`RealmError::Unresolved`].
+    ///
+    /// ```
+    /// use axum::{Router, routing::post};
+    /// use tower_realm_lock::{RealmLocks, RealmResolver, RealmUrl, RealmWriteLockLayer};
+    /// # async fn create() {}
+    ///
+    /// let base = RealmUrl::parse("https://realms.example.com")?;
+    /// let realms = RealmResolver::from_params(["tenant", "project"], move |names| base.join(names));
+    /// let app: Router = Router::new()
+    ///     .route("/v1/{tenant}/{project}/cards", post(create))
+    ///     .route("/admin/{project}/of/{tenant}/purge", post(create))
+    ///     .layer(RealmWriteLockLayer::new(RealmLocks::in_process(), realms));
+    /// # let _ = app;
+    /// # Ok::<(), tower_realm_lock::RealmError>(())
+    /// ```
+    #[cfg(feature = "axum")]
+    #[must_use]
+    pub fn from_params<const N: usize, F, C>(names: [&str; N], find: F) -> Self
+    where
+        F: Fn([&str; N]) -> Result<C, RealmError> + Send + Sync + 'static,
+        C: Into<Claim>,
+    {
+        let place = format!("the route's parameters `{}`", names.join("`, `"));
+        let names = names.map(Box::<str>::from);
+        Self::in_head(&place, move |head| {
+            let mut values = [""; N];
+            for (value, name) in values.iter_mut().zip(&names) {
+                *value = head.find_parameter(name)?;
+            }
+            find(values)
+        })
+    }
+
+    /// What needs only the head, and does not wait.
+    fn in_head<F, C>(place: &str, find: F) -> Self
+    where
+        F: Fn(&RequestHead) -> Result<C, RealmError> + Send + Sync + 'static,
+        C: Into<Claim>,
+    {
+        let find = move |head| -> Resolving {
+            let found = find(&head).map(Into::into);
+            Box::pin(ready(found))
+        };
+        Self::closure(place, find)
+    }
+
+    fn closure(
+        place: &str,
+        find: impl Fn(RequestHead) -> Resolving + Send + Sync + 'static,
+    ) -> Self {
+        Self(Routes::all(Source::Closure {
+            find: Arc::new(find),
+            place: place.into(),
+        }))
     }
 
     /// Finds the realms of one route in another way. Routes are tried in the order they were added;
@@ -121,20 +309,40 @@ impl RealmResolver {
 }
 
 impl RealmBodyResolver {
-    /// A closure that finds the realms of a request with its body, as that of
-    /// [`RealmResolver::from_fn`] does without it.
+    /// An async closure that gets the request's body too, and is otherwise as that of
+    /// [`RealmResolver::from_fn`].
     ///
     /// The bytes are those of the request, still in its `Content-Encoding` if it has one.
+    ///
+    /// ```
+    /// use tower_realm_lock::{
+    ///     Claim, RealmBodyLockLayer, RealmBodyResolver, RealmError, RealmLocks, RealmUrl,
+    /// };
+    ///
+    /// // The body is a list of the realms that a copy reads and writes, one in each line.
+    /// let realms = RealmBodyResolver::from_body_fn(|_head, body| async move {
+    ///     let lines = std::str::from_utf8(&body).map_err(RealmError::unresolved)?;
+    ///     let realms: Result<Vec<_>, _> = lines.lines().map(RealmUrl::parse).collect();
+    ///     Claim::of_realms(realms?)
+    /// });
+    /// let layer = RealmBodyLockLayer::new(RealmLocks::in_process(), realms, 64 * 1024);
+    /// # let _ = layer;
+    /// ```
     #[must_use]
-    pub fn from_body_fn<F, R>(find: F) -> Self
+    pub fn from_body_fn<F, R, C>(find: F) -> Self
     where
-        F: Fn(Arc<Parts>, Bytes) -> R + Send + Sync + 'static,
-        R: Future<Output = Result<Vec<RealmUrl>, RealmError>> + Send + 'static,
+        F: Fn(RequestHead, Bytes) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<C, RealmError>> + Send + 'static,
+        C: Into<Claim>,
     {
-        let find = Arc::new(move |parts, body| -> super::source::Resolving {
-            Box::pin(find(parts, body))
-        });
-        Self(Routes::all(Source::BodyClosure(find, ReadsBodies)))
+        let find = move |head, body| -> Resolving {
+            let found = find(head, body);
+            Box::pin(async { Ok(found.await?.into()) })
+        };
+        Self(Routes::all(Source::BodyClosure(
+            Arc::new(find),
+            ReadsBodies,
+        )))
     }
 
     /// Finds the realms of one route in another way, as [`RealmResolver::route`] does.
@@ -155,6 +363,39 @@ impl RealmBodyResolver {
     pub(in crate::realm) fn into_routes(self) -> Routes<ReadsBodies> {
         self.0
     }
+}
+
+/// The only value of a header, if it can be read in one way.
+fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<&'a str, RealmError> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next().ok_or_else(|| {
+        RealmError::missing(format_args!(
+            "it has no header `{name}`; send it, or put the layer that inserts it outside of the \
+             one that locks"
+        ))
+    })?;
+    // Values are not shown: a header may be a secret.
+    let refused = |problem: &str| {
+        RealmError::unresolved(format_args!(
+            "its header `{name}` {problem}; send it once, as readable text"
+        ))
+    };
+    if values.next().is_some() {
+        return Err(refused("is there more than once"));
+    }
+    let Ok(text) = std::str::from_utf8(value.as_bytes()) else {
+        return Err(refused("is not UTF-8"));
+    };
+    if text.is_empty() {
+        return Err(refused("is empty"));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(refused("has a control character"));
+    }
+    if text.trim() != text {
+        return Err(refused("has white space at an end"));
+    }
+    Ok(text)
 }
 
 /// The ways to find realms: one for each route, and one for all other requests.
@@ -308,5 +549,68 @@ impl<B> fmt::Debug for Routes<B> {
             list.entry(&(&route.method, route.pattern.source(), &route.resolver));
         }
         list.entry(&self.base).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+    use crate::realm::key::LockKey;
+
+    #[test]
+    fn a_header_that_can_be_read_in_two_ways_is_refused_and_one_that_is_missing_is_absent() {
+        let name = HeaderName::from_static("x-tenant");
+        let read = |values: &[&[u8]]| {
+            let values = values
+                .iter()
+                .map(|value| HeaderValue::from_bytes(value).unwrap());
+            let headers = values.map(|value| (name.clone(), value)).collect();
+            header(&headers, &name).map(str::to_owned)
+        };
+        assert_eq!(read(&[b"acme"]).unwrap(), "acme");
+        assert_eq!(read(&["büro 1".as_bytes()]).unwrap(), "büro 1");
+        assert!(read(&[]).unwrap_err().is_absent());
+        for (values, says) in [
+            (&[&b"a"[..], b"b"][..], "more than once"),
+            (&[b"a", b"a"], "more than once"),
+            (&[b""], "is empty"),
+            (&[b" "], "white space"),
+            (&[b" a"], "white space"),
+            (&[b"a\tb"], "control character"),
+            (&[b"a\xc2\x85"], "control character"),
+            (&[b"\xff"], "not UTF-8"),
+        ] {
+            let error = read(values).unwrap_err();
+            assert!(!error.is_absent(), "{error}");
+            let error = error.to_string();
+            assert!(
+                error.contains(says) && error.contains("`x-tenant`"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn its_debug_says_where_each_source_looks() {
+        let header = HeaderName::from_static("x-tenant");
+        fn tenant(id: &str) -> Result<LockKey, RealmError> {
+            Ok(LockKey::in_space("tenant", id))
+        }
+        let realms = RealmResolver::from_header(header, tenant)
+            .route(
+                Method::PUT,
+                "/x",
+                RealmResolver::from_extension(|id: &String| tenant(id)),
+            )
+            .unwrap();
+        let shown = format!("{realms:?}");
+        for place in [
+            "the header `x-tenant`",
+            "the extension `alloc::string::String`",
+        ] {
+            assert!(shown.contains(place), "{shown}");
+        }
     }
 }

@@ -5,22 +5,23 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::request::Parts;
 
 use super::found::Found;
 use super::mounts::RealmMounts;
 use super::paths::{RealmPaths, Sought};
 use super::pointers::RealmPointers;
 use crate::realm::body::ReadsBodies;
+use crate::realm::claim::Claim;
 use crate::realm::error::RealmError;
 use crate::realm::head::Head;
 use crate::realm::path::ParsedPath;
+use crate::realm::request_head::RequestHead;
 use crate::realm::url::RealmUrl;
 
 pub(in crate::realm) type Resolving =
-    Pin<Box<dyn Future<Output = Result<Vec<RealmUrl>, RealmError>> + Send>>;
-pub(in crate::realm) type ClosureFn = dyn Fn(Arc<Parts>) -> Resolving + Send + Sync;
-pub(in crate::realm) type BodyClosureFn = dyn Fn(Arc<Parts>, Bytes) -> Resolving + Send + Sync;
+    Pin<Box<dyn Future<Output = Result<Claim, RealmError>> + Send>>;
+pub(in crate::realm) type ClosureFn = dyn Fn(RequestHead) -> Resolving + Send + Sync;
+pub(in crate::realm) type BodyClosureFn = dyn Fn(RequestHead, Bytes) -> Resolving + Send + Sync;
 
 /// One way to find realms.
 ///
@@ -29,7 +30,11 @@ pub(in crate::realm) type BodyClosureFn = dyn Fn(Arc<Parts>, Bytes) -> Resolving
 #[derive(Clone)]
 pub(in crate::realm) enum Source<B> {
     Path(PathSource),
-    Closure(Arc<ClosureFn>),
+    Closure {
+        find: Arc<ClosureFn>,
+        /// Where it looks, for messages.
+        place: Arc<str>,
+    },
     Pointers(RealmPointers, B),
     BodyClosure(Arc<BodyClosureFn>, B),
 }
@@ -84,7 +89,7 @@ impl Source<Infallible> {
     pub(in crate::realm) fn with_bodies(self) -> Source<ReadsBodies> {
         match self {
             Self::Path(source) => Source::Path(source),
-            Self::Closure(find) => Source::Closure(find),
+            Self::Closure { find, place } => Source::Closure { find, place },
             Self::Pointers(_, never) | Self::BodyClosure(_, never) => match never {},
         }
     }
@@ -95,7 +100,7 @@ impl<B> fmt::Debug for Source<B> {
         match self {
             Self::Path(PathSource::Template(paths)) => paths.fmt(f),
             Self::Path(PathSource::Mounts(mounts)) => mounts.fmt(f),
-            Self::Closure(_) => f.write_str("from_fn"),
+            Self::Closure { place, .. } => f.write_str(place),
             Self::Pointers(pointers, _) => pointers.fmt(f),
             Self::BodyClosure(..) => f.write_str("from_body_fn"),
         }

@@ -1,14 +1,18 @@
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use http::request::Parts;
 
 use crate::realm::body::{ReadsBodies, encoding};
+use crate::realm::claim::Claim;
+use crate::realm::error::RealmError;
 use crate::realm::path::canonical;
+use crate::realm::request_head::RequestHead;
 use crate::realm::resolve::found::{Depth, Found};
 use crate::realm::resolve::json::{Answer, Step, seek};
 use crate::realm::url::RealmUrl;
@@ -36,8 +40,11 @@ pub(in crate::realm) struct RouteScope<B> {
 const LONGEST_HREF: usize = 2_048;
 
 type NameFn = dyn Fn(&str) -> String + Send + Sync;
-type PathsFn = dyn Fn(&Parts, &RealmUrl) -> Option<Vec<String>> + Send + Sync;
-type BodyPathsFn = dyn Fn(&Parts, &RealmUrl, &Bytes) -> Option<Vec<String>> + Send + Sync;
+/// The paths of resources; `None` for the realm as a whole.
+type Paths = Result<Option<Vec<String>>, RealmError>;
+type Naming = Pin<Box<dyn Future<Output = Paths> + Send>>;
+type PathsFn = dyn Fn(RequestHead, RealmUrl) -> Naming + Send + Sync;
+type BodyPathsFn = dyn Fn(RequestHead, RealmUrl, Bytes) -> Naming + Send + Sync;
 
 #[derive(Clone)]
 enum Kind<B> {
@@ -47,17 +54,6 @@ enum Kind<B> {
     Closure(Arc<PathsFn>),
     AtomicHrefs(B),
     BodyClosure(Arc<BodyPathsFn>, B),
-}
-
-/// What a request locks of its realms.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Extent {
-    /// Its realms as a whole.
-    Whole,
-    /// Its realms, shared with all others that share them.
-    Shared,
-    /// These resources of its only realm.
-    Resources(BTreeSet<String>),
 }
 
 impl Scope {
@@ -125,28 +121,75 @@ impl Scope {
         Self::of(Kind::AtomicHrefs(ReadsBodies))
     }
 
-    /// The resources that a closure names, by paths relative to the realm or by URLs; none for the
-    /// realm as a whole.
+    /// The resources that a closure names, by paths relative to the realm or by URLs; `None` for
+    /// the realm as a whole.
     ///
     /// They are read as an `href` is in [`atomic_hrefs`](Self::atomic_hrefs): in any spelling, and
     /// the realm is taken whole if one leaves it. The resource in the `Destination` of a MOVE or
     /// COPY is added to them.
+    ///
+    /// The closure is asked before anything is locked, and has no time limit: give it your own.
+    /// All replicas must name the same resources. It is asked about one realm: a request that takes
+    /// several, or a key of another space, is not narrowed.
+    ///
+    /// Its error rejects the request: with 503 if it is [`RealmError::unavailable`], else with 400.
+    ///
+    /// ```
+    /// use http::Method;
+    /// use tower_realm_lock::{LockRules, RealmError, Scope};
+    ///
+    /// // `If-Table: orders, customers` names the tables that an import writes.
+    /// let tables = Scope::from_fn(|head, _realm| async move {
+    ///     let Some(tables) = head.headers().get("if-table") else {
+    ///         return Ok(None);
+    ///     };
+    ///     let tables = tables.to_str().map_err(RealmError::unresolved)?;
+    ///     let tables = tables.split(',').map(|table| table.trim().to_owned());
+    ///     Ok(Some(tables.collect()))
+    /// });
+    /// let rules = LockRules::new().scope(Method::POST, "/{owner}/{realm}/_import", tables)?;
+    /// # let _ = rules;
+    /// # Ok::<(), RealmError>(())
+    /// ```
     #[must_use]
-    pub fn from_fn<F>(paths: F) -> Self
+    pub fn from_fn<F, R>(paths: F) -> Self
     where
-        F: Fn(&Parts, &RealmUrl) -> Option<Vec<String>> + Send + Sync + 'static,
+        F: Fn(RequestHead, RealmUrl) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<Option<Vec<String>>, RealmError>> + Send + 'static,
     {
+        let paths = move |head, realm| -> Naming { Box::pin(paths(head, realm)) };
         Self::of(Kind::Closure(Arc::new(paths)))
     }
 
-    /// The same of a closure that reads the request's body too.
+    /// The same of a closure that gets the request's body too, still in its `Content-Encoding` if
+    /// it has one.
     ///
     /// It needs a layer that [reads bodies](crate::RealmBodyLockLayer).
+    ///
+    /// ```
+    /// use http::Method;
+    /// use tower_realm_lock::{
+    ///     LockRules, RealmBodyLockLayer, RealmError, RealmLocks, RealmPaths, Scope,
+    /// };
+    ///
+    /// // The body is a list of cards, one in each line.
+    /// let cards = Scope::from_body_fn(|_head, _realm, body| async move {
+    ///     let cards = std::str::from_utf8(&body).map_err(RealmError::unresolved)?;
+    ///     Ok(Some(cards.lines().map(str::to_owned).collect()))
+    /// });
+    /// let rules = LockRules::new().scope(Method::POST, "/{owner}/{realm}/_delete", cards)?;
+    /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
+    /// let layer = RealmBodyLockLayer::new(RealmLocks::in_process(), realms, 64 * 1024).rules(rules);
+    /// # let _ = layer;
+    /// # Ok::<(), RealmError>(())
+    /// ```
     #[must_use]
-    pub fn from_body_fn<F>(paths: F) -> Self
+    pub fn from_body_fn<F, R>(paths: F) -> Self
     where
-        F: Fn(&Parts, &RealmUrl, &Bytes) -> Option<Vec<String>> + Send + Sync + 'static,
+        F: Fn(RequestHead, RealmUrl, Bytes) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<Option<Vec<String>>, RealmError>> + Send + 'static,
     {
+        let paths = move |head, realm, body| -> Naming { Box::pin(paths(head, realm, body)) };
         Self::of(Kind::BodyClosure(Arc::new(paths), ReadsBodies))
     }
 
@@ -250,83 +293,85 @@ impl<B: Copy> RouteScope<B> {
         }
     }
 
-    /// What it says of a request before it is taken apart, with the decoded segments of its path;
-    /// `None` if it needs more than these.
-    pub(in crate::realm) fn extent_of_path<'a>(
+    /// What a request claims of its realm, before it is taken apart, with the decoded segments of
+    /// its path; `None` if that takes more than these.
+    pub(in crate::realm) fn claim_of_path<'a>(
         &self,
         segments: impl Iterator<Item = &'a str>,
         found: &Found,
         most: usize,
-    ) -> Option<Extent> {
+    ) -> Option<Claim> {
         match self.kind {
-            Kind::Realm => Some(Extent::Whole),
-            Kind::Shared => Some(Extent::Shared),
+            Kind::Realm => Some(Claim::realm(&found.realm)),
+            Kind::Shared => Some(Claim::resources::<&str>(&found.realm, [])),
             Kind::Resource => {
                 let name = rest_of(segments, found);
-                Some(self.extent(std::iter::once(name), found, most))
+                Some(self.narrowed(std::iter::once(name), found, most))
             }
             _ => None,
         }
     }
 
-    /// What it says of a whole request, with the decoded segments of its path if it
+    /// What a request claims of its realm, with the decoded segments of its path if the scope
     /// [needs them](Self::is_of_path), and with its body if it [needs that](Self::needs_body).
-    pub(in crate::realm) fn extent_of<'a>(
+    ///
+    /// # Errors
+    ///
+    /// Those of its closure. None of them says that the request has no realm: it has one.
+    pub(in crate::realm) async fn claim(
         &self,
-        parts: &Parts,
-        segments: impl Iterator<Item = &'a str>,
+        head: &RequestHead,
+        segments: &[String],
         body: &Bytes,
         found: &Found,
         most: usize,
-    ) -> Extent {
+    ) -> Result<Claim, RealmError> {
         let realm = &found.realm;
-        let hrefs = match &self.kind {
-            Kind::Realm => return Extent::Whole,
-            Kind::Shared => return Extent::Shared,
-            Kind::Resource => {
-                let name = rest_of(segments, found);
-                return self.extent(std::iter::once(name), found, most);
-            }
-            Kind::AtomicHrefs(_) if encoding(&parts.headers).is_some() => None,
-            Kind::AtomicHrefs(_) => hrefs_of(body),
-            Kind::Closure(paths) => paths(parts, realm),
-            Kind::BodyClosure(paths, _) => paths(parts, realm, body),
+        let segments = segments.iter().map(String::as_str);
+        if let Some(claim) = self.claim_of_path(segments, found, most) {
+            return Ok(claim);
+        }
+        let named = match &self.kind {
+            Kind::AtomicHrefs(_) if encoding(head.headers()).is_none() => Ok(hrefs_of(body)),
+            Kind::Closure(paths) => paths(head.clone(), realm.clone()).await,
+            Kind::BodyClosure(paths, _) => paths(head.clone(), realm.clone(), body.clone()).await,
+            _ => Ok(None),
         };
-        let Some(hrefs) = hrefs else {
-            return Extent::Whole;
+        let Some(hrefs) = named.map_err(RealmError::of_found_realm)? else {
+            return Ok(Claim::realm(realm));
         };
         // An empty one is the realm itself.
         let resource = |href: String| resolve(&href, realm).filter(|path| !path.is_empty());
-        self.extent(hrefs.into_iter().map(resource), found, most)
+        Ok(self.narrowed(hrefs.into_iter().map(resource), found, most))
     }
 
-    /// These resources, and that of the request's `Destination`. `paths` are read no further than
-    /// to the first that is not certain, or to the ceiling.
-    fn extent(
+    /// The claim on these resources, and that of the request's `Destination`; on the realm as a
+    /// whole from the first that is not certain, or above the ceiling, where reading ends.
+    fn narrowed(
         &self,
         paths: impl Iterator<Item = Option<String>>,
         found: &Found,
         most: usize,
-    ) -> Extent {
+    ) -> Claim {
         let mut names = BTreeSet::new();
         let destination = found.destination.clone().map(Some);
         for path in paths.chain(destination) {
             let Some(path) = path else {
-                return Extent::Whole;
+                return Claim::realm(&found.realm);
             };
             if path.is_empty() {
                 continue;
             }
             let name = self.name.as_ref().map_or(path.clone(), |name| name(&path));
             if name.is_empty() {
-                return Extent::Whole;
+                return Claim::realm(&found.realm);
             }
             names.insert(name);
             if names.len() > most {
-                return Extent::Whole;
+                return Claim::realm(&found.realm);
             }
         }
-        Extent::Resources(names)
+        Claim::resources(&found.realm, names)
     }
 }
 

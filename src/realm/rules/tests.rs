@@ -169,7 +169,7 @@ fn a_layer_that_reads_no_bodies_refuses_a_scope_that_needs_one() {
         Scope::realm(),
         Scope::shared(),
         Scope::resource().named_by(str::to_owned),
-        Scope::from_fn(|_, _| None),
+        Scope::from_fn(async |_, _| Ok(None)),
     ] {
         let rules = scoped(scope).unwrap().into_rules();
         let shown = format!("{rules:?}");
@@ -177,7 +177,10 @@ fn a_layer_that_reads_no_bodies_refuses_a_scope_that_needs_one() {
         assert_eq!(format!("{without:?}"), shown);
         assert_eq!(format!("{:?}", without.with_bodies()), shown);
     }
-    for scope in [Scope::atomic_hrefs(), Scope::from_body_fn(|_, _, _| None)] {
+    for scope in [
+        Scope::atomic_hrefs(),
+        Scope::from_body_fn(async |_, _, _| Ok(None)),
+    ] {
         let error = scoped(scope).unwrap().into_rules().without_bodies();
         let route = "POST /{owner}/{realm}/_atomic".to_owned();
         assert_eq!(error.unwrap_err(), RealmError::BodyNeeded { route });

@@ -52,7 +52,7 @@ pub fn a_route_is_what_a_router_takes_for_it(template: &str, path: &str) -> bool
 fn a_route_has_its_own_realms_and_no_other(template: &str, path: &str, fits: bool) {
     let own = RealmUrl::parse("https://route.test/").expect("a URL");
     let found = own.clone();
-    let by_route = RealmResolver::from_fn(move |_| ready(Ok(vec![found.clone()])));
+    let by_route = RealmResolver::from_fn(move |_| ready(Ok(found.clone())));
     let resolver = RealmResolver::from(realms())
         .route(Method::POST, template, by_route)
         .expect("a pattern");

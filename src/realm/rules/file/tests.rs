@@ -1,10 +1,10 @@
 use std::time::Duration;
 
 use super::*;
+use crate::realm::claim::Claim;
 use crate::realm::path::ParsedPath;
 use crate::realm::resolve::found::Found;
 use crate::realm::rules::lock_rules::Rules;
-use crate::realm::rules::scope::Extent;
 
 const SCOPE: &str = "method = 'PATCH', path = '/{o}/{r}/{*card}'";
 
@@ -271,16 +271,16 @@ fn a_name_for_resources_goes_to_each_scope_that_has_none() {
         .scope(Method::PUT, "/{o}/{r}/{*card}", own)
         .unwrap();
     let found = Found::at("https://r.example/a/b/".parse().unwrap(), 2);
-    let names = |rules: &LockRules| -> Vec<Extent> {
+    let names = |rules: &LockRules| -> Vec<Claim> {
         let path = ParsedPath::new("/a/b/x.json");
         let scopes = rules.0.scopes.iter().map(|route| &route.given);
-        let extents = scopes.map(|scope| {
+        let claims = scopes.map(|scope| {
             let segments = path.segments().unwrap();
-            scope.extent_of_path(segments, &found, 1).unwrap()
+            scope.claim_of_path(segments, &found, 1).unwrap()
         });
-        extents.collect()
+        claims.collect()
     };
-    let one = |name: &str| Extent::Resources([name.to_owned()].into());
+    let one = |name: &str| Claim::resources(&found.realm, [name]);
     assert_eq!(names(&rules), [one("x.json"), one("own")]);
     let stem = |path: &str| path.trim_end_matches(".json").to_owned();
     assert_eq!(names(&rules.named_by(stem)), [one("x"), one("own")]);
