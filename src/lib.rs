@@ -162,6 +162,8 @@
 //! - `metrics`: counts waits, holds, hand-offs, losses and rejections through the `metrics` facade;
 //!   [operations](guide::operations) has the list.
 //! - `serde`: reads [`LockRules`], `Limits` and [`PostgresBuilder`] from a configuration file; unknown keys are errors.
+//! - `test-util`: `HeldLock::lose` takes a hold's lock away on purpose, for tests of what an application does then. Turn it on under
+//!   `[dev-dependencies]`.
 //! - `tls-rustls`: TLS to PostgreSQL by rustls, with ring. No crypto provider has to be installed for the process.
 //! - `tls-native`: TLS to PostgreSQL by the system's own library (OpenSSL, Schannel, Security.framework). With both, URLs use rustls, and
 //!   `PostgresBuilder::tls` takes either.

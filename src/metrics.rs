@@ -68,6 +68,14 @@ pub(crate) fn lost() {
     metrics::counter!("realm_lock_losses_total").increment(1);
 }
 
+/// Another replica of a fleet has another text for this component.
+pub(crate) fn disagreed(component: &'static str) {
+    #[cfg(feature = "metrics")]
+    metrics::counter!("realm_lock_fleet_differences_total", "component" => component).increment(1);
+    #[cfg(not(feature = "metrics"))]
+    let _ = component;
+}
+
 /// `code` is that of the rejection.
 pub(crate) fn rejected(code: &'static str) {
     #[cfg(feature = "metrics")]

@@ -31,7 +31,10 @@ async fn bad_flags_are_refused_with_the_value_and_the_remedy() {
         (&["--lease", "NaN"], "NaN"),
         (&["--lease", "0"], "0"),
         (&["--write-delay", "x"], "x"),
-        (&["--fencing"], "--lock postgres"),
+        (
+            &["--lock", "off", "--fencing"],
+            "--lock postgres or in-process",
+        ),
         (&["--frobnicate"], "--frobnicate"),
         (&["--database-url", "mysql://u:secret@h/d"], "postgres://"),
         (&["--data-dir", "/dev/null/x"], "/dev/null/x"),

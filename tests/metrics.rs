@@ -7,8 +7,12 @@ mod support;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use support::claims::realm_key;
 use support::database::database;
-use support::gate::{answered, assert_lost, gate, patch, postgres_layer, queue};
+use support::gate::{
+    answered, assert_lost, gate, patch, postgres_layer, postgres_locks_with, queue,
+};
 use support::wait::wait_until;
+use tower::Layer;
+use tower_realm_lock::{RealmPaths, RealmWriteLockLayer};
 
 #[tokio::test]
 async fn holds_waits_hand_offs_losses_and_rejections_are_counted() {
@@ -67,6 +71,22 @@ async fn holds_waits_hand_offs_losses_and_rejections_are_counted() {
         (number("realm_lock_held"), number("realm_lock_waiting")),
         (Some(0.0), Some(0.0))
     );
+    // Two replicas of a fleet, each of which sees that the other one has other realms.
+    let mut replicas = Vec::new();
+    for base_url in ["http://one.test", "http://other.test"] {
+        let locks = postgres_locks_with(database.url(), |builder| builder).await;
+        let paths = RealmPaths::new(base_url, "/{owner}/{realm}").unwrap();
+        let layer = RealmWriteLockLayer::new(locks, paths).fleet("metrics");
+        let _ = layer.layer(handler.clone());
+        replicas.push(layer);
+    }
+    wait_until("both to know", async || {
+        number(r#"realm_lock_fleet_differences_total{component="realms"}"#) == Some(2.0)
+    })
+    .await;
+    let rules = number(r#"realm_lock_fleet_differences_total{component="rules"}"#);
+    assert_eq!(rules, None);
+
     assert_eq!(number("realm_lock_wait_seconds_count"), Some(2.0));
     assert_eq!(number("realm_lock_hold_seconds_count"), Some(2.0));
     assert!(number("realm_lock_wait_seconds_sum").unwrap() > 0.0);

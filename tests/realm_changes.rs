@@ -15,6 +15,7 @@ async fn each_change_is_made_to_files_and_rows() {
         &["--sessions", "4"],
         &["--cache-cards", "10"],
         &["--lock", "in-process"],
+        &["--lock", "in-process", "--fencing"],
         &["--lock", "off"],
     ] {
         let with_database = !flags.contains(&"--lock");

@@ -143,7 +143,9 @@ pub enum Lock {
         /// Whether this replica must be told of other replicas' writes.
         broadcast: bool,
     },
-    InProcess,
+    InProcess {
+        fencing: bool,
+    },
     Off,
 }
 
@@ -155,7 +157,10 @@ impl Config {
 
     /// Whether the store checks fencing tokens.
     pub fn fencing(&self) -> bool {
-        matches!(self.lock, Lock::Postgres { fencing: true, .. })
+        match self.lock {
+            Lock::Postgres { fencing, .. } | Lock::InProcess { fencing } => fencing,
+            Lock::Off => false,
+        }
     }
 }
 
@@ -182,17 +187,19 @@ impl TryFrom<Flags> for Config {
                 LockKind::InProcess
             },
         );
-        if flags.fencing && kind != LockKind::Postgres {
+        if flags.fencing && kind == LockKind::Off {
             return Err(refuse(
                 ErrorKind::ArgumentConflict,
-                format!(
-                    "--fencing needs --lock postgres, not {kind}: no other tokens grow across replicas"
-                ),
+                "--fencing needs --lock postgres or in-process, not off: without a lock there are no \
+                 tokens"
+                    .to_owned(),
             ));
         }
         let lock = match (kind, url) {
             (LockKind::Off, _) => Lock::Off,
-            (LockKind::InProcess, _) => Lock::InProcess,
+            (LockKind::InProcess, _) => Lock::InProcess {
+                fencing: flags.fencing,
+            },
             (LockKind::Postgres, Some(url)) => {
                 let builder = file
                     .postgres
@@ -251,7 +258,8 @@ impl fmt::Display for Lock {
                 write!(f, "{} with fencing", LockKind::Postgres)
             }
             Self::Postgres { fencing: false, .. } => LockKind::Postgres.fmt(f),
-            Self::InProcess => LockKind::InProcess.fmt(f),
+            Self::InProcess { fencing: true } => write!(f, "{} with fencing", LockKind::InProcess),
+            Self::InProcess { fencing: false } => LockKind::InProcess.fmt(f),
             Self::Off => LockKind::Off.fmt(f),
         }
     }

@@ -21,7 +21,7 @@ pub async fn open(
 ) -> Result<Option<RealmLocks>, LockError> {
     let locks = match lock {
         Lock::Off => return Ok(None),
-        Lock::InProcess => RealmLocks::in_process(),
+        Lock::InProcess { .. } => RealmLocks::in_process(),
         Lock::Postgres { builder, .. } => builder.as_ref().clone().build().await?,
     };
     Ok(Some(match acquire_timeout {

@@ -6,6 +6,7 @@ use http::Response;
 use http::request::Parts;
 use tower_layer::Layer;
 
+use super::fleet::Fleet;
 #[cfg(feature = "serde")]
 use super::limits::Limits;
 use super::prepare::{Bodies, Unread};
@@ -208,6 +209,45 @@ macro_rules! options {
             self
         }
 
+        /// Makes replicas that are configured differently find out: they would lock one realm by two
+        /// keys, or not at all, and write it at once. Default: none.
+        ///
+        /// From the first service that is made of the layer or its clones, this process publishes
+        /// what it locks by through PostgreSQL: the resolver with its base URL and patterns, the
+        /// rules, and the scheme of the keys. About every 10 seconds it looks at the other replicas
+        /// of the fleet with this `name`. Each difference is logged as an error once, with the name of
+        /// the component, this replica's text of it, and the other's process id, `application_name`
+        /// and address; an INFO follows when it is gone. The feature `metrics` counts them. Nothing
+        /// is refused: the replicas of a rolling update may differ for a while.
+        ///
+        /// Layers of one process with the same name count together; a process with only some of
+        /// another's layers does not differ from it. A closure counts only as a
+        /// closure, and [`RealmMounts`](crate::RealmMounts) without its realms. Limits, and all other
+        /// options, may differ. Two versions of this crate may write the same configuration as
+        /// different texts.
+        ///
+        /// It takes one connection per process beside the pool, with a transaction that stays open,
+        /// writes nothing and holds back no VACUUM. PgBouncer keeps a server connection for it, in
+        /// transaction mode too; in statement mode, and while PostgreSQL is away, a warning reports
+        /// once that the replicas cannot be compared. With locks in process there is only a warning.
+        ///
+        /// ```no_run
+        /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+        /// use tower_realm_lock::{RealmLocks, RealmPaths, RealmWriteLockLayer};
+        ///
+        /// let locks = RealmLocks::postgres("postgres://localhost/realms").await?;
+        /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
+        /// let layer = RealmWriteLockLayer::new(locks, realms).fleet("realms-prod");
+        /// # let _ = layer;
+        /// # Ok(())
+        /// # }
+        /// ```
+        #[must_use]
+        pub fn fleet(mut self, name: &str) -> Self {
+            self.settings.fleet = Some(Fleet::new(name));
+            self
+        }
+
         /// Makes the responses of rejections, from the rejection and the head of its request.
         /// Default [`Rejection::to_response_for`], which the closure can call for rejections that
         /// it does not change.
@@ -393,6 +433,7 @@ impl<S> Layer<S> for RealmWriteLockLayer {
     type Service = RealmWriteLock<S>;
 
     fn layer(&self, inner: S) -> RealmWriteLock<S> {
+        self.settings.join_fleet(&self.realms);
         let settings = Arc::new(self.settings.clone());
         RealmWriteLock::new(inner, Arc::clone(&self.realms), settings)
     }
@@ -402,6 +443,7 @@ impl<S> Layer<S> for RealmBodyLockLayer {
     type Service = RealmBodyLock<S>;
 
     fn layer(&self, inner: S) -> RealmBodyLock<S> {
+        self.settings.join_fleet(&self.realms);
         let settings = Arc::new(self.settings.clone());
         let bodies = Reading {
             limit: self.limit,

@@ -44,6 +44,7 @@
 
 mod body;
 mod drain;
+mod fleet;
 mod future;
 mod holding;
 mod layers;

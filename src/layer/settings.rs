@@ -8,10 +8,12 @@ use http::{Request, Response};
 use http_body::Body;
 
 use super::body::LockBody;
+use super::fleet::Fleet;
 use super::rejected::{Asked, Rejected, RejectionFn};
 use super::rejection::Rejection;
 use super::success::Success;
 use crate::lock::locks::RealmLocks;
+use crate::realm::classify::Realms;
 use crate::realm::error::RealmError;
 use crate::realm::rules::limits::{MaxHold, RouteLimits};
 
@@ -71,6 +73,7 @@ pub(super) struct Settings {
     pub(super) hold_until: HoldUntil,
     pub(super) on_disconnect: OnDisconnect,
     pub(super) body_timeout: Duration,
+    pub(super) fleet: Option<Fleet>,
     /// Makes the responses of rejections in place of [`Rejection::to_response_for`].
     pub(super) rejection: Option<Arc<RejectionFn>>,
     /// The limits of the request's route, if it has any.
@@ -87,8 +90,16 @@ impl Settings {
             hold_until: HoldUntil::default(),
             on_disconnect: OnDisconnect::default(),
             body_timeout: BODY_TIMEOUT,
+            fleet: None,
             rejection: None,
             route: None,
+        }
+    }
+
+    /// Publishes what the layer locks by, if it belongs to a fleet.
+    pub(super) fn join_fleet<B>(&self, realms: &Realms<B>) {
+        if let Some(fleet) = &self.fleet {
+            fleet.join(&self.locks, realms);
         }
     }
 
@@ -158,6 +169,7 @@ impl fmt::Debug for Settings {
             .field("hold_until", &self.hold_until)
             .field("on_disconnect", &self.on_disconnect)
             .field("body_timeout", &self.body_timeout)
+            .field("fleet", &self.fleet)
             .finish_non_exhaustive()
     }
 }

@@ -9,6 +9,7 @@ use super::error::LockError;
 use super::grant::{Grant, GrantTerms, Obtained, Slot};
 use super::postgres::Postgres;
 use super::postgres::attempt::{Attempt, Settled};
+use super::postgres::fleet::Membership;
 use super::queue::{self, Baton, Full};
 use super::request::LockRequest;
 
@@ -42,6 +43,11 @@ impl Database {
 
     pub(super) fn postgres(&self) -> &Postgres {
         &self.postgres
+    }
+
+    /// Publishes what a layer locks by to the other replicas of its fleet.
+    pub(super) fn join_fleet(&self, layer: Membership) {
+        self.postgres.fleets().join(layer, &self.terms.tasks);
     }
 
     /// Puts a grant of the claim into the slot of the owner of its turn, for which no grant came with
@@ -107,7 +113,7 @@ impl Database {
     }
 
     async fn ask_session(&self, request: &LockRequest<'_>, slot: &Slot) -> Result<(), LockError> {
-        match self.postgres.try_session(request).await {
+        match self.postgres.try_session(request).await? {
             None => Ok(()),
             Some(lock) => {
                 let grant = Grant::session(lock, &self.terms);

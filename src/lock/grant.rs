@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::grip::{Grip, Taken};
 use super::lease::Lease;
 use super::postgres::attempt::{Attempt, Settled};
 use super::postgres::confirmation::{Confirmation, Confirmer, Unconfirmed, Urgency};
@@ -65,7 +66,7 @@ pub(super) struct Grant {
 /// Where the lock is held.
 #[derive(Debug)]
 enum Backend {
-    InProcess,
+    InProcess(FencingToken, Taken),
     Transaction(Box<TransactionLock>, Arc<GrantTerms>),
     Session(Box<SessionLock>, Arc<GrantTerms>),
 }
@@ -97,7 +98,7 @@ enum Verdict {
 #[derive(Debug, Clone)]
 pub(super) enum Keeper {
     /// There is no lease.
-    InProcess,
+    InProcess(Taken),
     Transaction(Arc<Heart>),
     /// The session's own task sends the heartbeats, for all of its locks.
     Session(Arc<Lease>),
@@ -135,7 +136,8 @@ impl Outcome {
 
 impl Grant {
     pub(super) fn in_process() -> Self {
-        Self::new(Backend::InProcess, 0, None)
+        let backend = Backend::InProcess(FencingToken::in_process(), Taken::default());
+        Self::new(backend, 0, None)
     }
 
     /// `contended`: whether somebody else had the lock, or waited for it.
@@ -176,17 +178,17 @@ impl Grant {
         }
     }
 
-    pub(super) fn lease(&self) -> Option<&Arc<Lease>> {
+    pub(super) fn grip(&self) -> Grip {
         match &self.backend {
-            Backend::InProcess => None,
-            Backend::Transaction(transaction, _) => Some(transaction.lease()),
-            Backend::Session(lock, _) => Some(lock.lease()),
+            Backend::InProcess(_, taken) => Grip::InProcess(taken.clone()),
+            Backend::Transaction(transaction, _) => Grip::Leased(Arc::clone(transaction.lease())),
+            Backend::Session(lock, _) => Grip::Leased(Arc::clone(lock.lease())),
         }
     }
 
     pub(super) fn keeper(&self) -> Keeper {
         match &self.backend {
-            Backend::InProcess => Keeper::InProcess,
+            Backend::InProcess(_, taken) => Keeper::InProcess(taken.clone()),
             Backend::Transaction(transaction, _) => Keeper::Transaction(transaction.heart()),
             Backend::Session(lock, _) => Keeper::Session(Arc::clone(lock.lease())),
         }
@@ -194,7 +196,7 @@ impl Grant {
 
     pub(super) fn token(&self) -> Option<FencingToken> {
         match &self.backend {
-            Backend::InProcess => None,
+            Backend::InProcess(token, _) => Some(*token),
             Backend::Transaction(transaction, _) => transaction.token(),
             Backend::Session(lock, _) => lock.token(),
         }
@@ -203,7 +205,8 @@ impl Grant {
     /// Makes later holds of this grant have greater tokens than this one.
     pub(super) fn set_token(&mut self, token: Option<FencingToken>) {
         match &mut self.backend {
-            Backend::InProcess => {}
+            // A later hold has a grant and a greater token of its own.
+            Backend::InProcess(..) => {}
             Backend::Transaction(transaction, _) => transaction.set_token(token),
             Backend::Session(lock, _) => lock.set_token(token),
         }
@@ -212,13 +215,23 @@ impl Grant {
     pub(super) fn shared(&self) -> Option<&LockTransaction> {
         match &self.backend {
             Backend::Transaction(transaction, _) => transaction.shared(),
-            Backend::InProcess | Backend::Session(..) => None,
+            Backend::InProcess(..) | Backend::Session(..) => None,
         }
     }
 
     /// Whether it still holds the lock, as far as this process can know without asking.
     pub(super) fn is_held(&self) -> bool {
-        self.lease().is_none_or(|lease| lease.is_current())
+        self.grip().is_firm()
+    }
+
+    /// Takes the lock away, as the death of its connection does.
+    #[cfg(feature = "test-util")]
+    pub(super) fn lose(&mut self) {
+        match &mut self.backend {
+            Backend::InProcess(_, taken) => taken.take(),
+            Backend::Transaction(transaction, _) => transaction.lose(),
+            Backend::Session(lock, _) => lock.lease().lose(),
+        }
     }
 
     /// Lets one more hold of the same task share it; `false` if its last hold has left.
@@ -420,7 +433,7 @@ impl Grant {
 
     fn give_back(self, turn: Turn, publication: Option<String>) -> (Fate, Option<Confirmation>) {
         let proof = match self.backend {
-            Backend::InProcess => None,
+            Backend::InProcess(..) => None,
             Backend::Transaction(transaction, _) => {
                 Some(transaction.commit(publication.as_deref()))
             }
@@ -433,7 +446,7 @@ impl Grant {
     /// Releases the lock without a proof.
     pub(super) fn release(self) {
         match self.backend {
-            Backend::InProcess => {}
+            Backend::InProcess(..) => {}
             Backend::Transaction(transaction, _) => transaction.roll_back(None),
             Backend::Session(lock, _) => lock.give_up(),
         }
@@ -472,7 +485,7 @@ impl Grant {
     /// Asks for the proof that the lock was held until now; others may use it meanwhile.
     fn confirm(&self, urgency: Urgency) -> Option<Confirmation> {
         match &self.backend {
-            Backend::InProcess => None,
+            Backend::InProcess(..) => None,
             Backend::Transaction(transaction, _) => Some(transaction.ping(urgency)),
             Backend::Session(lock, _) => Some(lock.confirm()),
         }
@@ -480,7 +493,7 @@ impl Grant {
 
     fn tasks(&self) -> Option<&Tasks> {
         match &self.backend {
-            Backend::InProcess => None,
+            Backend::InProcess(..) => None,
             Backend::Transaction(_, terms) | Backend::Session(_, terms) => Some(&terms.tasks),
         }
     }
@@ -490,7 +503,7 @@ impl Keeper {
     /// Resolves when the lock is lost.
     pub(super) async fn keep(&self) {
         match self {
-            Self::InProcess => std::future::pending().await,
+            Self::InProcess(taken) => taken.taken().await,
             Self::Transaction(heart) => heart.keep().await,
             Self::Session(lease) => lease.lost().await,
         }

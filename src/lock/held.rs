@@ -38,7 +38,8 @@ impl HeldLock {
         self.claim().realms()
     }
 
-    /// The fencing token of this hold; `None` unless the locks were built with `fencing(true)`.
+    /// The fencing token of this hold. Locks in process always give one; with locks in PostgreSQL it
+    /// is `None` unless they were built with `fencing(true)`.
     ///
     /// A nested hold has the token of the hold that it is nested in.
     #[must_use]
@@ -181,6 +182,41 @@ impl HeldLock {
     /// Cancel safe: it can be dropped and called again.
     pub async fn lost(&self) {
         self.0.lost().await;
+    }
+
+    /// Takes the lock away on purpose, as if its connection had died: for tests of what an application
+    /// does then.
+    ///
+    /// From now on [`is_held`](Self::is_held) is `false` and [`ensure_held`](Self::ensure_held) fails.
+    /// The work is dropped at its next `await`; a request is answered with 503 `lock-lost`, also if its
+    /// handler returns a success before that. PostgreSQL gives the lock to the next process at once.
+    /// Within this process the next writer waits until the work has ended, as after a real loss.
+    ///
+    /// The holds that share the lock, outer and nested, lose it too. With
+    /// [`sessions`](crate::PostgresBuilder::sessions) so do all holds of the same session. A hold that
+    /// has ended has nothing to lose.
+    ///
+    /// ```
+    /// use tower_realm_lock::{LockError, RealmLocks, RealmUrl};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let locks = RealmLocks::in_process();
+    /// let realm = RealmUrl::parse("https://realms.example.com/luke/my-realm/")?;
+    /// let written = locks
+    ///     .with_write_lock(&realm, |held| async move {
+    ///         held.lose();
+    ///         assert!(held.ensure_held().is_err());
+    ///         Ok::<_, LockError>(())
+    ///     })
+    ///     .await;
+    /// assert!(matches!(written, Err(LockError::Lost { .. })));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "test-util")]
+    pub fn lose(&self) {
+        self.0.lose();
     }
 
     /// When its own work has released it.

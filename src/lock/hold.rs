@@ -50,7 +50,7 @@ use super::error::LockError;
 #[cfg(doc)]
 use super::grant::Grant;
 use super::grant::{Fate, Keeper, Obtained, Outcome, Role, Slot};
-use super::lease::Lease;
+use super::grip::Grip;
 use super::postgres::confirmation::{Confirmation, Proof, Unconfirmed};
 use super::postgres::shared::LockTransaction;
 use super::token::FencingToken;
@@ -123,8 +123,7 @@ struct Part {
 /// A part in a grant.
 struct Share {
     slot: Arc<Slot>,
-    /// `None` in process, where nothing can take the lock away.
-    lease: Option<Arc<Lease>>,
+    grip: Grip,
 }
 
 /// What a hold is made with, apart from its grant.
@@ -150,17 +149,17 @@ impl Hold {
     /// A hold of the grant in this slot, which was made for it; `None` if there is none any more.
     pub(super) fn new(terms: HoldTerms, slot: Arc<Slot>) -> Option<Self> {
         slot.mark_granted();
-        let (keeper, token, transaction, lease) = slot.with(|_, obtained| match obtained {
+        let (keeper, token, transaction, grip) = slot.with(|_, obtained| match obtained {
             Some(Obtained::Granted(grant)) => Some((
                 grant.keeper(),
                 grant.token(),
                 grant.shared().cloned(),
-                grant.lease().cloned(),
+                grant.grip(),
             )),
             _ => None,
         })??;
         let part = Part {
-            share: Share { slot, lease },
+            share: Share { slot, grip },
             keeper,
         };
         let origin = Origin {
@@ -268,16 +267,16 @@ impl Hold {
                     needs.check(grant.shared().is_some(), slots.len())?;
                     origin.transaction = grant.shared().filter(|_| needs.transaction).cloned();
                     origin.token = origin.token.max(grant.token());
-                    Ok((grant.keeper(), grant.lease().cloned()))
+                    Ok((grant.keeper(), grant.grip()))
                 }
                 _ => Err(lost()),
             });
-            let (keeper, lease) = outer.unwrap_or_else(|| Err(lost()))?;
-            if lease.as_ref().is_some_and(|lease| !lease.is_current()) {
+            let (keeper, grip) = outer.unwrap_or_else(|| Err(lost()))?;
+            if !grip.is_firm() {
                 return Err(lost());
             }
             let slot = Arc::clone(slot);
-            let share = Share { slot, lease };
+            let share = Share { slot, grip };
             parts.push(Part { share, keeper });
         }
         for (begun, part) in parts.iter().enumerate() {
@@ -577,6 +576,18 @@ impl Core {
         select_all(self.shares().map(|share| Box::pin(share.lost()))).await;
     }
 
+    /// Takes the locks away that it has, as the death of their connections does.
+    #[cfg(feature = "test-util")]
+    pub(super) fn lose(&self) {
+        for share in self.shares() {
+            share.slot.with(|_, obtained| {
+                if let Some(Obtained::Granted(grant)) = obtained {
+                    grant.lose();
+                }
+            });
+        }
+    }
+
     /// Runs one step of work under the hold.
     pub(crate) fn within<T>(self: &Arc<Self>, step: impl FnOnce() -> T) -> T {
         INNERMOST.sync_scope(Arc::clone(self), step)
@@ -619,7 +630,7 @@ impl Core {
     /// What a hold reports that the watchdog has revoked.
     fn end_of_revoked(&self) -> LockError {
         match self.max_hold {
-            Some(max_hold) if self.share.lease.is_none() => self.expired(max_hold),
+            Some(max_hold) if !self.share.grip.is_leased() => self.expired(max_hold),
             _ => self.loss(),
         }
     }
@@ -830,15 +841,11 @@ impl Origin {
 
 impl Share {
     fn is_held(&self) -> bool {
-        let lease = self.lease.as_ref();
-        lease.is_none_or(|lease| lease.is_current()) && !self.slot.is_revoked()
+        self.grip.is_firm() && !self.slot.is_revoked()
     }
 
     async fn lost(&self) {
-        match &self.lease {
-            Some(lease) => lease.lost().await,
-            None => pending().await,
-        }
+        self.grip.lost().await;
     }
 
     /// Begins a share of a grant that other holds have, with a token that no later hold may reach;

@@ -49,6 +49,12 @@ impl Lease {
         self.lost.cancelled().await;
     }
 
+    /// Ends it now, and all locks that it keeps.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn lose(&self) {
+        self.lost.cancel();
+    }
+
     /// Sends heartbeats for as long as it is polled; resolves when the lock is lost.
     pub(crate) async fn keep<F, E>(&self, heartbeat: impl Fn() -> F)
     where

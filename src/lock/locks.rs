@@ -14,6 +14,7 @@ use super::held::HeldLock;
 use super::hold::Hold;
 use super::in_place::InPlace;
 use super::postgres::Postgres;
+use super::postgres::fleet::Membership;
 use super::postgres::options::PostgresBuilder;
 use super::request::Bounds;
 use super::status::ClaimStatus;
@@ -65,7 +66,8 @@ impl RealmLocks {
 
     /// Locks within this process alone: the same queue, with no database behind it.
     ///
-    /// Right for one replica and for tests. Two processes do not exclude each other.
+    /// Right for one replica and for tests. Two processes do not exclude each other. Each hold has a
+    /// [`FencingToken`](crate::FencingToken).
     #[must_use]
     pub fn in_process() -> Self {
         Self::new(None, Self::new_sender(), TaskGroup::default())
@@ -323,6 +325,21 @@ impl RealmLocks {
         })
     }
 
+    /// Publishes what a layer locks by to the other replicas of its fleet, and logs an error for each
+    /// one that locks by something else.
+    pub(crate) fn join_fleet(&self, fleet: &Arc<str>, fingerprint: Vec<(&'static str, String)>) {
+        match &self.shared.database {
+            Some(database) => database.join_fleet(Membership {
+                fleet: Arc::clone(fleet),
+                fingerprint,
+            }),
+            None => tracing::warn!(
+                fleet = &**fleet,
+                "a fleet needs locks in PostgreSQL: locks in process exclude no other replica; use                  RealmLocks::postgres, or leave `fleet` out"
+            ),
+        }
+    }
+
     /// Runs granted work in the task of whoever polls this. If it is dropped, a task adopts the work
     /// and runs it to its end.
     pub(crate) fn run_in_place<W>(&self, work: W) -> InPlace<W>
@@ -352,11 +369,51 @@ impl PostgresBuilder {
     /// [`LockError::Standby`] and [`LockError::NoAdvisoryLocks`] for a server that cannot be used;
     /// [`LockError::Pooler`] and [`LockError::NoSessionTimeout`] for one that cannot be used with
     /// [`sessions`](Self::sessions).
+    ///
+    /// # Cancel safety
+    ///
+    /// If dropped, what was opened is closed.
     pub async fn build(self) -> Result<RealmLocks, LockError> {
+        let locks = self.build_lazy()?;
+        if let Some(database) = &locks.shared.database {
+            database.postgres().connect().await?;
+        }
+        Ok(locks)
+    }
+
+    /// Checks the options and the URL, and connects when the first lock is asked for: for a service
+    /// that starts before its database.
+    ///
+    /// While the database is away, calls get the error that [`build`](Self::build) would have
+    /// returned, and requests 503 `lock-unavailable`: at once where nothing listens at the address,
+    /// and where nothing answers after [`connect_timeout`](Self::connect_timeout) for each address, or
+    /// the [acquire timeout](RealmLocks::acquire_timeout) if that is shorter. Every call tries anew, so
+    /// the first one after the database has come up gets its lock. Each connection makes the checks of
+    /// `build` when it is opened: a standby, a server whose locks exclude nobody, and with
+    /// [`sessions`](Self::sessions) a pooler or a server older than PostgreSQL 14 grant nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::InvalidOption`], [`LockError::InvalidDatabaseUrl`] and [`LockError::TlsFile`].
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    ///
+    /// ```no_run
+    /// use tower_realm_lock::{RealmLocks, RealmPaths, RealmWriteLockLayer};
+    ///
+    /// # fn layer() -> Result<RealmWriteLockLayer, Box<dyn std::error::Error>> {
+    /// let locks = RealmLocks::postgres_builder("postgres://db.internal/realms").build_lazy()?;
+    /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
+    /// Ok(RealmWriteLockLayer::new(locks, realms))
+    /// # }
+    /// ```
+    pub fn build_lazy(self) -> Result<RealmLocks, LockError> {
         self.check()?;
         let group = TaskGroup::default();
         let sender = RealmLocks::new_sender();
-        let postgres = Postgres::connect(&self, &group).await?;
+        let postgres = Postgres::new(&self, &group)?;
         let terms = GrantTerms {
             hand_off: self.hand_off,
             sender: self.broadcast.then(|| Arc::clone(&sender)),

@@ -1,5 +1,8 @@
 use std::fmt;
 use std::str::FromStr;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use super::error::LockError;
 
@@ -14,6 +17,11 @@ use super::error::LockError;
 /// It is made of the server's timeline, the place of its last checkpoint, the transaction id (`pg_current_xact_id`) under which
 /// the lock was taken, and the number of hand-offs since. The id alone would not do: after a crash PostgreSQL gives ids again that no flushed WAL knew of. It
 /// grows within one PostgreSQL cluster and through its crashes and promotions; a cluster restored from a dump starts again.
+///
+/// A hold in process has one too, made of the time at which the process took its first lock and of a
+/// count of all its holds. It grows for as long as the process runs, and through a restart unless the
+/// system's clock has gone back. Every token of PostgreSQL is greater, so a store can move from locks in
+/// process to locks in PostgreSQL; on the way back it must forget its tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FencingToken {
     // The derived order compares the fields in this order.
@@ -51,6 +59,19 @@ impl FencingToken {
         parts.next().is_none().then_some(token)
     }
 
+    /// A token greater than all that this process has made before.
+    pub(super) fn in_process() -> Self {
+        static STARTED: LazyLock<u64> = LazyLock::new(nanos_since_1970);
+        static HOLDS: AtomicU64 = AtomicU64::new(0);
+        Self {
+            // PostgreSQL's timelines begin with 1.
+            timeline: 0,
+            checkpoint: *STARTED,
+            transaction: HOLDS.fetch_add(1, Ordering::Relaxed),
+            hand_offs: 0,
+        }
+    }
+
     /// The token of the hold that the lock is handed on to.
     pub(super) fn next(self) -> Self {
         Self {
@@ -58,6 +79,12 @@ impl FencingToken {
             ..self
         }
     }
+}
+
+fn nanos_since_1970() -> u64 {
+    let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    // 584 years of nanoseconds fit.
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl fmt::Display for FencingToken {
@@ -127,6 +154,15 @@ mod tests {
                 .map(FencingToken::to_string)
                 .is_sorted_by(|one, next| one < next)
         );
+    }
+
+    #[test]
+    fn tokens_in_process_grow_and_stay_below_those_of_postgresql() {
+        let [one, next] = [FencingToken::in_process(), FencingToken::in_process()];
+        assert!(one < next && next < token("00000001 0 0"));
+        assert!(one.to_string() < next.to_string());
+        // So that a restart goes on from here.
+        assert!(next.checkpoint > 1_700_000_000_000_000_000, "{next:?}");
     }
 
     #[test]

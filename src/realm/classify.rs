@@ -10,6 +10,7 @@ use super::body::ReadsBodies;
 use super::claim::Claim;
 use super::error::RealmError;
 use super::head::Head;
+use super::key::SCHEME;
 use super::path::ParsedPath;
 use super::request_head::RequestHead;
 use super::resolve::destination::Destination;
@@ -128,6 +129,18 @@ impl Realms<ReadsBodies> {
     pub(crate) fn with_rules(self, rules: LockRules) -> Self {
         let rules = rules.into_rules();
         Self { rules, ..self }
+    }
+}
+
+impl<B> Realms<B> {
+    /// What all replicas must have in common, by component, as texts that are the same in every
+    /// process. A closure counts as its kind.
+    pub(crate) fn fingerprint(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("realms", self.routes.fingerprint()),
+            ("rules", self.rules.fingerprint()),
+            ("keys", SCHEME.into()),
+        ]
     }
 }
 

@@ -4,6 +4,10 @@ use sha2::{Digest, Sha256};
 
 use super::url::RealmUrl;
 
+/// How keys are made of texts. Replicas with different schemes exclude each other from nothing: a
+/// change of any key needs another name here.
+pub(crate) const SCHEME: &str = "sha256-8/1";
+
 /// The signed 64-bit number that PostgreSQL locks: for a realm, or for [something else](Self::in_space).
 ///
 /// For a realm it is the first 8 bytes, big-endian, of the SHA-256 of the canonical realm URL: the key that cardstack/boxel's realm

@@ -64,7 +64,7 @@ pub fn routes(
 ) -> Router {
     let database = match lock {
         Lock::Postgres { url, .. } => Some(Database::new(url)),
-        Lock::InProcess | Lock::Off => None,
+        Lock::InProcess { .. } | Lock::Off => None,
     };
     let lock = lock.to_string();
     let watch = Watch {

@@ -265,6 +265,12 @@ impl<C: Borrow<LockConnection>> Busy<C> {
         self.connection
     }
 
+    /// Closes the connection now.
+    #[cfg(feature = "test-util")]
+    pub(super) fn close(&mut self) {
+        self.closer.close();
+    }
+
     /// Ends the transaction, whatever state it is in; `None` if the connection cannot be used
     /// again.
     ///

@@ -51,6 +51,7 @@ mod connect;
 mod connection;
 #[cfg(feature = "serde")]
 mod file;
+pub(super) mod fleet;
 mod login;
 pub(super) mod options;
 mod pool;
@@ -74,6 +75,7 @@ use std::time::Duration;
 use self::attempt::Attempt;
 use self::comment::comment;
 use self::connect::Connector;
+use self::fleet::Fleets;
 use self::options::PostgresBuilder;
 use self::pool::LockPool;
 use self::session::Options;
@@ -93,17 +95,15 @@ pub(super) struct Postgres {
     pool: LockPool,
     /// `None` unless the user asked for them.
     sessions: Option<Sessions>,
+    fleets: Fleets,
     lease: Duration,
     fencing: bool,
 }
 
 impl Postgres {
-    /// Opens a pool and its first connection, and the first session where sessions are wanted.
-    /// `group` counts what is left to do when a caller has gone.
-    pub(super) async fn connect(
-        options: &PostgresBuilder,
-        group: &TaskGroup,
-    ) -> Result<Self, LockError> {
+    /// Reads the options. Each connection is opened when it is needed. `group` counts what is left to
+    /// do when a caller has gone. Must be called within a runtime.
+    pub(super) fn new(options: &PostgresBuilder, group: &TaskGroup) -> Result<Self, LockError> {
         let connector = Connector::new(options.database()?, options.connect_timeout, group.clone());
         let (lease, fencing) = (options.lease, options.fencing);
         let shared = Options {
@@ -111,17 +111,32 @@ impl Postgres {
             fencing,
             share_time: options.hand_off.max_time,
         };
-        let pool = LockPool::open(connector.clone(), options.pool_size).await?;
+        let pool = LockPool::new(connector.clone(), options.pool_size);
+        let fleets = Fleets::new(connector.clone());
         let sessions = match options.sessions {
             0 => None,
-            count => Some(Sessions::connect(connector, count, shared).await?),
+            count => Some(Sessions::new(connector, count, shared)),
         };
         Ok(Self {
             pool,
             sessions,
+            fleets,
             lease,
             fencing,
         })
+    }
+
+    /// Opens the pool's first connection, and the first session where sessions are wanted.
+    pub(super) async fn connect(&self) -> Result<(), LockError> {
+        self.pool.open_first().await?;
+        match &self.sessions {
+            Some(sessions) => sessions.open_first().await,
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn fleets(&self) -> &Fleets {
+        &self.fleets
     }
 
     /// How long the server keeps the lock of a silent holder.
@@ -131,12 +146,21 @@ impl Postgres {
 
     /// Takes all locks of the claim on a session, if nobody holds one of them.
     ///
+    /// # Errors
+    ///
+    /// Those of [`Sessions::try_lock`].
+    ///
     /// # Cancel safety
     ///
     /// If dropped, a grant that is still to come is unlocked by the session.
-    pub(super) async fn try_session(&self, request: &LockRequest<'_>) -> Option<SessionLock> {
+    pub(super) async fn try_session(
+        &self,
+        request: &LockRequest<'_>,
+    ) -> Result<Option<SessionLock>, LockError> {
         // A session is no place for a handler's own transaction.
-        let sessions = self.sessions.as_ref().filter(|_| !request.share)?;
+        let Some(sessions) = self.sessions.as_ref().filter(|_| !request.share) else {
+            return Ok(None);
+        };
         sessions.try_lock(request.claim, request.deadline).await
     }
 

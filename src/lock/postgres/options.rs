@@ -53,7 +53,7 @@ const MAX_SESSIONS: u32 = 1000;
 /// # }
 /// ```
 #[derive(Clone)]
-#[must_use = "a builder does nothing until `build` is called"]
+#[must_use = "a builder does nothing until `build` or `build_lazy` is called"]
 pub struct PostgresBuilder {
     pub(super) url: String,
     pub(super) pool_size: u32,

@@ -33,8 +33,8 @@ pub(super) struct Pooled {
 }
 
 impl LockPool {
-    /// Opens a pool of at most `size` connections, and the first one.
-    pub(super) async fn open(connector: Connector, size: u32) -> Result<Self, LockError> {
+    /// A pool of at most `size` connections, none of which is open yet. Must be called within a runtime.
+    pub(super) fn new(connector: Connector, size: u32) -> Self {
         let failures = watch::Sender::new(None);
         let pool = Pool::builder()
             .max_size(size)
@@ -46,17 +46,28 @@ impl LockPool {
             .error_sink(Box::new(Failures(failures.clone())))
             // The busiest connections stay warm, and the others reach their idle timeout.
             .queue_strategy(QueueStrategy::Lifo)
-            .build(connector)
-            .await?;
-        let first = pool.dedicated_connection().await?;
-        // Nobody else has the pool yet, so there is room for it.
-        drop(pool.add(first));
-        Ok(Self {
+            .build_unchecked(connector);
+        Self {
             connections: Mutex::new(Some(pool)),
             places: Arc::new(Semaphore::new(size as usize)),
             size,
             failures,
-        })
+        }
+    }
+
+    /// Opens the first connection.
+    ///
+    /// # Errors
+    ///
+    /// Those of connecting.
+    pub(super) async fn open_first(&self) -> Result<(), LockError> {
+        let Some(pool) = self.connections().clone() else {
+            return Err(LockError::ShuttingDown);
+        };
+        let first = pool.dedicated_connection().await?;
+        // If others have filled the pool meanwhile, this one is closed.
+        drop(pool.add(first));
+        Ok(())
     }
 
     /// A live connection of the pool, or a new one.

@@ -80,6 +80,12 @@ impl TransactionLock {
         &self.heart.lease
     }
 
+    /// Closes the connection, which ends the transaction.
+    #[cfg(feature = "test-util")]
+    pub(in crate::lock) fn lose(&mut self) {
+        self.connection.close();
+    }
+
     pub(in crate::lock) fn heart(&self) -> Arc<Heart> {
         Arc::clone(&self.heart)
     }

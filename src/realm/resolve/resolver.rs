@@ -542,6 +542,18 @@ impl fmt::Debug for RealmBodyResolver {
     }
 }
 
+impl<B> Routes<B> {
+    /// What all replicas must have in common, as text.
+    pub(in crate::realm) fn fingerprint(&self) -> String {
+        let mut text = self.base.fingerprint();
+        for route in &self.routes {
+            let (pattern, source) = (route.pattern.source(), route.resolver.fingerprint());
+            text = format!("{text}; {} {pattern}: {source}", route.method);
+        }
+        text
+    }
+}
+
 impl<B> fmt::Debug for Routes<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut list = f.debug_list();

@@ -95,6 +95,17 @@ impl Source<Infallible> {
     }
 }
 
+impl<B> Source<B> {
+    /// What all replicas must have in common. Mounts change while replicas run, so which there are is
+    /// not a part of it.
+    pub(super) fn fingerprint(&self) -> String {
+        match self {
+            Self::Path(PathSource::Mounts(_)) => "RealmMounts".into(),
+            other => format!("{other:?}"),
+        }
+    }
+}
+
 impl<B> fmt::Debug for Source<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

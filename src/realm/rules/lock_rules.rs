@@ -346,6 +346,29 @@ impl Rules<Infallible> {
 }
 
 impl<B> Rules<B> {
+    /// What all replicas must have in common, as text. Limits may differ, and so may how many
+    /// resources a claim names: whoever takes the realm whole excludes the others.
+    pub(in crate::realm) fn fingerprint(&self) -> String {
+        let routes = self.routes.iter().map(|route| {
+            let kind = if route.locked { "lock" } else { "exempt" };
+            format!("{kind} {} {}", route.method, route.pattern.source())
+        });
+        let scopes = self.scopes.iter().map(|route| {
+            let (pattern, scope) = (route.pattern.source(), &route.given);
+            format!("scope {} {pattern}: {scope:?}", route.method)
+        });
+        let overrides = self.method_override.iter();
+        let overrides =
+            overrides.map(|(header, methods)| format!("method_override {header}: {methods:?}"));
+        let defaults = std::iter::once("default rules".to_owned());
+        let all: Vec<String> = defaults
+            .chain(routes)
+            .chain(scopes)
+            .chain(overrides)
+            .collect();
+        all.join("; ")
+    }
+
     /// The ways to read the request's method.
     pub(in crate::realm) fn methods(&self, head: &Head<'_>) -> Methods {
         Methods::of(head.method, head.headers, self.method_override.as_ref())

@@ -83,30 +83,41 @@ impl RealmWrites {
         PostgresBuilder::new(url).listen().await
     }
 
-    async fn on(database: Database, connect_timeout: Duration) -> Result<Self, LockError> {
+    /// Events of a database, and how to connect to it.
+    fn of(database: Database, connect_timeout: Duration) -> (Arc<Events>, Connector) {
         let events = Arc::new(Events::default());
         let notified = Arc::clone(&events);
         let connector = Connector::new(database, connect_timeout, TaskGroup::default())
             .on_notification(move |notification| notified.note(&notification));
-        let connection = listen(&connector).await?;
+        (events, connector)
+    }
+
+    /// Follows the database from a connection that listens on, or from its first one.
+    fn follow(
+        events: Arc<Events>,
+        connector: Connector,
+        connection: Option<Busy<LockConnection>>,
+    ) -> Self {
         let told = Arc::clone(&events);
         let task = tokio::spawn(async move {
             let mut connection = connection;
             loop {
-                attend(&connection).await;
-                let closed = connection.closed.clone();
-                drop(connection);
-                // Whatever it has still told belongs before the interruption.
-                closed.cancelled().await;
+                if let Some(connection) = connection {
+                    attend(&connection).await;
+                    let closed = connection.closed.clone();
+                    drop(connection);
+                    // Whatever it has still published belongs before the interruption.
+                    closed.cancelled().await;
+                }
                 told.push(RealmEvent::Interrupted);
-                connection = reconnect(&connector).await;
+                connection = Some(reconnect(&connector).await);
                 told.push(RealmEvent::Resumed);
             }
         });
-        Ok(Self {
+        Self {
             events,
             task: task.abort_handle(),
-        })
+        }
     }
 }
 
@@ -123,7 +134,37 @@ impl PostgresBuilder {
     /// If dropped, the connection is closed.
     pub async fn listen(&self) -> Result<RealmWrites, LockError> {
         self.check()?;
-        RealmWrites::on(self.database()?, self.connect_timeout).await
+        let (events, connector) = RealmWrites::of(self.database()?, self.connect_timeout);
+        let connection = listen(&connector).await?;
+        Ok(RealmWrites::follow(events, connector, Some(connection)))
+    }
+
+    /// Checks the options and the URL, and listens as soon as the database can be reached: for a
+    /// service that starts before its database.
+    ///
+    /// The stream begins with [`RealmEvent::Interrupted`], and writes follow [`RealmEvent::Resumed`].
+    /// Until then a connection is tried every half second, and each failure is logged as a warning; a
+    /// standby and a pooler are failures too.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::InvalidOption`], [`LockError::InvalidDatabaseUrl`] and [`LockError::TlsFile`].
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    ///
+    /// ```no_run
+    /// use tower_realm_lock::{LockError, RealmLocks, RealmWrites};
+    ///
+    /// # fn writes() -> Result<RealmWrites, LockError> {
+    /// RealmLocks::postgres_builder("postgres://db.internal/realms").listen_lazy()
+    /// # }
+    /// ```
+    pub fn listen_lazy(&self) -> Result<RealmWrites, LockError> {
+        self.check()?;
+        let (events, connector) = RealmWrites::of(self.database()?, self.connect_timeout);
+        Ok(RealmWrites::follow(events, connector, None))
     }
 }
 

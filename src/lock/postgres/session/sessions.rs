@@ -1,5 +1,6 @@
 use std::fmt;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ pub(in crate::lock::postgres) struct Sessions {
     slots: Box<[Mutex<Slot>]>,
     connector: Arc<Connector>,
     options: Options,
+    /// Set once a session was opened: the server can keep sessions.
+    proven: Arc<AtomicBool>,
 }
 
 /// The place of one session.
@@ -34,35 +37,53 @@ enum Slot {
     Closed,
 }
 
-/// A session, or when it could not be opened. All callers wait for the same attempt.
-type Opening = Shared<Pin<Box<dyn Future<Output = Result<Session, Instant>> + Send>>>;
+/// A session, or why there is none. All callers wait for the same attempt.
+type Opening = Shared<Pin<Box<dyn Future<Output = Result<Session, NotOpened>> + Send>>>;
+
+/// A session that could not be opened.
+#[derive(Clone)]
+struct NotOpened {
+    at: Instant,
+    /// `None` where the runtime has ended.
+    error: Option<LockError>,
+}
 
 impl Sessions {
-    /// Opens the first of `count` sessions; the others follow when they are needed. Must be called within a runtime.
+    /// Places for `count` sessions. Each is opened when it is needed.
+    pub(in crate::lock::postgres) fn new(
+        connector: Connector,
+        count: u32,
+        options: Options,
+    ) -> Self {
+        Self {
+            slots: (0..count).map(|_| Mutex::new(Slot::Empty)).collect(),
+            connector: Arc::new(connector),
+            options,
+            proven: Arc::default(),
+        }
+    }
+
+    /// Opens the first session.
     ///
     /// # Errors
     ///
     /// Those of connecting, [`LockError::Pooler`] and [`LockError::NoSessionTimeout`].
-    pub(in crate::lock::postgres) async fn connect(
-        connector: Connector,
-        count: u32,
-        options: Options,
-    ) -> Result<Self, LockError> {
-        let first = Session::open(&connector, options).await?;
-        let first = Slot::Taken(ready(Ok(first)).boxed().shared());
-        let others = (1..count).map(|_| Slot::Empty);
-        Ok(Self {
-            slots: std::iter::once(first)
-                .chain(others)
-                .map(Mutex::new)
-                .collect(),
-            connector: Arc::new(connector),
-            options,
-        })
+    pub(in crate::lock::postgres) async fn open_first(&self) -> Result<(), LockError> {
+        let first = Session::open(&self.connector, self.options).await?;
+        self.proven.store(true, Ordering::Release);
+        if let Some(slot) = self.slots.first() {
+            *locked(slot) = Slot::Taken(ready(Ok(first)).boxed().shared());
+        }
+        Ok(())
     }
 
-    /// One try for all keys of a claim. `None` if somebody holds one, or no session is to be had: a transaction waits, and says what is
-    /// wrong.
+    /// One try for all keys of a claim. `None` if somebody holds one, or no session is to be had: a
+    /// transaction waits, and reports what is wrong.
+    ///
+    /// # Errors
+    ///
+    /// [`LockError::Pooler`] and [`LockError::NoSessionTimeout`] if no session could be opened yet and
+    /// none ever will be: the user has asked for what the server does not have.
     ///
     /// # Cancel safety
     ///
@@ -71,9 +92,17 @@ impl Sessions {
         &self,
         claim: &Claim,
         deadline: Instant,
-    ) -> Option<SessionLock> {
-        let tried = async { self.session(claim.anchor()?).await?.try_lock(claim).await };
-        timeout_at(deadline, tried).await.ok()?
+    ) -> Result<Option<SessionLock>, LockError> {
+        let tried = async {
+            let Some(anchor) = claim.anchor() else {
+                return Ok(None);
+            };
+            match self.session(anchor).await? {
+                Some(session) => Ok(session.try_lock(claim).await),
+                None => Ok(None),
+            }
+        };
+        timeout_at(deadline, tried).await.unwrap_or(Ok(None))
     }
 
     /// Grants nothing more. A session ends when its last lock has been unlocked.
@@ -84,9 +113,18 @@ impl Sessions {
     }
 
     /// The key's session, opened if need be.
-    async fn session(&self, key: LockKey) -> Option<Session> {
-        let opening = self.opening(key)?;
-        timeout(OPENING_PATIENCE, opening).await.ok()?.ok()
+    async fn session(&self, key: LockKey) -> Result<Option<Session>, LockError> {
+        let Some(opening) = self.opening(key) else {
+            return Ok(None);
+        };
+        match timeout(OPENING_PATIENCE, opening).await {
+            Ok(Ok(session)) => Ok(Some(session)),
+            Ok(Err(NotOpened {
+                error: Some(error @ (LockError::Pooler { .. } | LockError::NoSessionTimeout { .. })),
+                ..
+            })) if !self.proven.load(Ordering::Acquire) => Err(error),
+            Ok(Err(_)) | Err(_) => Ok(None),
+        }
     }
 
     fn opening(&self, key: LockKey) -> Option<Opening> {
@@ -105,14 +143,22 @@ impl Sessions {
     fn open(&self) -> Opening {
         let connector = Arc::clone(&self.connector);
         let options = self.options;
+        let proven = Arc::clone(&self.proven);
         let opened = tokio::spawn(async move {
-            Session::open(&connector, options).await.map_err(|error| {
-                tracing::warn!(%error, "a session for locks could not be opened");
-                Instant::now()
-            })
+            let session = Session::open(&connector, options).await;
+            match session {
+                Ok(session) => {
+                    proven.store(true, Ordering::Release);
+                    Ok(session)
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a session for locks could not be opened");
+                    Err(NotOpened::now(Some(error)))
+                }
+            }
         });
         // It fails only where the runtime ends.
-        let opened = opened.map(|session| session.unwrap_or_else(|_| Err(Instant::now())));
+        let opened = opened.map(|session| session.unwrap_or_else(|_| Err(NotOpened::now(None))));
         opened.boxed().shared()
     }
 
@@ -124,12 +170,19 @@ impl Sessions {
     }
 }
 
+impl NotOpened {
+    fn now(error: Option<LockError>) -> Self {
+        let at = Instant::now();
+        Self { at, error }
+    }
+}
+
 /// Whether callers go by it: it is still on its way, open, or failed a moment ago.
 fn stands(opening: &Opening) -> bool {
     match opening.peek() {
         None => true,
         Some(Ok(session)) => session.is_open(),
-        Some(Err(failed)) => failed.elapsed() < REOPENING_PAUSE,
+        Some(Err(failed)) => failed.at.elapsed() < REOPENING_PAUSE,
     }
 }
 
@@ -155,7 +208,7 @@ mod tests {
         let failed = Instant::now();
         let opening = async move {
             tokio::time::sleep(Duration::from_secs(5)).await;
-            Err(Instant::now())
+            Err(NotOpened::now(None))
         };
         let opening: Opening = opening.boxed().shared();
         assert!(stands(&opening), "it is on its way");
