@@ -251,7 +251,7 @@ pub use self::lock::{
     RealmEvent, RealmLocks, RealmWrite, RealmWrites, TransactionClient,
 };
 pub use self::realm::{
-    Claim, LockKey, LockRules, PeerAddr, RealmBodyResolver, RealmError, RealmMounts, RealmPaths,
-    RealmPointers, RealmResolver, RealmUrl, RequestHead, RequestOrigin, RouteLimits, Scope,
-    TrustedProxies, UnixPeer,
+    Claim, Explanation, LockKey, LockRules, MethodSet, PeerAddr, RealmBodyResolver, RealmError,
+    RealmMounts, RealmPaths, RealmPointers, RealmResolver, RealmUrl, RequestHead, RequestOrigin,
+    RouteLimits, Scope, TrustedProxies, UnixPeer, Unresolved,
 };

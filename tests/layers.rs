@@ -20,15 +20,16 @@ use http::header::{
 };
 use http::{HeaderValue, Method, StatusCode};
 use support::database::{TestDatabase, database, rows};
-use support::gate::{key, postgres_layer, realms};
+use support::gate::{gate, key, postgres_layer, realms};
 use support::wait::{PATIENCE, wait_until};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
-use tower::ServiceBuilder;
+use tower::{ServiceBuilder, ServiceExt};
 use tower_http::compression::CompressionLayer;
 use tower_http::cors::{Any, CorsLayer};
-use tower_realm_lock::{HoldUntil, LockTransaction, RealmLocks, RealmWriteLockLayer};
+use tower_http::timeout::TimeoutLayer;
+use tower_realm_lock::{ClaimStatus, HoldUntil, LockTransaction, RealmLocks, RealmWriteLockLayer};
 
 const PATH: &str = "/luke/a/card";
 
@@ -155,6 +156,68 @@ async fn a_script_reads_the_rejection_and_when_to_try_again_if_cors_is_outside()
         go_on.send(()).unwrap();
         assert_eq!(first.await.unwrap().status(), 200);
     }
+}
+
+/// Answers 408 when a request has taken too long, whatever it waited for.
+fn impatient() -> TimeoutLayer {
+    TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, Duration::from_millis(50))
+}
+
+async fn wait_until_free(locks: &RealmLocks) {
+    wait_until("the write has ended", async || locks.status().is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_timeout_outside_answers_408_and_the_write_lands_under_its_lock() {
+    let (routes, card, mut entered) = card();
+    let locks = RealmLocks::in_process();
+    let stack = ServiceBuilder::new()
+        .layer(cors())
+        .layer(impatient())
+        .layer(RealmWriteLockLayer::new(locks.clone(), realms()));
+    let url = serve(routes.layer(stack)).await;
+    let write = patch(&url).header(ORIGIN, "https://app.example");
+    let write = tokio::spawn(answer(write));
+    let go_on = entered.recv().await.unwrap();
+    let late = write.await.unwrap();
+    assert_eq!(late.status(), 408);
+    assert_eq!(late.headers()[ACCESS_CONTROL_ALLOW_ORIGIN], "*");
+    assert!(locks.status().iter().any(ClaimStatus::is_held));
+    assert_eq!(card.tag(), "\"1\"");
+    // One that waits for the first is never inside.
+    assert_eq!(answer(patch(&url)).await.status(), 408);
+    go_on.send(()).unwrap();
+    wait_until_free(&locks).await;
+    assert_eq!(card.tag(), "\"2\"");
+    assert!(entered.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn timeout_and_cors_fit_around_a_plain_service_too() {
+    let locks = RealmLocks::in_process();
+    let (handler, mut gate) = gate();
+    let service = ServiceBuilder::new()
+        .layer(cors())
+        .layer(impatient())
+        .layer(RealmWriteLockLayer::new(locks.clone(), realms()))
+        .service(handler);
+    let request = |method| {
+        let request = http::Request::builder().method(method).uri(PATH);
+        request.header(ORIGIN, "https://app.example")
+    };
+    let preflight = request(Method::OPTIONS).header(ACCESS_CONTROL_REQUEST_METHOD, "PATCH");
+    let preflight = preflight.body(String::new()).unwrap();
+    let answer = service.clone().oneshot(preflight).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    let write = request(Method::PATCH).body(String::new()).unwrap();
+    let write = tokio::spawn(service.oneshot(write));
+    let inside = gate.entered().await;
+    let late = write.await.unwrap().unwrap();
+    assert_eq!(late.status(), 408);
+    assert_eq!(late.headers()[ACCESS_CONTROL_ALLOW_ORIGIN], "*");
+    inside.held.as_ref().unwrap().ensure_held().unwrap();
+    inside.answer(200);
+    wait_until_free(&locks).await;
 }
 
 #[tokio::test]

@@ -18,8 +18,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
-    LockError, LockRules, RealmBodyLockLayer, RealmBodyResolver, RealmLocks, RealmPointers,
-    RealmResolver, RealmWriteLockLayer, Rejection, RouteLimits, Scope,
+    LockError, LockRules, MethodSet, RealmBodyLockLayer, RealmBodyResolver, RealmError, RealmLocks,
+    RealmPointers, RealmResolver, RealmWriteLockLayer, Rejection, RouteLimits, Scope,
 };
 
 const CARD: &str = "/{owner}/{realm}/{*card}";
@@ -381,6 +381,99 @@ async fn a_file_says_the_same() {
     in_one.answer(200);
     in_other.answer(200);
     for write in [one, other] {
+        assert_eq!(answered(write).await.status(), 200);
+    }
+}
+
+#[test]
+fn a_rule_that_can_never_decide_anything_is_an_error_that_names_the_remedy() {
+    let rules = || {
+        LockRules::new()
+            .exempt(Method::POST, "/{owner}/{realm}/{*rest}")
+            .and_then(|rules| rules.scope(Method::PATCH, CARD, Scope::shared()))
+            .and_then(|rules| rules.limits(Method::PATCH, CARD, fail_fast()))
+            .unwrap()
+    };
+    let search = "/{owner}/{realm}/_search";
+    let routes = RealmResolver::from(realms())
+        .route(Method::GET, CARD, realms())
+        .unwrap();
+    let lower = Method::from_bytes(b"post").unwrap();
+    for (error, rule, remedy) in [
+        (
+            rules().lock(Method::POST, search).unwrap_err(),
+            "lock POST /{owner}/{realm}/_search",
+            "the earlier rule `exempt POST /{owner}/{realm}/{*rest}` takes every request",
+        ),
+        (
+            rules()
+                .scope(Method::PATCH, search, Scope::realm())
+                .unwrap_err(),
+            "scope PATCH /{owner}/{realm}/_search",
+            "add it before that one, or remove it",
+        ),
+        (
+            rules()
+                .limits(Method::PATCH, search, fail_fast())
+                .unwrap_err(),
+            "limits PATCH /{owner}/{realm}/_search",
+            "the earlier rule `limits PATCH",
+        ),
+        (
+            routes.route(Method::GET, search, realms()).unwrap_err(),
+            "route GET /{owner}/{realm}/_search",
+            "the earlier rule `route GET",
+        ),
+        (
+            rules().lock(lower, "/x").unwrap_err(),
+            "lock post /x",
+            "write `POST`",
+        ),
+        (
+            rules().exempt(Vec::new(), "/x").unwrap_err(),
+            "exempt (no method) /x",
+            "name at least one",
+        ),
+    ] {
+        let RealmError::InvalidRule { rule: named, .. } = &error else {
+            panic!("{error}");
+        };
+        assert_eq!(named, rule);
+        assert!(error.to_string().contains(remedy), "{error}");
+        // What `main` prints.
+        assert_eq!(format!("{error:?}"), error.to_string());
+    }
+}
+
+#[tokio::test]
+async fn a_rule_is_for_several_methods_or_for_all_that_are_not_safe() {
+    let rules = LockRules::new()
+        .scope(
+            MethodSet::unsafe_methods(),
+            "/{owner}/{realm}/log",
+            Scope::shared(),
+        )
+        .and_then(|rules| rules.scope([Method::PUT, Method::PATCH], CARD, Scope::resource()))
+        .unwrap();
+    let layer = layer(rules);
+    let (handler, mut gate) = gate();
+    let frob = Method::from_bytes(b"FROB").unwrap();
+    for (method, path, claim) in [
+        (Method::PUT, "/luke/a/x", "http://realms.test/luke/a/ (x)"),
+        (Method::PATCH, "/luke/a/x", "http://realms.test/luke/a/ (x)"),
+        (Method::DELETE, "/luke/a/x", "http://realms.test/luke/a/"),
+        (
+            Method::DELETE,
+            "/luke/a/log",
+            "http://realms.test/luke/a/ (shared)",
+        ),
+        (frob, "/luke/a/log", "http://realms.test/luke/a/ (shared)"),
+    ] {
+        let write = send(&layer, &handler, method.clone(), path);
+        let call = gate.entered().await;
+        let held = call.held.as_ref().unwrap();
+        assert_eq!(held.claim().to_string(), claim, "{method}");
+        call.answer(200);
         assert_eq!(answered(write).await.status(), 200);
     }
 }

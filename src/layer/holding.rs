@@ -261,6 +261,11 @@ pub(super) fn length<B: Body>(response: &Response<B>) -> Option<u64> {
     announced.or_else(|| response.body().size_hint().exact())
 }
 
+/// Whether the connection is a tunnel after a response with this status.
+pub(super) fn is_tunnel(method: &Method, status: StatusCode) -> bool {
+    status == StatusCode::SWITCHING_PROTOCOLS || (*method == Method::CONNECT && status.is_success())
+}
+
 /// Whether a server asks for the body of the response to a request of this method and version.
 pub(super) fn is_streamed<B: Body>(
     method: &Method,
@@ -272,8 +277,7 @@ pub(super) fn is_streamed<B: Body>(
     let has_none = matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
         || status.is_informational()
         || *method == Method::HEAD
-        // From here on the connection is a tunnel, as after 101.
-        || (*method == Method::CONNECT && status.is_success());
+        || is_tunnel(method, status);
     // HTTP/1 ends a response of a known length with its last byte. Later versions can send trailers
     // after it, even where it has none.
     let is_empty = length == Some(0) && version < Version::HTTP_2;

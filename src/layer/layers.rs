@@ -2,8 +2,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Response;
 use http::request::Parts;
+use http::{Method, Response};
 use tower_layer::Layer;
 
 use super::fleet::Fleet;
@@ -18,8 +18,11 @@ use super::success::Success;
 use crate::lock::locks::RealmLocks;
 use crate::realm::classify::Realms;
 use crate::realm::error::RealmError;
+use crate::realm::explain::Explanation;
 use crate::realm::resolve::resolver::{RealmBodyResolver, RealmResolver};
+use crate::realm::review::Summary;
 use crate::realm::rules::lock_rules::LockRules;
+use crate::realm::unresolved::Unresolved;
 
 /// Holds the write lock of a request's realm for the whole inner call.
 ///
@@ -120,6 +123,75 @@ macro_rules! options {
         pub fn limits(self, limits: Limits) -> Self {
             let settings = limits.applied_to(self.settings);
             Self { settings, ..self }
+        }
+
+        /// Whether the layer does anything. Default `true`.
+        ///
+        /// `false` passes every request without a lock, and logs that at WARN when the layer starts:
+        /// a switch for an emergency, and for tests of a service without its locks. Nothing is
+        /// refused, no body is read, and handlers get no [`HeldLock`](crate::HeldLock), so one that
+        /// requires it fails. Every replica of a service must have it the same way.
+        #[must_use]
+        pub fn enabled(mut self, enabled: bool) -> Self {
+            self.settings.enabled = enabled;
+            self.reviewed_anew()
+        }
+
+        /// What becomes of a request that is to be locked and names no realm. Default
+        /// [`Unresolved::Refuse`].
+        ///
+        /// ```
+        /// use http::Method;
+        /// use tower_realm_lock::{RealmLocks, RealmPaths, RealmWriteLockLayer, Unresolved};
+        ///
+        /// let realms = RealmPaths::new("https://realms.example.com", "/realms/{owner}/{realm}")?;
+        /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms);
+        /// assert!(layer.explain(&Method::POST, "/auth/login").refusal().is_some());
+        ///
+        /// let layer = layer.unresolved(Unresolved::Pass);
+        /// assert!(layer.explain(&Method::POST, "/auth/login").passes());
+        /// # Ok::<(), tower_realm_lock::RealmError>(())
+        /// ```
+        #[must_use]
+        pub fn unresolved(self, unresolved: Unresolved) -> Self {
+            let realms = Arc::unwrap_or_clone(self.realms).with_unresolved(unresolved);
+            let realms = Arc::new(realms);
+            Self { realms, ..self }.reviewed_anew()
+        }
+
+        /// What the layer makes of a request, and why: whether it is locked, by which rule, for
+        /// which realm and resources, and with which keys in PostgreSQL.
+        ///
+        /// `uri` is a path, or a URL where the host counts. The decision is made by the code that
+        /// decides on requests, with what it would know of such a request without its headers,
+        /// extensions and body.
+        ///
+        /// ```
+        /// use http::Method;
+        /// use tower_realm_lock::{RealmLocks, RealmPaths, RealmWriteLockLayer};
+        ///
+        /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
+        /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms);
+        /// let explanation = layer.explain(&Method::PATCH, "/luke/my-realm/cards/1");
+        /// println!("{explanation}");
+        /// assert_eq!(explanation.realms()[0].as_str(), "https://realms.example.com/luke/my-realm/");
+        /// # Ok::<(), tower_realm_lock::RealmError>(())
+        /// ```
+        #[must_use]
+        pub fn explain(&self, method: &Method, uri: &str) -> Explanation {
+            let explanation = self.realms.explain(method, uri);
+            if self.settings.enabled {
+                explanation
+            } else {
+                explanation.switched_off()
+            }
+        }
+
+        /// Logs what is locked when the layer starts, although it has done so before: it has other
+        /// options now.
+        fn reviewed_anew(mut self) -> Self {
+            self.settings.notices = Arc::default();
+            self
         }
 
         /// How long a request waits for its lock, in the queue and in PostgreSQL together. Default:
@@ -335,10 +407,8 @@ impl RealmWriteLockLayer {
     /// ```
     pub fn rules(self, rules: LockRules) -> Result<Self, RealmError> {
         let realms = Arc::unwrap_or_clone(self.realms).with_head_rules(rules)?;
-        Ok(Self {
-            realms: Arc::new(realms),
-            ..self
-        })
+        let realms = Arc::new(realms);
+        Ok(Self { realms, ..self }.reviewed_anew())
     }
 
     /// The same layer, with the same options, that also reads bodies of up to `limit` bytes: for
@@ -380,10 +450,8 @@ impl RealmBodyLockLayer {
     #[must_use]
     pub fn rules(self, rules: LockRules) -> Self {
         let realms = Arc::unwrap_or_clone(self.realms).with_rules(rules);
-        Self {
-            realms: Arc::new(realms),
-            ..self
-        }
+        let realms = Arc::new(realms);
+        Self { realms, ..self }.reviewed_anew()
     }
 
     /// Whether the body of each locked request is read before the request waits for its lock, even
@@ -434,6 +502,7 @@ impl<S> Layer<S> for RealmWriteLockLayer {
 
     fn layer(&self, inner: S) -> RealmWriteLock<S> {
         self.settings.join_fleet(&self.realms);
+        start(&self.realms, &self.settings);
         let settings = Arc::new(self.settings.clone());
         RealmWriteLock::new(inner, Arc::clone(&self.realms), settings)
     }
@@ -444,6 +513,7 @@ impl<S> Layer<S> for RealmBodyLockLayer {
 
     fn layer(&self, inner: S) -> RealmBodyLock<S> {
         self.settings.join_fleet(&self.realms);
+        start(&self.realms, &self.settings);
         let settings = Arc::new(self.settings.clone());
         let bodies = Reading {
             limit: self.limit,
@@ -451,5 +521,37 @@ impl<S> Layer<S> for RealmBodyLockLayer {
             all: self.read_all,
         };
         RealmBodyLock::new(inner, Arc::clone(&self.realms), settings, bodies)
+    }
+}
+
+/// Logs what a layer locks, and what is wrong with its rules, when it is first put around a
+/// service. axum puts it around each route.
+fn start<B>(realms: &Realms<B>, settings: &Settings) {
+    if !settings.notices.is_start() {
+        return;
+    }
+    let Summary {
+        realms: found,
+        rules,
+        unresolved,
+    } = realms.summary();
+    let locks = settings.locks.backend();
+    if settings.enabled {
+        tracing::info!(
+            realms = found,
+            rules,
+            unresolved,
+            locks,
+            "every request whose method is not safe is locked, except as the rules say"
+        );
+    } else {
+        tracing::warn!(
+            realms = found,
+            rules,
+            "nothing is locked: the realm lock layer is switched off with `enabled(false)`"
+        );
+    }
+    for warning in realms.warnings() {
+        tracing::warn!("{warning}");
     }
 }

@@ -111,8 +111,8 @@ pub(super) enum Target<B> {
     Known(Claim),
 }
 
-/// A request that may ask for its lock.
-pub(super) type Prepared<A> = Result<(Claim, Request<A>), Rejected>;
+/// A request that may ask for its lock; without a claim it passes.
+pub(super) type Prepared<A> = Result<(Option<Claim>, Request<A>), Rejected>;
 
 /// Asks closures and reads the body, as far as a request needs that. Nothing is held yet.
 ///
@@ -130,9 +130,10 @@ pub(super) async fn prepare<A, R: BodiesOf<A>>(
         Needs::Body(target, reads) => (target, reads),
         Needs::Lookup(lookup) => match lookup.find(&head).await {
             Ok(LookedUp::NeedsBody(needs, reads)) => (Target::InBody(needs), reads),
+            Ok(LookedUp::Pass) => return Ok((None, with_head(head, R::unread(body)))),
             Ok(LookedUp::Claim(claim)) => match bodies.reads_all() {
                 Some(reads) => (Target::Known(claim), reads),
-                None => return Ok((claim, with_head(head, R::unread(body)))),
+                None => return Ok((Some(claim), with_head(head, R::unread(body)))),
             },
             Err(error) => return Err(Rejected::unread(error, with_head(head, R::unread(body)))),
         },
@@ -145,7 +146,7 @@ pub(super) async fn prepare<A, R: BodiesOf<A>>(
     };
     let claim = match target {
         Target::InBody(needs) => needs.find(&head, &bytes).await,
-        Target::Known(claim) => Ok(claim),
+        Target::Known(claim) => Ok(Some(claim)),
     };
     match claim {
         Ok(claim) => Ok((claim, with_head(head, body))),

@@ -13,7 +13,7 @@ use tracing::Instrument;
 
 use super::body::LockBody;
 use super::future::{CallResult, ResponseFuture};
-use super::holding::{is_streamed, length};
+use super::holding::{is_streamed, is_tunnel, length};
 use super::prepare::{Bodies, BodiesOf, Needs, Prepared, Target, Unread, prepare};
 use super::rejected::{Asked, Rejected};
 use super::rejection::Rejection;
@@ -143,7 +143,7 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
         B: Body + Send + 'static,
         B::Data: Send,
     {
-        if !self.realms.lock(&Head::of(&request)) {
+        if !self.settings.enabled || !self.realms.lock(&Head::of(&request)) {
             return ResponseFuture::passed(self.inner.call(request.map(R::unread)));
         }
         let route = MatchedRoute::of(&mut request);
@@ -154,16 +154,19 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
             Decision::Pass | Decision::OtherRoute => {
                 return ResponseFuture::passed(self.inner.call(request.map(R::unread)));
             }
-            Decision::Claim(claim) => match self.bodies.reads_all() {
-                Some(reads) => {
-                    return self.prepared(
-                        settings,
-                        Needs::Body(Target::Known(claim), reads),
-                        request,
-                    );
+            Decision::Claim(claim) => {
+                self.notice_repeated_base(&head, &claim);
+                match self.bodies.reads_all() {
+                    Some(reads) => {
+                        return self.prepared(
+                            settings,
+                            Needs::Body(Target::Known(claim), reads),
+                            request,
+                        );
+                    }
+                    None => Ok((Some(claim), request.map(R::unread))),
                 }
-                None => Ok((claim, request.map(R::unread))),
-            },
+            }
             Decision::Reject(error) => Err(Rejected::unread(error, request.map(R::unread))),
             Decision::NeedsBody(needs, reads) => {
                 return self.prepared(settings, Needs::Body(Target::InBody(needs), reads), request);
@@ -174,6 +177,12 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
         };
         let inner = self.give_back();
         ResponseFuture::locked(answer(settings, inner, prepared))
+    }
+
+    fn notice_repeated_base(&self, head: &Head<'_>, claim: &Claim) {
+        if let Some(base) = self.realms.repeated_base(head) {
+            self.settings.notices.repeated_base(&base, claim);
+        }
     }
 
     /// The settings of one request: the layer's, with the limits of its route.
@@ -261,7 +270,12 @@ where
 {
     let mut timing = None;
     let called = match prepared {
-        Ok((claim, request)) => {
+        // What a closure or the body named no realm for.
+        Ok((None, request)) => match inner.oneshot(request).await {
+            Ok(response) => Ok(response.map(LockBody::passed)),
+            Err(error) => Err(Failed::Inner(error)),
+        },
+        Ok((Some(claim), request)) => {
             let span = tracing::debug_span!("realm_write_lock", %claim);
             let call = locked_call(&settings, claim, inner, request, &mut timing);
             call.instrument(span).await
@@ -353,6 +367,9 @@ where
     let is_streamed = is_streamed(&method, version, &response, length);
     let (head, body) = response.into_parts();
     let head = Response::from_parts(head, ());
+    if is_tunnel(&method, head.status()) {
+        settings.notices.upgraded(head.status(), hold.claim());
+    }
     let verdict = settings.success.judge(&head);
     // A hold that its handler has released is a success already, whatever the body does.
     let is_released = hold.is_released();

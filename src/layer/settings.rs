@@ -9,6 +9,7 @@ use http_body::Body;
 
 use super::body::LockBody;
 use super::fleet::Fleet;
+use super::notices::Notices;
 use super::rejected::{Asked, Rejected, RejectionFn};
 use super::rejection::Rejection;
 use super::success::Success;
@@ -66,6 +67,10 @@ pub enum OnDisconnect {
 /// How requests are locked. What decides which ones are locked is apart from this.
 #[derive(Clone)]
 pub(super) struct Settings {
+    /// Whether anything is locked at all.
+    pub(super) enabled: bool,
+    /// What was logged; the same for all clones.
+    pub(super) notices: Arc<Notices>,
     pub(super) locks: RealmLocks,
     pub(super) confirm: bool,
     pub(super) server_timing: bool,
@@ -83,6 +88,8 @@ pub(super) struct Settings {
 impl Settings {
     pub(super) fn new(locks: RealmLocks) -> Self {
         Self {
+            enabled: true,
+            notices: Arc::default(),
             locks,
             confirm: true,
             server_timing: false,
@@ -144,7 +151,7 @@ impl Settings {
             Rejection::Realm(error @ RealmError::Unavailable { .. }) => {
                 tracing::warn!(code, %error, "a write was rejected");
             }
-            Rejection::Realm(error) => tracing::debug!(code, %error, "a request was rejected"),
+            Rejection::Realm(error) => self.notices.rejected(code, error),
             Rejection::Body(error) => tracing::debug!(code, %error, "a request was rejected"),
             Rejection::Lock(error) | Rejection::Busy { error, .. } => {
                 tracing::warn!(code, %error, "a write was rejected");
@@ -162,6 +169,7 @@ impl Settings {
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settings")
+            .field("enabled", &self.enabled)
             .field("locks", &self.locks)
             .field("confirm", &self.confirm)
             .field("server_timing", &self.server_timing)

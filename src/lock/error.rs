@@ -1,3 +1,4 @@
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,8 +8,9 @@ use crate::realm::claim::Claim;
 
 /// Why a lock was not granted, or did not hold to the end.
 ///
-/// Every message names the thing, the value and the remedy, and none holds a password.
-#[derive(Debug, Clone, thiserror::Error)]
+/// Every message names the thing, the value and the remedy, and none holds a password. `Debug` shows
+/// the same message, because that is what `fn main() -> Result<(), LockError>` prints.
+#[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum LockError {
     /// An option of a builder has a value that cannot be used.
@@ -210,6 +212,12 @@ pub enum LockError {
     },
 }
 
+impl fmt::Debug for LockError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl LockError {
     /// The error itself, or the one within [`LockError::Nested`].
     #[must_use]
@@ -253,5 +261,29 @@ fn remedy(error: &(dyn std::error::Error + Send + Sync + 'static)) -> &'static s
             "; nothing listens there: start PostgreSQL, or correct the address"
         }
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_main_prints_of_an_error_is_its_message_with_the_remedy() {
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        let error = LockError::Connect {
+            server: "localhost:5432/realms".into(),
+            source: Arc::new(refused),
+        };
+        // As `fn main() -> Result<(), LockError>` does, and one that boxes its errors.
+        let printed = format!("Error: {error:?}");
+        assert_eq!(printed, format!("Error: {error}"));
+        assert!(printed.contains("connection refused"), "{printed}");
+        assert!(
+            printed.ends_with("start PostgreSQL, or correct the address"),
+            "{printed}"
+        );
+        let boxed: Box<dyn std::error::Error> = error.into();
+        assert_eq!(format!("Error: {boxed:?}"), printed);
     }
 }

@@ -340,6 +340,14 @@ impl RealmLocks {
         }
     }
 
+    /// Where they are, for people.
+    pub(crate) fn backend(&self) -> &'static str {
+        match self.shared.database {
+            Some(_) => "PostgreSQL",
+            None => "this process",
+        }
+    }
+
     /// Runs granted work in the task of whoever polls this. If it is dropped, a task adopts the work
     /// and runs it to its end.
     pub(crate) fn run_in_place<W>(&self, work: W) -> InPlace<W>

@@ -19,18 +19,21 @@ use super::resolve::paths::Sought;
 use super::resolve::pointers::RealmPointers;
 use super::resolve::resolver::{RealmBodyResolver, RealmResolver, Routes};
 use super::resolve::source::{BodyClosureFn, ClosureFn, PathSource, Source};
+use super::route::MatchedRoute;
 use super::rules::limits::RouteLimits;
 use super::rules::lock_rules::{LockRules, Rules};
-use super::rules::methods::Methods;
+use super::rules::readings::Readings;
 use super::rules::scope::{RouteScope, rest_of};
+use super::unresolved::Unresolved;
 
 /// What decides on requests: which are locked, for which realms, and how much of these.
 ///
 /// With `B = Infallible` nothing in it needs a body, so no request is ever found to.
 #[derive(Debug, Clone)]
 pub(crate) struct Realms<B> {
-    routes: Routes<B>,
-    rules: Rules<B>,
+    pub(super) routes: Routes<B>,
+    pub(super) rules: Rules<B>,
+    pub(super) unresolved: Unresolved,
 }
 
 /// The decision on a request, made from its head.
@@ -62,6 +65,8 @@ enum Lookup {
 
 /// What a lookup has given.
 pub(crate) enum LookedUp<B> {
+    /// The request names no realm, and is not locked.
+    Pass,
     Claim(Claim),
     NeedsBody(NeedsBody<B>, B),
 }
@@ -80,6 +85,8 @@ enum BodyLookup {
 
 /// How a realm will be narrowed to resources once that is possible.
 struct Narrowing<B> {
+    /// Whether the request passes if no realm is found.
+    may_pass: bool,
     /// `None` for the realm as a whole.
     scope: Option<RouteScope<B>>,
     /// The decoded segments of the path, where the scope is of the path.
@@ -94,6 +101,7 @@ impl Realms<Infallible> {
         Self {
             routes: resolver.into_routes(),
             rules: Rules::default(),
+            unresolved: Unresolved::default(),
         }
     }
 
@@ -112,6 +120,7 @@ impl Realms<Infallible> {
         Realms {
             routes: self.routes.with_bodies(),
             rules: self.rules.with_bodies(),
+            unresolved: self.unresolved,
         }
     }
 }
@@ -122,6 +131,7 @@ impl Realms<ReadsBodies> {
         Self {
             routes: resolver.into_routes(),
             rules: Rules::default(),
+            unresolved: Unresolved::default(),
         }
     }
 
@@ -142,47 +152,81 @@ impl<B> Realms<B> {
             ("keys", SCHEME.into()),
         ]
     }
+
+    /// These, where requests that name no realm are treated so.
+    pub(crate) fn with_unresolved(self, unresolved: Unresolved) -> Self {
+        Self { unresolved, ..self }
+    }
 }
 
 impl<B: Copy> Realms<B> {
     /// Whether the rules lock a request. Allocates nothing for one that passes, and decodes its path
     /// only if a route has to be compared with it.
     pub(crate) fn lock(&self, head: &Head<'_>) -> bool {
-        let methods = self.rules.methods(head);
-        self.rules.lock_any(&methods, head.path())
+        let readings = self.rules.readings(head);
+        self.rules.judge(&readings, head.path()).locked
     }
 
     /// What becomes of a request.
     pub(crate) fn classify(&self, head: &Head<'_>) -> Decision<B> {
-        if !self.lock(head) {
+        let readings = self.rules.readings(head);
+        let judged = self.rules.judge(&readings, head.path());
+        if !judged.locked {
             return Decision::Pass;
         }
-        let methods = self.rules.methods(head);
-        self.locked(head, &methods).unwrap_or_else(Decision::Reject)
+        // A MOVE or COPY writes to its destination too, which may be in a realm.
+        let may_pass = self.unresolved == Unresolved::Pass
+            && judged.route.is_none()
+            && !readings.unclear
+            && !readings.have_destination();
+        match self.locked(head, &readings, may_pass) {
+            // A rule that locks the route says that it has a realm.
+            Ok(Decision::OtherRoute) if judged.route.is_some() => {
+                let route = head.route().map_or("", MatchedRoute::path);
+                Decision::Reject(RealmError::unresolved(format_args!(
+                    "a rule locks its route `{route}`, which lacks a parameter that names the realm"
+                )))
+            }
+            Ok(decision) => decision,
+            // Another server may read another path, in which there is a realm.
+            Err(error) if may_pass && error.is_absent() && head.path().is_unambiguous() => {
+                Decision::Pass
+            }
+            Err(error) => Decision::Reject(error),
+        }
     }
 
     /// The limits of the route of a locked request; `None` if it has the layer's own.
     pub(crate) fn limits(&self, head: &Head<'_>) -> Option<&RouteLimits> {
-        self.rules.limits_of(head)
+        self.rules.limits_of(head).map(|rule| &rule.given)
     }
 
-    fn locked(&self, head: &Head<'_>, methods: &Methods) -> Result<Decision<B>, RealmError> {
+    fn locked(
+        &self,
+        head: &Head<'_>,
+        readings: &Readings,
+        may_pass: bool,
+    ) -> Result<Decision<B>, RealmError> {
         let path = head.path();
         let most = self.rules.max_resources();
-        let mut scope = self.rules.scope_of(methods, path);
+        let scope = self.rules.scope_of(readings, path);
+        let mut scope = scope.map(|rule| &rule.given);
         let needs_body = |realms, scope, reads| {
-            let narrowing = Narrowing::new(scope, path, most);
+            let narrowing = Narrowing::new(scope, path, most, may_pass);
             Ok(Decision::NeedsBody(NeedsBody { realms, narrowing }, reads))
         };
         let needs_lookup = |realms, scope| {
-            let narrowing = Narrowing::new(scope, path, most);
+            let narrowing = Narrowing::new(scope, path, most, may_pass);
             Ok(Decision::NeedsLookup(NeedsLookup { realms, narrowing }))
         };
-        let has_destination = methods.have_destination();
+        let has_destination = readings.have_destination();
         // A realm that is found elsewhere may be that of the path or that of the `Destination`,
         // and nobody knows what the rules say there.
         let elsewhere = scope.filter(|_| !has_destination);
-        let source = match self.routes.source(methods.iter(), methods.unclear, path)? {
+        let source = match self
+            .routes
+            .source(readings.iter(), readings.unclear, path)?
+        {
             Source::Path(source) => source,
             Source::Closure { find, .. } => {
                 return needs_lookup(Lookup::Closure(Arc::clone(find)), elsewhere);
@@ -199,7 +243,7 @@ impl<B: Copy> Realms<B> {
             Sought::OtherRoute => return Ok(Decision::OtherRoute),
         };
         if has_destination {
-            let (to, scope_there) = self.destination(source, head, methods)?;
+            let (to, scope_there) = self.destination(source, head, readings)?;
             scope = scope.filter(|scope| scope_there.is_some_and(|there| scope.covers(there)));
             if to.realm != found.realm {
                 let both = Claim::realm(&found.realm).and(&Claim::realm(&to.realm));
@@ -230,12 +274,12 @@ impl<B: Copy> Realms<B> {
         &self,
         source: &PathSource,
         head: &Head<'_>,
-        methods: &Methods,
+        readings: &Readings,
     ) -> Result<(Found, Option<&RouteScope<B>>), RealmError> {
         let destination = Destination::of(head.headers)?;
         let stripped = source.stripped(head)?;
         let path = &destination.path_below(stripped.as_ref())?;
-        let source = self.routes.source(methods.iter(), methods.unclear, path);
+        let source = self.routes.source(readings.iter(), readings.unclear, path);
         let found = source.and_then(|source| match source {
             Source::Path(source) => source.find_at(head, path),
             _ => Err(RealmError::unresolved(
@@ -247,7 +291,8 @@ impl<B: Copy> Realms<B> {
         let resource = rest_of(path.segments().into_iter().flatten(), &found);
         // An empty one is the realm itself, which is replaced.
         found.destination = resource.filter(|resource| !resource.is_empty());
-        Ok((found, self.rules.scope_of(methods, path)))
+        let scope = self.rules.scope_of(readings, path);
+        Ok((found, scope.map(|rule| &rule.given)))
     }
 }
 
@@ -265,9 +310,11 @@ impl<B: Copy> NeedsLookup<B> {
         let narrowing = self.narrowing;
         let found = match self.realms {
             Lookup::Found(found) => found,
-            Lookup::Closure(find) => match narrowing.only(find(head.clone()).await?) {
-                Only::Claim(claim) => return Ok(LookedUp::Claim(claim)),
-                Only::Realm(found) => found,
+            Lookup::Closure(find) => match find(head.clone()).await.map(|it| narrowing.only(it)) {
+                Ok(Only::Claim(claim)) => return Ok(LookedUp::Claim(claim)),
+                Ok(Only::Realm(found)) => found,
+                Err(error) if narrowing.passes(&error) => return Ok(LookedUp::Pass),
+                Err(error) => return Err(error),
             },
         };
         Ok(match narrowing.needs_body(head.headers()) {
@@ -281,7 +328,7 @@ impl<B: Copy> NeedsLookup<B> {
 }
 
 impl<B: Copy> NeedsBody<B> {
-    /// Finds in the body what the request locks.
+    /// Finds in the body what the request locks; `None` if it names no realm and passes.
     ///
     /// # Errors
     ///
@@ -290,18 +337,25 @@ impl<B: Copy> NeedsBody<B> {
     /// # Cancel safety
     ///
     /// Nothing is held: dropped, it leaves nothing behind.
-    pub(crate) async fn find(self, head: &RequestHead, body: &Bytes) -> Result<Claim, RealmError> {
+    pub(crate) async fn find(
+        self,
+        head: &RequestHead,
+        body: &Bytes,
+    ) -> Result<Option<Claim>, RealmError> {
         let narrowing = self.narrowing;
         let claim = match self.realms {
-            BodyLookup::Found(found) => return narrowing.claim(head, body, found).await,
+            BodyLookup::Found(found) => return narrowing.claim(head, body, found).await.map(Some),
             BodyLookup::Pointers(pointers) => {
-                Claim::of_realms(pointers.resolve(head.headers(), body)?)?
+                let realms = pointers.resolve(head.headers(), body);
+                realms.and_then(Claim::of_realms)
             }
-            BodyLookup::Closure(find) => find(head.clone(), body.clone()).await?,
+            BodyLookup::Closure(find) => find(head.clone(), body.clone()).await,
         };
-        match narrowing.only(claim) {
-            Only::Claim(claim) => Ok(claim),
-            Only::Realm(found) => narrowing.claim(head, body, found).await,
+        match claim.map(|claim| narrowing.only(claim)) {
+            Ok(Only::Claim(claim)) => Ok(Some(claim)),
+            Ok(Only::Realm(found)) => narrowing.claim(head, body, found).await.map(Some),
+            Err(error) if narrowing.passes(&error) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 }
@@ -315,16 +369,27 @@ enum Only {
 }
 
 impl<B: Copy> Narrowing<B> {
-    fn new(scope: Option<&RouteScope<B>>, path: &ParsedPath<'_>, most: usize) -> Self {
+    fn new(
+        scope: Option<&RouteScope<B>>,
+        path: &ParsedPath<'_>,
+        most: usize,
+        may_pass: bool,
+    ) -> Self {
         let scope = scope.filter(|scope| !scope.is_realm());
         let of_path = scope.is_some_and(RouteScope::is_of_path);
         let segments = path.segments().into_iter().flatten();
         let segments = segments.filter(|_| of_path).map(str::to_owned);
         Self {
+            may_pass,
             scope: scope.cloned(),
             segments: segments.collect(),
             most,
         }
+    }
+
+    /// Whether a request for which this was found passes.
+    fn passes(&self, error: &RealmError) -> bool {
+        self.may_pass && error.is_absent()
     }
 
     /// Whether the claim is on only one realm, to be narrowed. Nothing else is narrowed to
@@ -846,7 +911,7 @@ mod tests {
             };
             let body = Bytes::from_static(body.as_bytes());
             let claim = needs.find(&head(request), &body).await.unwrap();
-            assert_eq!(claim.to_string(), expected);
+            assert_eq!(claim.unwrap().to_string(), expected);
         }
     }
 

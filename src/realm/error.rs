@@ -7,7 +7,10 @@ use super::path::PathProblem;
 /// Every message names the offending value and what would be right. Texts of clients and of the
 /// configuration stand here, in fields and messages, with all characters escaped that do more than
 /// be read, and cut after 500 characters.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+///
+/// `Debug` shows the same message, because that is what `fn main() -> Result<(), RealmError>`
+/// prints.
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RealmError {
     /// A string that should be a realm URL or a base URL is not one.
@@ -23,6 +26,14 @@ pub enum RealmError {
     InvalidTemplate {
         /// The template as given.
         template: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// A rule, or a route of a resolver, can never decide anything.
+    #[error("the rule `{rule}` cannot be used: {problem}")]
+    InvalidRule {
+        /// The rule: the method that makes it, its HTTP methods and its pattern.
+        rule: String,
         /// What is wrong and what would be right.
         problem: String,
     },
@@ -174,6 +185,12 @@ pub(crate) fn shown(text: &str) -> String {
     }
 }
 
+impl fmt::Debug for RealmError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 impl RealmError {
     /// A request that names no realm, for a resolver of the application's own. Its client gets 400
     /// and reads `problem`.
@@ -226,6 +243,18 @@ impl RealmError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_main_prints_of_an_error_is_its_message_with_the_remedy() {
+        let error = RealmError::InvalidProxy {
+            value: "10.0.0".to_owned(),
+        };
+        let printed = format!("Error: {error:?}");
+        assert_eq!(
+            printed,
+            "Error: `10.0.0` is not a proxy's address: write `10.0.0.7`, `10.0.0.0/8`, `fd00::/8` or `unix`"
+        );
+    }
 
     #[test]
     fn a_clients_text_is_escaped_and_cut() {

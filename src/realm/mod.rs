@@ -6,10 +6,10 @@
 //! whole path, also inside axum's `nest`, and the route that axum's router has matched, if any. The
 //! first step that decides is the last:
 //!
-//! 1. `Methods` lists every method that the request can be read with: its own, and what a
+//! 1. `Readings` lists every method that the request can be read with: its own, and what a
 //!    configured header overrides it with.
-//! 2. `Rules::lock_any` asks whether it is locked as any of them. If not, it passes: nothing was
-//!    allocated, and nothing decoded unless a route had to be compared with the path.
+//! 2. `Rules::judge` asks whether it is locked as any of them, and by which route. If not, it
+//!    passes: nothing was allocated, and nothing decoded unless a route was compared with the path.
 //! 3. `Routes::source` chooses the one way to find realms. A request for which two readers would
 //!    choose two ways is rejected.
 //! 4. The source finds the claim: in the path at once, otherwise by a closure or in the body. The
@@ -53,19 +53,23 @@ pub(crate) mod body;
 pub(crate) mod claim;
 pub(crate) mod classify;
 pub(crate) mod error;
+pub(crate) mod explain;
 pub(crate) mod head;
 pub(crate) mod key;
 mod origin;
 mod path;
 pub(crate) mod request_head;
 pub(crate) mod resolve;
+pub(crate) mod review;
 pub(crate) mod route;
 pub(crate) mod rules;
 mod template;
+pub(crate) mod unresolved;
 pub(crate) mod url;
 
 pub use self::claim::Claim;
 pub use self::error::RealmError;
+pub use self::explain::Explanation;
 pub use self::key::LockKey;
 pub use self::origin::proxies::{PeerAddr, TrustedProxies, UnixPeer};
 pub use self::origin::request::RequestOrigin;
@@ -77,5 +81,7 @@ pub use self::resolve::pointers::RealmPointers;
 pub use self::resolve::resolver::{RealmBodyResolver, RealmResolver};
 pub use self::rules::limits::RouteLimits;
 pub use self::rules::lock_rules::LockRules;
+pub use self::rules::methods::MethodSet;
 pub use self::rules::scope::Scope;
+pub use self::unresolved::Unresolved;
 pub use self::url::RealmUrl;

@@ -89,6 +89,18 @@ impl<'a, 'de, A: MapAccess<'de>> Value<'a, A> {
         })
     }
 
+    /// A text, or a list of texts in their order.
+    pub(crate) fn text_or_texts<T>(
+        self,
+        form: &str,
+        make: impl FnOnce(Texts) -> Result<T, String>,
+    ) -> Result<T, A::Error> {
+        let key = self.key;
+        let form = format!("{form} for `{key}`");
+        let make = |texts| make(texts).map_err(|error| format!("`{key}`: {error}"));
+        self.map.next_value_seed(OneOrMore { form: &form, make })
+    }
+
     /// A list of texts, in their order.
     pub(crate) fn texts<T>(
         self,
@@ -215,6 +227,55 @@ where
             Ok(number) => self.visit(Scalar::Whole(number)),
             Err(_) => Err(Error::invalid_value(Unexpected::Signed(number), &self)),
         }
+    }
+}
+
+/// What stands where one text or several can.
+pub(crate) enum Texts {
+    One(String),
+    Several(Vec<String>),
+}
+
+struct OneOrMore<'a, F> {
+    form: &'a str,
+    make: F,
+}
+
+impl<'de, F, T> DeserializeSeed<'de> for OneOrMore<'_, F>
+where
+    F: FnOnce(Texts) -> Result<T, String>,
+{
+    type Value = T;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<T, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de, F, T> Visitor<'de> for OneOrMore<'_, F>
+where
+    F: FnOnce(Texts) -> Result<T, String>,
+{
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.form)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+        (self.make)(Texts::One(text.to_owned())).map_err(E::custom)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<T, A::Error> {
+        let mut texts = Vec::new();
+        let text = Leaf::new(self.form, |scalar| match scalar {
+            Scalar::Text(text) => Some(Ok(text.to_owned())),
+            _ => None,
+        });
+        while let Some(text) = seq.next_element_seed(text.clone())? {
+            texts.push(text);
+        }
+        (self.make)(Texts::Several(texts)).map_err(A::Error::custom)
     }
 }
 

@@ -19,6 +19,7 @@ pub mod history;
 pub mod installed;
 mod keeper;
 pub mod load;
+pub mod log;
 pub mod page;
 pub mod process;
 pub mod proxy;

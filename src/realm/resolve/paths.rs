@@ -337,16 +337,33 @@ impl RealmPaths {
         paths.patterns.iter().map(|it| it.below(base)).collect()
     }
 
-    /// Whether a path, together with what a proxy has removed, begins with the path of the base URL
-    /// twice.
-    pub(in crate::realm) fn repeats_base(&self, path: &ParsedPath<'_>) -> bool {
-        let base = self.0.base.segments();
+    /// Whether a route with this pattern has the parameters that name a realm, in a build that reads
+    /// routes.
+    pub(in crate::realm) fn are_named_in(&self, pattern: &PathTemplate) -> bool {
+        let paths = &*self.0;
+        let mut needed = paths.needed().filter(|name| paths.needs(name));
+        cfg!(feature = "axum") && needed.all(|name| pattern.names().any(|it| it == name))
+    }
+
+    /// The base URL, if a path, together with what a proxy has removed, begins with its path twice.
+    pub(in crate::realm) fn repeated_base(&self, path: &ParsedPath<'_>) -> Option<String> {
+        let Paths { base, .. } = &*self.0;
         let times = if self.0.is_stripped { 1 } else { 2 };
-        let expected = base.iter().cycle().take(base.len() * times);
-        let Ok(mut segments) = path.segments() else {
-            return false;
+        let mut expected = base.segments().iter().cycle();
+        let mut segments = path.segments().ok()?;
+        let repeats = (0..base.segments().len() * times)
+            .all(|_| expected.next().is_some_and(|it| fits(it, segments.next())));
+        (repeats && !base.segments().is_empty()).then(|| base.text())
+    }
+
+    /// What replicas that share realms must have in common.
+    pub(super) fn fingerprint(&self) -> String {
+        let found_by = if cfg!(feature = "axum") {
+            "routes"
+        } else {
+            "paths"
         };
-        !base.is_empty() && expected.into_iter().all(|it| fits(it, segments.next()))
+        format!("{}, {:?}, by {found_by}", self.text(), self.0.origin)
     }
 
     /// The base URL, patterns and name, for messages.

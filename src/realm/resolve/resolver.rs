@@ -16,6 +16,8 @@ use crate::realm::claim::Claim;
 use crate::realm::error::{RealmError, shown};
 use crate::realm::path::{ParsedPath, PathProblem};
 use crate::realm::request_head::RequestHead;
+use crate::realm::rules::methods::MethodSet;
+use crate::realm::rules::selector::{RuleKind, Selector};
 use crate::realm::template::PathTemplate;
 
 /// Finds what a request locks: its realms, or keys of other spaces, each for its routes.
@@ -292,14 +294,15 @@ impl RealmResolver {
     ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidTemplate`] for a bad pattern.
+    /// [`RealmError::InvalidTemplate`] for a bad pattern, [`RealmError::InvalidRule`] for a route
+    /// that an earlier one hides, without a method, or with one in another letter case.
     pub fn route(
         self,
-        method: Method,
+        methods: impl Into<MethodSet>,
         pattern: &str,
         resolver: impl Into<Self>,
     ) -> Result<Self, RealmError> {
-        let routes = self.0.route(method, pattern, resolver.into().0)?;
+        let routes = self.0.route(methods.into(), pattern, resolver.into().0)?;
         Ok(Self(routes))
     }
 
@@ -349,14 +352,14 @@ impl RealmBodyResolver {
     ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidTemplate`] for a bad pattern.
+    /// As [`RealmResolver::route`].
     pub fn route(
         self,
-        method: Method,
+        methods: impl Into<MethodSet>,
         pattern: &str,
         resolver: impl Into<Self>,
     ) -> Result<Self, RealmError> {
-        let routes = self.0.route(method, pattern, resolver.into().0)?;
+        let routes = self.0.route(methods.into(), pattern, resolver.into().0)?;
         Ok(Self(routes))
     }
 
@@ -407,8 +410,7 @@ pub(in crate::realm) struct Routes<B> {
 
 #[derive(Clone)]
 struct Route<B> {
-    method: Method,
-    pattern: PathTemplate,
+    selector: Selector,
     resolver: Routes<B>,
 }
 
@@ -418,13 +420,24 @@ impl<B> Routes<B> {
         Self { base, routes }
     }
 
-    fn route(mut self, method: Method, pattern: &str, resolver: Self) -> Result<Self, RealmError> {
-        self.routes.push(Route {
-            method,
-            pattern: PathTemplate::parse(pattern)?,
-            resolver,
-        });
+    fn route(
+        mut self,
+        methods: MethodSet,
+        pattern: &str,
+        resolver: Self,
+    ) -> Result<Self, RealmError> {
+        let selector = Selector::parse(RuleKind::Route, methods, pattern)?;
+        selector.admitted(self.routes.iter().map(|earlier| &earlier.selector))?;
+        self.routes.push(Route { selector, resolver });
         Ok(self)
+    }
+
+    /// All ways to find realms, each with the route that it is for; that for all other requests has
+    /// none.
+    pub(in crate::realm) fn each(&self) -> impl Iterator<Item = (Option<&Selector>, &Source<B>)> {
+        let routes = self.routes.iter();
+        let routes = routes.map(|route| (Some(&route.selector), &route.resolver.base));
+        routes.chain([(None, &self.base)])
     }
 
     /// The way to find the realms of a request that can be read with each of `methods`, and may
@@ -443,7 +456,7 @@ impl<B> Routes<B> {
         let differs = of_each.any(|source| !std::ptr::eq(source, first));
         // What is unclear to us may be clear to another reader, as the method of any route.
         let may_differ = || {
-            let mut patterns = self.routes.iter().map(|route| &route.pattern);
+            let mut patterns = self.routes.iter().map(|route| &route.selector.pattern);
             unclear && patterns.any(|pattern| pattern.matches_any_spelling(path))
         };
         if differs || may_differ() {
@@ -467,9 +480,8 @@ impl<B> Routes<B> {
     fn source_for(&self, method: &Method, path: &ParsedPath<'_>, fits: Fits) -> &Source<B> {
         self.routes
             .iter()
-            .find(|route| {
-                let head_of_get = route.method == Method::GET && method == Method::HEAD;
-                (route.method == *method || head_of_get) && fits(&route.pattern, path)
+            .find(|Route { selector, .. }| {
+                selector.is_for_or_as_get(method) && fits(&selector.pattern, path)
             })
             .map_or(&self.base, |route| {
                 route.resolver.source_for(method, path, fits)
@@ -483,8 +495,7 @@ impl Routes<Infallible> {
     /// The same for a layer that reads bodies.
     pub(in crate::realm) fn with_bodies(self) -> Routes<ReadsBodies> {
         let routes = self.routes.into_iter().map(|route| Route {
-            method: route.method,
-            pattern: route.pattern,
+            selector: route.selector,
             resolver: route.resolver.with_bodies(),
         });
         Routes {
@@ -547,8 +558,8 @@ impl<B> Routes<B> {
     pub(in crate::realm) fn fingerprint(&self) -> String {
         let mut text = self.base.fingerprint();
         for route in &self.routes {
-            let (pattern, source) = (route.pattern.source(), route.resolver.fingerprint());
-            text = format!("{text}; {} {pattern}: {source}", route.method);
+            let (selector, source) = (&route.selector, route.resolver.fingerprint());
+            text = format!("{text}; {selector}: {source}");
         }
         text
     }
@@ -558,7 +569,10 @@ impl<B> fmt::Debug for Routes<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut list = f.debug_list();
         for route in &self.routes {
-            list.entry(&(&route.method, route.pattern.source(), &route.resolver));
+            let Selector {
+                methods, pattern, ..
+            } = &route.selector;
+            list.entry(&(methods, pattern.source(), &route.resolver));
         }
         list.entry(&self.base).finish()
     }

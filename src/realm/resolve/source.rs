@@ -101,6 +101,7 @@ impl<B> Source<B> {
     pub(super) fn fingerprint(&self) -> String {
         match self {
             Self::Path(PathSource::Mounts(_)) => "RealmMounts".into(),
+            Self::Path(PathSource::Template(paths)) => paths.fingerprint(),
             other => format!("{other:?}"),
         }
     }

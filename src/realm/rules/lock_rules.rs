@@ -4,13 +4,14 @@ use http::Method;
 use http::header::HeaderName;
 
 use super::limits::RouteLimits;
-use super::methods::{Methods, is_safe};
+use super::methods::{MethodSet, is_safe};
+use super::readings::Readings;
 use super::scope::{RouteScope, Scope};
+use super::selector::{RuleKind, Selector};
 use crate::realm::body::ReadsBodies;
 use crate::realm::error::{RealmError, shown};
 use crate::realm::head::Head;
 use crate::realm::path::ParsedPath;
-use crate::realm::template::PathTemplate;
 
 /// Above so many resources of one request its realm is taken whole, unless the rules say otherwise.
 const MAX_RESOURCES: usize = 16;
@@ -20,7 +21,10 @@ const MAX_RESOURCES: usize = 16;
 /// By default the methods that the IANA HTTP method registry marks safe pass (GET, HEAD, OPTIONS,
 /// TRACE, QUERY, PROPFIND, REPORT and SEARCH), and every other method, known or not, is locked.
 /// Routes are exceptions to that; they are tried in the order they were added, and the first that
-/// fits decides.
+/// fits decides. A rule that an earlier one of its kind hides is an error.
+///
+/// A rule is for one method, for several (`[Method::PUT, Method::PATCH]`), or for all that are not
+/// safe: see [`MethodSet`].
 ///
 /// Route patterns are written as in axum: `{name}` is one segment, `{*name}` at the end one or
 /// more.
@@ -93,7 +97,8 @@ pub struct LockRules(pub(super) Rules<ReadsBodies>);
 /// The [`LockRules`] of a layer. With `B = Infallible` no scope needs the body.
 #[derive(Debug, Clone)]
 pub(in crate::realm) struct Rules<B> {
-    pub(super) routes: Vec<Route>,
+    /// Exempt and locked routes.
+    pub(super) routes: Vec<Selector>,
     pub(super) scopes: Vec<Ruled<RouteScope<B>>>,
     pub(super) limits: Vec<Ruled<RouteLimits>>,
     pub(super) max_resources: usize,
@@ -115,17 +120,16 @@ impl<B> Default for Rules<B> {
 
 /// What the rules assign to the requests of a route.
 #[derive(Debug, Clone)]
-pub(super) struct Ruled<T> {
-    pub(super) method: Method,
-    pub(super) pattern: PathTemplate,
-    pub(super) given: T,
+pub(in crate::realm) struct Ruled<T> {
+    pub(in crate::realm) selector: Selector,
+    pub(in crate::realm) given: T,
 }
 
-#[derive(Debug, Clone)]
-pub(super) struct Route {
-    pub(super) method: Method,
-    pub(super) pattern: PathTemplate,
-    pub(super) locked: bool,
+/// Whether a request is locked, and the route of the rules that decides it, if one does.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::realm) struct Judgement<'r> {
+    pub(in crate::realm) locked: bool,
+    pub(in crate::realm) route: Option<&'r Selector>,
 }
 
 impl LockRules {
@@ -143,9 +147,11 @@ impl LockRules {
     ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidTemplate`] for a bad pattern.
-    pub fn exempt(self, method: Method, pattern: &str) -> Result<Self, RealmError> {
-        self.route(method, pattern, false)
+    /// [`RealmError::InvalidTemplate`] for a bad pattern, [`RealmError::InvalidRule`] for a rule
+    /// that can never decide anything: without a method, with one in another letter case, or
+    /// hidden by an earlier `exempt` or `lock`.
+    pub fn exempt(self, methods: impl Into<MethodSet>, pattern: &str) -> Result<Self, RealmError> {
+        self.route(RuleKind::Exempt, methods.into(), pattern)
     }
 
     /// Locks a route although its method is safe: a GET that writes.
@@ -155,18 +161,20 @@ impl LockRules {
     ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidTemplate`] for a bad pattern.
-    pub fn lock(self, method: Method, pattern: &str) -> Result<Self, RealmError> {
-        self.route(method, pattern, true)
+    /// As [`exempt`](Self::exempt).
+    pub fn lock(self, methods: impl Into<MethodSet>, pattern: &str) -> Result<Self, RealmError> {
+        self.route(RuleKind::Lock, methods.into(), pattern)
     }
 
-    fn route(mut self, method: Method, pattern: &str, locked: bool) -> Result<Self, RealmError> {
-        let pattern = PathTemplate::parse(pattern)?;
-        self.0.routes.push(Route {
-            method,
-            pattern,
-            locked,
-        });
+    fn route(
+        mut self,
+        kind: RuleKind,
+        methods: MethodSet,
+        pattern: &str,
+    ) -> Result<Self, RealmError> {
+        let route = Selector::parse(kind, methods, pattern)?;
+        route.admitted(self.0.routes.iter())?;
+        self.0.routes.push(route);
         Ok(self)
     }
 
@@ -183,19 +191,17 @@ impl LockRules {
     ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidTemplate`] for a bad pattern.
+    /// As [`exempt`](Self::exempt), where an earlier scope hides it.
     pub fn scope(
         mut self,
-        method: Method,
+        methods: impl Into<MethodSet>,
         pattern: &str,
         scope: Scope,
     ) -> Result<Self, RealmError> {
-        let pattern = PathTemplate::parse(pattern)?;
-        self.0.scopes.push(Ruled {
-            method,
-            pattern,
-            given: scope.0,
-        });
+        let selector = Selector::parse(RuleKind::Scope, methods.into(), pattern)?;
+        selector.admitted(self.0.scopes.iter().map(|earlier| &earlier.selector))?;
+        let given = scope.0;
+        self.0.scopes.push(Ruled { selector, given });
         Ok(self)
     }
 
@@ -209,19 +215,17 @@ impl LockRules {
     ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidTemplate`] for a bad pattern.
+    /// As [`exempt`](Self::exempt), where earlier limits hide it.
     pub fn limits(
         mut self,
-        method: Method,
+        methods: impl Into<MethodSet>,
         pattern: &str,
         limits: RouteLimits,
     ) -> Result<Self, RealmError> {
-        let pattern = PathTemplate::parse(pattern)?;
-        self.0.limits.push(Ruled {
-            method,
-            pattern,
-            given: limits,
-        });
+        let selector = Selector::parse(RuleKind::Limits, methods.into(), pattern)?;
+        selector.admitted(self.0.limits.iter().map(|earlier| &earlier.selector))?;
+        let given = limits;
+        self.0.limits.push(Ruled { selector, given });
         Ok(self)
     }
 
@@ -285,7 +289,7 @@ impl LockRules {
     /// method. Allocates nothing for a safe method.
     #[must_use]
     pub fn locks(&self, method: &Method, path: &str) -> bool {
-        self.0.locks(method, &ParsedPath::new(path))
+        self.0.judge_as(method, &ParsedPath::new(path)).locked
     }
 
     pub(in crate::realm) fn into_rules(self) -> Rules<ReadsBodies> {
@@ -300,22 +304,17 @@ impl Rules<ReadsBodies> {
     ///
     /// [`RealmError::BodyNeeded`] for the first scope that needs the body.
     pub(in crate::realm) fn without_bodies(self) -> Result<Rules<Infallible>, RealmError> {
-        let scopes = self.scopes.into_iter().map(|route| {
-            let Ruled {
-                method,
-                pattern,
-                given,
-            } = route;
+        let scopes = self.scopes.into_iter().map(|Ruled { selector, given }| {
             let given = given
                 .without_bodies()
                 .ok_or_else(|| RealmError::BodyNeeded {
-                    route: shown(&format!("{method} {}", pattern.source())),
+                    route: shown(&format!(
+                        "{} {}",
+                        selector.methods,
+                        selector.pattern.source()
+                    )),
                 })?;
-            Ok(Ruled {
-                method,
-                pattern,
-                given,
-            })
+            Ok(Ruled { selector, given })
         });
         Ok(Rules {
             routes: self.routes,
@@ -330,10 +329,9 @@ impl Rules<ReadsBodies> {
 impl Rules<Infallible> {
     /// The same for a layer that reads bodies.
     pub(in crate::realm) fn with_bodies(self) -> Rules<ReadsBodies> {
-        let scopes = self.scopes.into_iter().map(|route| Ruled {
-            method: route.method,
-            pattern: route.pattern,
-            given: route.given.with_bodies(),
+        let scopes = self.scopes.into_iter().map(|Ruled { selector, given }| {
+            let given = given.with_bodies();
+            Ruled { selector, given }
         });
         Rules {
             routes: self.routes,
@@ -349,14 +347,9 @@ impl<B> Rules<B> {
     /// What all replicas must have in common, as text. Limits may differ, and so may how many
     /// resources a claim names: whoever takes the realm whole excludes the others.
     pub(in crate::realm) fn fingerprint(&self) -> String {
-        let routes = self.routes.iter().map(|route| {
-            let kind = if route.locked { "lock" } else { "exempt" };
-            format!("{kind} {} {}", route.method, route.pattern.source())
-        });
-        let scopes = self.scopes.iter().map(|route| {
-            let (pattern, scope) = (route.pattern.source(), &route.given);
-            format!("scope {} {pattern}: {scope:?}", route.method)
-        });
+        let routes = self.routes.iter().map(ToString::to_string);
+        let scopes = self.scopes.iter();
+        let scopes = scopes.map(|rule| format!("{}: {:?}", rule.selector, rule.given));
         let overrides = self.method_override.iter();
         let overrides =
             overrides.map(|(header, methods)| format!("method_override {header}: {methods:?}"));
@@ -370,75 +363,102 @@ impl<B> Rules<B> {
     }
 
     /// The ways to read the request's method.
-    pub(in crate::realm) fn methods(&self, head: &Head<'_>) -> Methods {
-        Methods::of(head.method, head.headers, self.method_override.as_ref())
+    pub(in crate::realm) fn readings(&self, head: &Head<'_>) -> Readings {
+        Readings::of(head.method, head.headers, self.method_override.as_ref())
     }
 
-    /// Whether a request is locked.
-    pub(in crate::realm) fn lock_any(&self, methods: &Methods, path: &ParsedPath<'_>) -> bool {
-        methods.unclear || methods.iter().any(|method| self.locks(method, path))
+    /// Whether a request is locked, in any of these readings. If it is, a route that locks it
+    /// counts before the bare method.
+    pub(in crate::realm) fn judge(
+        &self,
+        readings: &Readings,
+        path: &ParsedPath<'_>,
+    ) -> Judgement<'_> {
+        let of_each = readings.iter().map(|method| self.judge_as(method, path));
+        let rank = |it: &Judgement<'_>| (it.locked, it.locked && it.route.is_some());
+        let judged = of_each.reduce(|best, next| {
+            if rank(&next) > rank(&best) {
+                next
+            } else {
+                best
+            }
+        });
+        match judged {
+            Some(judged) if judged.locked || !readings.unclear => judged,
+            _ => Judgement {
+                locked: true,
+                route: None,
+            },
+        }
     }
 
-    fn locks(&self, method: &Method, path: &ParsedPath<'_>) -> bool {
-        self.routes
-            .iter()
-            .filter(|route| route.is_for(method))
-            .find_map(|route| route.verdict(path))
-            .unwrap_or_else(|| !is_safe(method))
+    fn judge_as(&self, method: &Method, path: &ParsedPath<'_>) -> Judgement<'_> {
+        let route = self.routes.iter().find(|route| match route.kind {
+            RuleKind::Lock => {
+                route.is_for_or_as_get(method) && route.pattern.matches_any_spelling(path)
+            }
+            _ => {
+                route.is_for(method) && route.pattern.matches_exactly(path) && path.is_unambiguous()
+            }
+        });
+        Judgement {
+            locked: route.map_or(!is_safe(method), |route| route.kind == RuleKind::Lock),
+            route,
+        }
     }
 
-    /// The narrower scope than the realm that a request has; `None` if it has none, or if that is
-    /// not certain.
+    /// The rule that gives a request a narrower scope than the realm; `None` if none does, or if
+    /// that is not certain.
     pub(in crate::realm) fn scope_of(
         &self,
-        methods: &Methods,
+        readings: &Readings,
         path: &ParsedPath<'_>,
-    ) -> Option<&RouteScope<B>> {
-        given(&self.scopes, methods, path)
+    ) -> Option<&Ruled<RouteScope<B>>> {
+        ruled(&self.scopes, readings, path)
     }
 
-    /// The limits of the route of a request; `None` if it has none, or if that is not certain.
-    pub(in crate::realm) fn limits_of(&self, head: &Head<'_>) -> Option<&RouteLimits> {
+    /// The rule that gives a request limits of its own; `None` if none does, or if that is not
+    /// certain.
+    pub(in crate::realm) fn limits_of(&self, head: &Head<'_>) -> Option<&Ruled<RouteLimits>> {
         if self.limits.is_empty() {
             return None;
         }
-        given(&self.limits, &self.methods(head), head.path())
+        ruled(&self.limits, &self.readings(head), head.path())
     }
 
     /// The most resources that a request locks by themselves.
     pub(in crate::realm) fn max_resources(&self) -> usize {
         self.max_resources
     }
+
+    /// The header that may override the method.
+    pub(in crate::realm) fn override_header(&self) -> Option<&HeaderName> {
+        self.method_override.as_ref().map(|(header, _)| header)
+    }
+
+    /// All that the rules are for, in the order of their kinds.
+    pub(in crate::realm) fn selectors(&self) -> impl Iterator<Item = &Selector> {
+        let scopes = self.scopes.iter().map(|ruled| &ruled.selector);
+        let limits = self.limits.iter().map(|ruled| &ruled.selector);
+        self.routes.iter().chain(scopes).chain(limits)
+    }
 }
 
-/// What the first route that fits gives to a request; `None` if none does, if another one does for
-/// another reading of the method, or if the request fits only in another spelling.
-fn given<'r, T>(routes: &'r [Ruled<T>], methods: &Methods, path: &ParsedPath<'_>) -> Option<&'r T> {
-    let route_for = |method: &Method| {
-        let mut of_method = routes.iter().filter(|route| route.method == *method);
-        let route = of_method.find(|route| route.pattern.matches_any_spelling(path))?;
-        let is_certain = route.pattern.matches_exactly(path) && path.is_unambiguous();
-        is_certain.then_some(&route.given)
+/// The first rule that fits a request; `None` if none does, if another one does for another reading
+/// of the method, or if the request fits only in another spelling.
+fn ruled<'r, T>(
+    rules: &'r [Ruled<T>],
+    readings: &Readings,
+    path: &ParsedPath<'_>,
+) -> Option<&'r Ruled<T>> {
+    let rule_for = |method: &Method| {
+        let mut of_method = rules.iter().filter(|rule| rule.selector.is_for(method));
+        let rule = of_method.find(|rule| rule.selector.pattern.matches_any_spelling(path))?;
+        let is_exact = rule.selector.pattern.matches_exactly(path);
+        (is_exact && path.is_unambiguous()).then_some(rule)
     };
-    let mut of_each = methods.iter().map(route_for);
-    let first = of_each.next()?.filter(|_| !methods.unclear)?;
-    let is_same = |other: Option<&T>| other.is_some_and(|other| std::ptr::eq(other, first));
+    let mut of_each = readings.iter().map(rule_for);
+    let first = of_each.next()?.filter(|_| !readings.unclear)?;
+    let is_same = |other: Option<&Ruled<T>>| other.is_some_and(|it| std::ptr::eq(it, first));
     of_each.all(is_same).then_some(first)
-}
-
-impl Route {
-    fn is_for(&self, method: &Method) -> bool {
-        let head_of_locked_get =
-            self.locked && self.method == Method::GET && method == Method::HEAD;
-        self.method == *method || head_of_locked_get
-    }
-
-    fn verdict(&self, path: &ParsedPath<'_>) -> Option<bool> {
-        let fits = if self.locked {
-            self.pattern.matches_any_spelling(path)
-        } else {
-            self.pattern.matches_exactly(path) && path.is_unambiguous()
-        };
-        fits.then_some(self.locked)
-    }
 }

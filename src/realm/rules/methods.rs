@@ -1,5 +1,6 @@
-use http::header::HeaderName;
-use http::{HeaderMap, Method};
+use std::fmt;
+
+use http::Method;
 
 /// The methods that the IANA HTTP method registry marks safe, so that requests with them pass.
 ///
@@ -9,131 +10,270 @@ const SAFE: [&str; 8] = [
     "GET", "HEAD", "OPTIONS", "TRACE", "QUERY", "PROPFIND", "REPORT", "SEARCH",
 ];
 
+/// The other methods of the IANA HTTP method registry.
+const UNSAFE: [&str; 32] = [
+    "ACL",
+    "BASELINE-CONTROL",
+    "BIND",
+    "CHECKIN",
+    "CHECKOUT",
+    "CONNECT",
+    "COPY",
+    "DELETE",
+    "LABEL",
+    "LINK",
+    "LOCK",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MKREDIRECTREF",
+    "MKWORKSPACE",
+    "MOVE",
+    "ORDERPATCH",
+    "PATCH",
+    "POST",
+    "PRI",
+    "PROPPATCH",
+    "PUT",
+    "REBIND",
+    "UNBIND",
+    "UNCHECKOUT",
+    "UNLINK",
+    "UNLOCK",
+    "UPDATE",
+    "UPDATEREDIRECTREF",
+    "VERSION-CONTROL",
+];
+
 pub(super) fn is_safe(method: &Method) -> bool {
     SAFE.contains(&method.as_str())
 }
 
-/// Whether a request with this method writes to its `Destination` too (RFC 4918, sections 9.8 and
-/// 9.9).
-fn has_destination(method: &Method) -> bool {
-    matches!(method.as_str(), "COPY" | "MOVE")
-}
-
-/// The methods that a request can be read with: its own, and what a header overrides it with.
+/// The methods that a rule is for: one, several, or all that are not safe.
+///
+/// `Method`, `[Method; N]`, `&[Method]` and `Vec<Method>` become one by `into()`, so the functions
+/// that take a set take each of these.
+///
+/// ```
+/// use http::Method;
+/// use tower_realm_lock::{LockRules, MethodSet, Scope};
+///
+/// let card = "/{owner}/{realm}/{*card}";
+/// let rules = LockRules::new()
+///     .exempt(Method::POST, "/{owner}/{realm}/_search")?
+///     .scope([Method::PUT, Method::PATCH], card, Scope::resource())?
+///     .scope(MethodSet::unsafe_methods(), card, Scope::shared())?;
+/// # let _ = rules;
+/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// ```
+///
+/// Methods are case-sensitive (RFC 9110, section 9.1). A rule for `post` is refused. A method that
+/// the IANA HTTP method registry does not have is logged at WARN, with the registered one that is
+/// nearest: your own methods are right, `PATHC` is not. A rule without any method is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::realm) struct Methods {
-    first: Method,
-    /// Where readers differ.
-    others: Vec<Method>,
-    /// Whether the header says something that nobody can rely on.
-    pub(in crate::realm) unclear: bool,
+pub struct MethodSet(Set);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Set {
+    Listed(Box<[Method]>),
+    Unsafe,
 }
 
-impl Methods {
-    pub(super) fn of(
-        method: &Method,
-        headers: &HeaderMap,
-        overriding: Option<&(HeaderName, Vec<Method>)>,
-    ) -> Self {
-        let own = Self {
-            first: method.clone(),
-            others: Vec::new(),
-            unclear: false,
-        };
-        let Some((header, honoured)) =
-            overriding.filter(|(header, _)| headers.contains_key(header))
-        else {
-            return own;
-        };
-        let mut unclear = headers.get_all(header).iter().count() > 1;
-        let mut readings = Vec::new();
-        for value in headers.get_all(header) {
-            let Ok(over) = Method::from_bytes(value.as_bytes()) else {
-                unclear = true;
-                continue;
-            };
-            // Methods are case-sensitive (RFC 9110, section 9.1), and yet some readers fold them.
-            let upper = Method::from_bytes(over.as_str().to_ascii_uppercase().as_bytes());
-            readings.push(over);
-            readings.extend(upper);
+impl MethodSet {
+    /// Every method that is not safe, known or not: those that a layer locks without any rule.
+    #[must_use]
+    pub const fn unsafe_methods() -> Self {
+        Self(Set::Unsafe)
+    }
+
+    /// Whether a request with this method is meant.
+    pub(in crate::realm) fn contains(&self, method: &Method) -> bool {
+        match &self.0 {
+            Set::Listed(methods) => methods.contains(method),
+            Set::Unsafe => !is_safe(method),
         }
-        // A POST is what every reader overrides, with a method that it honours. Some override
-        // nothing else.
-        let is_certain = readings.iter().all(|reading| honoured.contains(reading));
-        if unclear || *method != Method::POST || !is_certain {
-            readings.insert(0, own.first);
+    }
+
+    /// The methods by name; `None` for all that are not safe.
+    pub(super) fn listed(&self) -> Option<&[Method]> {
+        match &self.0 {
+            Set::Listed(methods) => Some(methods),
+            Set::Unsafe => None,
         }
-        let mut methods = Self {
-            first: readings.remove(0),
-            others: Vec::new(),
-            unclear,
+    }
+
+    /// Refuses a set that fits no request that its author means.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, and the remedy.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let methods = match &self.0 {
+            Set::Unsafe => return Ok(()),
+            Set::Listed(methods) => methods,
         };
-        for reading in readings {
-            if methods.iter().all(|known| *known != reading) {
-                methods.others.push(reading);
+        if methods.is_empty() {
+            return Err(
+                "it has no method: name at least one, or all that are not safe (`MethodSet::unsafe_methods()`, in a file \"unsafe\")".into(),
+            );
+        }
+        for method in methods {
+            let upper = method.as_str().to_ascii_uppercase();
+            if *upper != *method.as_str() && registered().any(|known| known == upper) {
+                return Err(format!(
+                    "methods are case-sensitive, and no client sends `{method}`: write `{upper}`"
+                ));
             }
         }
-        methods
+        Ok(())
     }
 
-    pub(in crate::realm) fn iter(&self) -> impl Iterator<Item = &Method> + Clone {
-        std::iter::once(&self.first).chain(&self.others)
+    /// The methods that no registry has, each with the registered one that may have been meant.
+    pub(super) fn unregistered(&self) -> impl Iterator<Item = (&Method, Option<&'static str>)> {
+        let listed = self.listed().unwrap_or_default().iter();
+        listed
+            .filter(|method| registered().all(|known| known != method.as_str()))
+            .map(|method| (method, nearest(method.as_str())))
     }
+}
 
-    /// Whether the request, in any reading, writes to its `Destination` too.
-    pub(in crate::realm) fn have_destination(&self) -> bool {
-        self.iter().any(has_destination)
+fn registered() -> impl Iterator<Item = &'static str> {
+    SAFE.into_iter().chain(UNSAFE)
+}
+
+/// The registered method that is so near that it must have been meant: one letter in three may be
+/// another one.
+fn nearest(method: &str) -> Option<&'static str> {
+    let method = method.to_ascii_uppercase();
+    let known = registered().map(|known| (distance(&method, known), known));
+    let (distance, known) = known.min_by_key(|(distance, _)| *distance)?;
+    (distance <= known.len().div_ceil(3)).then_some(known)
+}
+
+/// How many bytes must be inserted, removed, replaced or swapped with the next to make one text of
+/// the other (optimal string alignment).
+fn distance(one: &str, other: &str) -> usize {
+    let (one, other) = (one.as_bytes(), other.as_bytes());
+    let mut before: Vec<usize> = Vec::new();
+    let mut last: Vec<usize> = (0..=other.len()).collect();
+    for (at, byte) in one.iter().enumerate() {
+        let mut row = vec![at + 1];
+        for (to, wanted) in other.iter().enumerate() {
+            let replaced = last[to] + usize::from(byte != wanted);
+            let mut best = replaced.min(last[to + 1] + 1).min(row[to] + 1);
+            let is_swap = at > 0 && to > 0 && *byte == other[to - 1] && one[at - 1] == *wanted;
+            if is_swap {
+                best = best.min(before[to - 1] + 1);
+            }
+            row.push(best);
+        }
+        before = std::mem::replace(&mut last, row);
+    }
+    last.last().copied().unwrap_or_default()
+}
+
+impl From<Method> for MethodSet {
+    fn from(method: Method) -> Self {
+        [method].into()
+    }
+}
+
+impl<const N: usize> From<[Method; N]> for MethodSet {
+    fn from(methods: [Method; N]) -> Self {
+        Self(Set::Listed(methods.into()))
+    }
+}
+
+impl From<Vec<Method>> for MethodSet {
+    fn from(methods: Vec<Method>) -> Self {
+        Self(Set::Listed(methods.into()))
+    }
+}
+
+impl From<&[Method]> for MethodSet {
+    fn from(methods: &[Method]) -> Self {
+        Self(Set::Listed(methods.into()))
+    }
+}
+
+/// `PUT, PATCH`, or `unsafe`, as a configuration file has it.
+impl fmt::Display for MethodSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(methods) = self.listed() else {
+            return f.write_str("unsafe");
+        };
+        if methods.is_empty() {
+            return f.write_str("(no method)");
+        }
+        let mut separator = "";
+        for method in methods {
+            write!(f, "{separator}{method}")?;
+            separator = ", ";
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
-    fn readings(method: &Method, values: &[&'static [u8]]) -> (String, bool) {
-        let header = HeaderName::from_static("x-http-method-override");
-        let mut headers = HeaderMap::new();
-        for value in values {
-            headers.append(&header, HeaderValue::from_bytes(value).unwrap());
-        }
-        let honoured = vec![Method::GET, Method::PATCH, Method::DELETE, Method::QUERY];
-        let methods = Methods::of(method, &headers, Some(&(header, honoured)));
-        let names: Vec<&str> = methods.iter().map(Method::as_str).collect();
-        (names.join(" "), methods.unclear)
+    fn named(method: &str) -> Method {
+        Method::from_bytes(method.as_bytes()).unwrap()
     }
 
     #[test]
-    fn every_way_to_read_a_method_counts() {
-        for (method, values, expected, unclear) in [
-            (Method::POST, &[][..], "POST", false),
-            (Method::POST, &[&b"QUERY"[..]][..], "QUERY", false),
-            (Method::POST, &[b"POST"], "POST", false),
-            // Not honoured.
-            (Method::POST, &[b"TRACE"], "POST TRACE", false),
-            (Method::POST, &[b"post"], "POST post", false),
-            (Method::POST, &[b"delete"], "POST delete DELETE", false),
-            (Method::GET, &[b"DELETE"], "GET DELETE", false),
-            (Method::DELETE, &[b"GET"], "DELETE GET", false),
-            (Method::DELETE, &[b"Get"], "DELETE Get GET", false),
-            (Method::POST, &[b"GET", b"GET"], "POST GET", true),
-            (Method::POST, &[b"GET", b"DELETE"], "POST GET DELETE", true),
-            (Method::POST, &[b"GET, DELETE"], "POST", true),
-            (Method::POST, &[b""], "POST", true),
-            (Method::POST, &[b"GET "], "POST", true),
-            (Method::POST, &[b"\xff"], "POST", true),
+    fn a_set_has_the_methods_that_it_lists_or_all_that_are_not_safe() {
+        let listed = MethodSet::from([Method::PUT, Method::PATCH]);
+        assert!(listed.contains(&Method::PUT) && !listed.contains(&Method::POST));
+        let writes = MethodSet::unsafe_methods();
+        for (method, is_in) in [
+            ("POST", true),
+            ("DELETE", true),
+            ("FROB", true),
+            ("post", true),
+            ("GET", false),
+            ("HEAD", false),
+            ("QUERY", false),
+            ("PROPFIND", false),
         ] {
-            let expected = (expected.to_owned(), unclear);
-            assert_eq!(readings(&method, values), expected, "{values:?}");
+            assert_eq!(writes.contains(&named(method)), is_in, "{method}");
         }
+        assert_eq!(listed.to_string(), "PUT, PATCH");
+        assert_eq!(writes.to_string(), "unsafe");
     }
 
     #[test]
-    fn a_header_that_is_not_configured_says_nothing() {
-        let mut headers = HeaderMap::new();
-        headers.insert("x-http-method-override", HeaderValue::from_static("GET"));
-        let methods = Methods::of(&Method::POST, &headers, None);
-        assert!(methods.iter().eq([&Method::POST]));
+    fn an_empty_set_and_a_method_in_another_letter_case_are_refused() {
+        let empty = MethodSet::from([]).check().unwrap_err();
+        assert!(empty.contains("no method"), "{empty}");
+        let lower = MethodSet::from([Method::PUT, named("Post")]).check();
+        let lower = lower.unwrap_err();
+        assert!(lower.contains("`Post`: write `POST`"), "{lower}");
+        // Nobody knows how this one is written.
+        for method in ["frob", "FROB", "VERSION-CONTROL", "MKCOL"] {
+            assert_eq!(MethodSet::from(named(method)).check(), Ok(()), "{method}");
+        }
+        assert_eq!(MethodSet::unsafe_methods().check(), Ok(()));
+    }
+
+    #[test]
+    fn a_method_that_no_registry_has_is_shown_with_the_nearest_one() {
+        for (method, expected) in [
+            ("PATHC", Some("PATCH")),
+            ("PTACH", Some("PATCH")),
+            ("PSOT", Some("POST")),
+            ("DELET", Some("DELETE")),
+            ("VERSIONCONTROL", Some("VERSION-CONTROL")),
+            ("FROBNICATE", None),
+        ] {
+            let set = MethodSet::from(named(method));
+            let unknown: Vec<_> = set.unregistered().map(|(_, nearest)| nearest).collect();
+            assert_eq!(unknown, [expected], "{method}");
+        }
+        let set = MethodSet::from([Method::PATCH, named("PROPFIND"), named("UNLINK")]);
+        assert_eq!(set.unregistered().count(), 0);
+        assert_eq!(MethodSet::unsafe_methods().unregistered().count(), 0);
     }
 }

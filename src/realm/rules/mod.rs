@@ -4,7 +4,9 @@
 mod file;
 pub(crate) mod limits;
 pub(crate) mod lock_rules;
-pub(super) mod methods;
+pub(crate) mod methods;
+pub(super) mod readings;
 pub(crate) mod scope;
+pub(super) mod selector;
 #[cfg(test)]
 mod tests;

@@ -141,7 +141,7 @@ fn the_first_limits_whose_route_fits_count_for_the_plain_spelling_alone() {
         }
         let request = request.body(()).unwrap();
         let limits = rules.limits_of(&Head::of(&request));
-        let timeout = limits.and_then(|limits| limits.acquire_timeout);
+        let timeout = limits.and_then(|limits| limits.given.acquire_timeout);
         let expected = expected.map(Duration::from_secs);
         assert_eq!(timeout, expected, "{method} {path} {over}");
     }

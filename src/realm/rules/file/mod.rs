@@ -2,19 +2,23 @@
 
 use http::header::HeaderName;
 use http::{Method, StatusCode};
-use serde::de::{Deserialize, Deserializer, MapAccess};
+use serde::de::{Deserialize, Deserializer, Error, MapAccess};
 
 use super::limits::RouteLimits;
-use super::lock_rules::{LockRules, Route, Ruled};
+use super::lock_rules::{LockRules, Ruled};
+use super::methods::MethodSet;
 use super::scope::{RouteScope, Scope};
+use super::selector::{RuleKind, Selector};
 use crate::realm::body::ReadsBodies;
 use crate::realm::error::RealmError;
 use crate::realm::template::PathTemplate;
-use crate::table::value::Value;
+use crate::table::value::{Texts, Value};
 use crate::table::words::shown;
 use crate::table::{self, Table};
 
 const METHOD: &str = "a method, such as \"POST\",";
+const METHODS: &str =
+    "a method, such as \"POST\", several, such as [\"PUT\", \"PATCH\"], or \"unsafe\"";
 const HEADER: &str = "a header's name, such as \"X-HTTP-Method-Override\",";
 const DETAIL: &str = "a text for clients";
 const PATTERN: &str = "a path, such as \"/{owner}/{realm}/_search\",";
@@ -39,6 +43,7 @@ const SCOPES: [(&str, NewScope); 4] = [
 /// | `max_resources` | [`max_resources`](LockRules::max_resources) |
 /// | `method_override` | `{ header, methods }` of [`method_override`](LockRules::method_override) |
 ///
+/// `method` is one method, a list of them, or `"unsafe"` for all that are not safe: see [`MethodSet`].
 /// Methods are written in capital letters, as HTTP has them: `get` is another method than `GET`, and refused here. Errors are
 /// those of the methods named above; an unknown key is one that names the nearest right one.
 ///
@@ -49,7 +54,7 @@ const SCOPES: [(&str, NewScope); 4] = [
 /// let rules: LockRules = toml::from_str(r#"
 ///     max_resources = 32
 ///     routes = [{ method = "POST", path = "/{owner}/{realm}/_search", lock = false }]
-///     scopes = [{ method = "PATCH", path = "/{owner}/{realm}/{*card}", scope = "resource" }]
+///     scopes = [{ method = ["PUT", "PATCH"], path = "/{owner}/{realm}/{*card}", scope = "resource" }]
 ///
 ///     [[limits]]
 ///     method = "POST"
@@ -83,9 +88,18 @@ impl Table for LockRules {
 
     fn set<'de, A: MapAccess<'de>>(mut self, value: Value<'_, A>) -> Result<Self, A::Error> {
         match value.key {
-            "routes" => self.0.routes = value.tables(RouteKeys::default())?,
-            "scopes" => self.0.scopes = value.tables(ScopeKeys::default())?,
-            "limits" => self.0.limits = value.tables(LimitKeys::default())?,
+            "routes" => {
+                let routes = value.tables(RouteKeys::default())?;
+                self.0.routes = admitted(routes, |route| route)?;
+            }
+            "scopes" => {
+                let scopes = value.tables(ScopeKeys::default())?;
+                self.0.scopes = admitted(scopes, |scope| &scope.selector)?;
+            }
+            "limits" => {
+                let limits = value.tables(LimitKeys::default())?;
+                self.0.limits = admitted(limits, |limits| &limits.selector)?;
+            }
             "max_resources" => {
                 return value.whole(|number| Ok(self.max_resources(number as usize)));
             }
@@ -99,40 +113,50 @@ impl Table for LockRules {
     }
 }
 
+/// Rules of one kind, once each is checked against those before it.
+fn admitted<T, E: Error>(rules: Vec<T>, selector: fn(&T) -> &Selector) -> Result<Vec<T>, E> {
+    for (at, rule) in rules.iter().enumerate() {
+        let earlier = rules.iter().take(at).map(selector);
+        selector(rule).admitted(earlier).map_err(E::custom)?;
+    }
+    Ok(rules)
+}
+
 #[derive(Clone, Default)]
 struct RouteKeys {
-    method: Option<Method>,
+    methods: Option<MethodSet>,
     pattern: Option<PathTemplate>,
     locked: Option<bool>,
 }
 
 impl Table for RouteKeys {
-    type Made = Route;
+    type Made = Selector;
 
     const NAME: &'static str = "a route of the rules";
     const KEYS: &'static [&'static str] = &["method", "path", "lock"];
 
     fn set<'de, A: MapAccess<'de>>(mut self, value: Value<'_, A>) -> Result<Self, A::Error> {
         match value.key {
-            "method" => self.method = Some(value.text(METHOD, method)?),
+            "method" => self.methods = Some(value.text_or_texts(METHODS, method_set)?),
             "path" => self.pattern = Some(value.text(PATTERN, pattern)?),
             _ => self.locked = Some(value.flag(Ok)?),
         }
         Ok(self)
     }
 
-    fn made(self) -> Option<Route> {
-        Some(Route {
-            method: self.method?,
-            pattern: self.pattern?,
-            locked: self.locked?,
-        })
+    fn made(self) -> Option<Selector> {
+        let kind = if self.locked? {
+            RuleKind::Lock
+        } else {
+            RuleKind::Exempt
+        };
+        selector(kind, self.methods, self.pattern)
     }
 }
 
 #[derive(Clone, Default)]
 struct ScopeKeys {
-    method: Option<Method>,
+    methods: Option<MethodSet>,
     pattern: Option<PathTemplate>,
     scope: Option<Scope>,
 }
@@ -145,7 +169,7 @@ impl Table for ScopeKeys {
 
     fn set<'de, A: MapAccess<'de>>(mut self, value: Value<'_, A>) -> Result<Self, A::Error> {
         match value.key {
-            "method" => self.method = Some(value.text(METHOD, method)?),
+            "method" => self.methods = Some(value.text_or_texts(METHODS, method_set)?),
             "path" => self.pattern = Some(value.text(PATTERN, pattern)?),
             _ => self.scope = Some(value.one_of(&SCOPES)?()),
         }
@@ -154,8 +178,7 @@ impl Table for ScopeKeys {
 
     fn made(self) -> Option<Self::Made> {
         Some(Ruled {
-            method: self.method?,
-            pattern: self.pattern?,
+            selector: selector(RuleKind::Scope, self.methods, self.pattern)?,
             given: self.scope?.0,
         })
     }
@@ -163,7 +186,7 @@ impl Table for ScopeKeys {
 
 #[derive(Clone, Default)]
 struct LimitKeys {
-    method: Option<Method>,
+    methods: Option<MethodSet>,
     pattern: Option<PathTemplate>,
     limits: RouteLimits,
 }
@@ -187,7 +210,7 @@ impl Table for LimitKeys {
         let limits = self.limits;
         self.limits = match value.key {
             "method" => {
-                self.method = Some(value.text(METHOD, method)?);
+                self.methods = Some(value.text_or_texts(METHODS, method_set)?);
                 limits
             }
             "path" => {
@@ -204,8 +227,7 @@ impl Table for LimitKeys {
 
     fn made(self) -> Option<Self::Made> {
         Some(Ruled {
-            method: self.method?,
-            pattern: self.pattern?,
+            selector: selector(RuleKind::Limits, self.methods, self.pattern)?,
             given: self.limits,
         })
     }
@@ -234,6 +256,32 @@ impl Table for OverrideKeys {
     fn made(self) -> Option<Self::Made> {
         Some((self.header?, self.methods?))
     }
+}
+
+fn selector(
+    kind: RuleKind,
+    methods: Option<MethodSet>,
+    pattern: Option<PathTemplate>,
+) -> Option<Selector> {
+    Some(Selector {
+        kind,
+        methods: methods?,
+        pattern: pattern?,
+    })
+}
+
+fn method_set(texts: Texts) -> Result<MethodSet, String> {
+    let methods = match texts {
+        Texts::One(text) if text == "unsafe" => return Ok(MethodSet::unsafe_methods()),
+        Texts::One(text) => vec![method(&text)?],
+        Texts::Several(texts) => {
+            let methods = texts.iter().map(|text| method(text));
+            methods.collect::<Result<_, _>>()?
+        }
+    };
+    let methods = MethodSet::from(methods);
+    methods.check()?;
+    Ok(methods)
 }
 
 fn method(text: &str) -> Result<Method, String> {

@@ -35,7 +35,7 @@ fn a_file_says_all_that_the_methods_do() {
         ]
         scopes = [
             { method = 'PUT', path = '/{o}/{r}/{*card}', scope = 'realm' },
-            { method = 'PATCH', path = '/{o}/{r}/{*card}', scope = 'resource' },
+            { method = ['PATCH', 'DELETE'], path = '/{o}/{r}/{*card}', scope = 'resource' },
             { method = 'POST', path = '/{o}/{r}/_atomic', scope = 'atomic-hrefs' },
             { method = 'POST', path = '/{o}/{r}/{*card}', scope = 'shared' },
         ]
@@ -68,7 +68,10 @@ fn a_file_says_all_that_the_methods_do() {
         .exempt(Method::POST, "/{o}/{r}/_search")
         .and_then(|rules| rules.lock(Method::GET, "/{o}/{r}/_reindex"))
         .and_then(|rules| rules.scope(Method::PUT, "/{o}/{r}/{*card}", Scope::realm()))
-        .and_then(|rules| rules.scope(Method::PATCH, "/{o}/{r}/{*card}", Scope::resource()))
+        .and_then(|rules| {
+            let methods = [Method::PATCH, Method::DELETE];
+            rules.scope(methods, "/{o}/{r}/{*card}", Scope::resource())
+        })
         .and_then(|rules| rules.scope(Method::POST, "/{o}/{r}/_atomic", Scope::atomic_hrefs()))
         .and_then(|rules| rules.scope(Method::POST, "/{o}/{r}/{*card}", Scope::shared()))
         .and_then(|rules| rules.limits(Method::POST, "/{o}/{r}/_batch", batch.max_hold(None)))
@@ -102,10 +105,48 @@ fn a_file_says_all_that_the_methods_do() {
 fn the_first_route_of_a_file_that_fits_decides() {
     let lock = "{ method = 'POST', path = '/{o}/{r}/_search', lock = true }";
     let exempt = "{ method = 'POST', path = '/{o}/{r}/{*rest}', lock = false }";
-    for (routes, locked) in [([lock, exempt], true), ([exempt, lock], false)] {
-        let rules = rules(&format!("routes = [{}]", routes.join(", ")));
-        assert_eq!(rules.locks(&Method::POST, "/a/b/_search"), locked);
+    let rules = rules(&format!("routes = [{lock}, {exempt}]"));
+    assert!(rules.locks(&Method::POST, "/a/b/_search"));
+    assert!(!rules.locks(&Method::POST, "/a/b/_find"));
+}
+
+#[test]
+fn a_rule_of_a_file_that_an_earlier_one_hides_is_refused() {
+    let wide = "method = 'unsafe', path = '/{o}/{r}/{*rest}'";
+    let narrow = "method = ['PUT', 'POST'], path = '/{o}/{r}/_search'";
+    for (kind, value) in [
+        ("routes", "lock = true"),
+        ("scopes", "scope = 'shared'"),
+        ("limits", "max_hold = '1s'"),
+    ] {
+        let rules_in = |order: [&str; 2]| {
+            let rules = order.map(|rule| format!("{{ {rule}, {value} }}"));
+            format!("{kind} = [{}]", rules.join(", "))
+        };
+        rules(&rules_in([narrow, wide]));
+        let error = toml::from_str::<LockRules>(&rules_in([wide, narrow])).unwrap_err();
+        let message = error.message();
+        assert!(
+            message.contains("PUT, POST /{o}/{r}/_search` cannot be used: it is never reached"),
+            "{message}"
+        );
+        assert!(message.contains("unsafe /{o}/{r}/{*rest}"), "{message}");
     }
+}
+
+#[test]
+fn a_rule_of_a_file_is_for_one_method_for_several_or_for_all_that_are_not_safe() {
+    let exempt = |method: &str| {
+        let route = format!("{{ method = {method}, path = '/x', lock = false }}");
+        rules(&format!("routes = [{route}]"))
+    };
+    let exempted = |rules: &LockRules| {
+        let methods = [Method::PUT, Method::PATCH, Method::POST];
+        methods.map(|method| !rules.locks(&method, "/x"))
+    };
+    assert_eq!(exempted(&exempt("'PUT'")), [true, false, false]);
+    assert_eq!(exempted(&exempt("['PUT', 'PATCH']")), [true, true, false]);
+    assert_eq!(exempted(&exempt("'unsafe'")), [true, true, true]);
 }
 
 #[test]
@@ -145,6 +186,21 @@ fn what_is_wrong_is_told_with_its_place_and_the_remedy() {
         ),
         ("routes = [{ method = 'A B' }]", "'A B'", "`A B` is not"),
         ("routes = [{ method = 1 }]", "1", "expected a method, such"),
+        (
+            "routes = [{ method = [] }]",
+            "[]",
+            "`method`: it has no method: name at least one",
+        ),
+        (
+            "routes = [{ method = ['PUT', 'post'] }]",
+            "['PUT', 'post']",
+            "`method`: `post` is not a method",
+        ),
+        (
+            "routes = [{ method = ['PUT', 1] }]",
+            "1",
+            "expected a method, such as",
+        ),
         (
             "routes = [{ path = '/{a' }]",
             "'/{a'",

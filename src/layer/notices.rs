@@ -1,0 +1,229 @@
+//! Warnings of what clients can repeat: one a minute for each cause.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use http::StatusCode;
+use tokio::time::Instant;
+
+use crate::realm::claim::Claim;
+use crate::realm::error::RealmError;
+
+/// A cause is warned of once in so long; in between it is logged at DEBUG.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// So many causes are told apart. There are fewer, unless an application makes up errors.
+const MOST_CAUSES: usize = 64;
+
+/// What a layer has warned of. Shared by all clones of the layer and by its services.
+#[derive(Debug, Default)]
+pub(super) struct Notices {
+    started: AtomicBool,
+    causes: Mutex<HashMap<Cause, Seen>>,
+}
+
+/// What is warned of together. It never has a client's text in it, so there are few.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Cause {
+    name: &'static str,
+    /// A part of the configuration.
+    of: Option<Box<str>>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    warned: Instant,
+    /// How often it happened since.
+    suppressed: u64,
+}
+
+/// How often the cause happened since it was warned of, if it is to be warned of again.
+struct Due {
+    suppressed: u64,
+}
+
+/// Logs at WARN if it is due, else at DEBUG.
+macro_rules! notice {
+    ($due:expr, $($field:tt)*) => {
+        match $due {
+            Some(Due { suppressed }) => tracing::warn!(suppressed, $($field)*),
+            None => tracing::debug!($($field)*),
+        }
+    };
+}
+
+impl Notices {
+    /// Whether this is the first call: what a layer logs when it starts is logged once.
+    pub(super) fn is_start(&self) -> bool {
+        !self.started.swap(true, Ordering::Relaxed)
+    }
+
+    /// A request was rejected, because the realm that it is for could not be told.
+    pub(super) fn rejected(&self, code: &'static str, error: &RealmError) {
+        let remedy = remedy(error);
+        let due = self.due(cause(error));
+        notice!(due, code, %error, remedy, "a request was rejected");
+    }
+
+    /// A request locks a realm whose path begins with that of the base URL twice.
+    pub(super) fn repeated_base(&self, base: &str, claim: &Claim) {
+        let due = self.due(Cause::of("repeated base", Some(base)));
+        notice!(
+            due, base, %claim,
+            remedy = "leave the base URL's path out of the pattern, or let the proxy remove it before requests arrive; `explain` shows which realm a path is",
+            "the path of a realm begins with that of the base URL twice"
+        );
+    }
+
+    /// A locked request was answered with a tunnel, which is not under its lock.
+    pub(super) fn upgraded(&self, status: StatusCode, claim: &Claim) {
+        let due = self.due(Cause::of("upgrade", None));
+        notice!(
+            due, status = status.as_u16(), %claim,
+            remedy = "take the lock for each message that writes, with `RealmLocks::with_write_lock`, and exempt the route",
+            "a locked request was answered with an upgrade, which ends its hold"
+        );
+    }
+
+    /// Notes that it happened.
+    fn due(&self, cause: Cause) -> Option<Due> {
+        let now = Instant::now();
+        // Nothing panics in between.
+        let mut causes = self.causes.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_full = causes.len() >= MOST_CAUSES && !causes.contains_key(&cause);
+        let cause = if is_full {
+            Cause::of("other", None)
+        } else {
+            cause
+        };
+        let Some(seen) = causes.get_mut(&cause) else {
+            let seen = Seen {
+                warned: now,
+                suppressed: 0,
+            };
+            causes.insert(cause, seen);
+            return Some(Due { suppressed: 0 });
+        };
+        if now.duration_since(seen.warned) < QUIET {
+            seen.suppressed = seen.suppressed.saturating_add(1);
+            return None;
+        }
+        seen.warned = now;
+        let suppressed = std::mem::take(&mut seen.suppressed);
+        Some(Due { suppressed })
+    }
+}
+
+impl Cause {
+    fn of(name: &'static str, of: Option<&str>) -> Self {
+        let of = of.map(Into::into);
+        Self { name, of }
+    }
+}
+
+fn cause(error: &RealmError) -> Cause {
+    match error {
+        RealmError::NoRealm { template, .. } => Cause::of("no realm", Some(template)),
+        RealmError::AmbiguousPath { problem, .. } => {
+            Cause::of("ambiguous path", Some(&problem.to_string()))
+        }
+        RealmError::NotMounted { .. } => Cause::of("not mounted", None),
+        RealmError::InvalidBody { .. } => Cause::of("invalid body", None),
+        RealmError::BodyPointer { pointer, .. } => Cause::of("body pointer", Some(pointer)),
+        RealmError::Origin { .. } => Cause::of("origin", None),
+        RealmError::Destination { .. } => Cause::of("destination", None),
+        RealmError::AmbiguousMethod => Cause::of("ambiguous method", None),
+        RealmError::Unresolved { .. } => Cause::of("unresolved", None),
+        // Errors of a configuration, which a closure may answer with.
+        _ => Cause::of("other", None),
+    }
+}
+
+/// What is most likely to be wrong with the server, rather than with one client.
+fn remedy(error: &RealmError) -> &'static str {
+    match error {
+        RealmError::NoRealm { .. } if cfg!(feature = "axum") => {
+            "is the pattern that of the whole path, and the base URL's path what requests begin with? exempt the routes of no realm with `LockRules::exempt`, or let them pass with `unresolved(Unresolved::Pass)`; `explain` shows what a request locks"
+        }
+        RealmError::NoRealm { .. } => {
+            "if the layer is inside axum's `nest`, turn on the feature `axum`; else, is the pattern that of the whole path, and the base URL's path what requests begin with? exempt the routes of no realm with `LockRules::exempt`, or let them pass with `unresolved(Unresolved::Pass)`"
+        }
+        RealmError::NotMounted { .. } => {
+            "mount the realm with `RealmMounts::insert` before it is written; exempt the routes of no realm with `LockRules::exempt`, or let them pass with `unresolved(Unresolved::Pass)`"
+        }
+        RealmError::AmbiguousPath { .. } => {
+            "routers could read this path in two ways: let clients send its plain spelling"
+        }
+        RealmError::Origin { .. } => {
+            "allow the origin with `RequestOrigin::only`, or trust the proxy that names it"
+        }
+        RealmError::Destination { .. } => {
+            "a MOVE or COPY must name a path below the base URL in `Destination`"
+        }
+        RealmError::AmbiguousMethod => {
+            "name the methods that the header may carry in `LockRules::method_override`"
+        }
+        RealmError::InvalidBody { .. } | RealmError::BodyPointer { .. } => {
+            "the body must name the realm where the route's `RealmPointers` look for it"
+        }
+        _ => {
+            "exempt the routes of no realm with `LockRules::exempt`, or let them pass with `unresolved(Unresolved::Pass)`"
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cause_is_due_once_a_minute_with_the_count_of_what_came_between() {
+        let notices = Notices::default();
+        let due = |name| {
+            let due = notices.due(Cause::of(name, None));
+            due.map(|due| due.suppressed)
+        };
+        assert_eq!(due("a"), Some(0));
+        for _ in 0..3 {
+            assert_eq!(due("a"), None);
+        }
+        assert_eq!(due("b"), Some(0));
+        advance(QUIET - Duration::from_millis(1)).await;
+        assert_eq!(due("a"), None);
+        advance(Duration::from_millis(1)).await;
+        assert_eq!(due("a"), Some(4));
+        assert_eq!(due("a"), None);
+        advance(QUIET).await;
+        assert_eq!(due("a"), Some(1));
+        assert_eq!(due("b"), Some(0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn made_up_causes_take_no_more_memory() {
+        let notices = Notices::default();
+        for number in 0..10 * MOST_CAUSES {
+            let template = format!("/{number}");
+            let error = RealmError::NoRealm {
+                path: template.clone(),
+                template,
+            };
+            notices.rejected("realm-unresolved", &error);
+        }
+        assert_eq!(notices.causes.lock().unwrap().len(), MOST_CAUSES + 1);
+    }
+
+    #[test]
+    fn a_clients_text_makes_no_cause() {
+        let path = |path: &str| RealmError::NoRealm {
+            path: path.to_owned(),
+            template: "/{realm}".to_owned(),
+        };
+        assert_eq!(cause(&path("/a")), cause(&path("/b")));
+        let [one, other] = ["a", "b"].map(RealmError::unresolved);
+        assert_eq!(cause(&one), cause(&other));
+    }
+}

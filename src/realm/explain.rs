@@ -1,0 +1,325 @@
+//! What a request would lock, and why, for the people who configure it.
+
+use std::fmt;
+
+use http::{Method, Request, Uri};
+
+use super::claim::{Claim, Lock};
+use super::classify::{Decision, Realms};
+use super::error::{RealmError, shown};
+use super::head::Head;
+use super::key::LockKey;
+use super::path::PathProblem;
+use super::resolve::source::Source;
+use super::rules::limits::{MaxHold, RouteLimits};
+use super::url::RealmUrl;
+
+/// What a layer makes of a request, and why.
+///
+/// Made by [`explain`](crate::RealmWriteLockLayer::explain). Its `Display` has several lines, for
+/// logs and for a first test; the functions are for assertions.
+///
+/// ```
+/// use http::Method;
+/// use tower_realm_lock::{RealmLocks, RealmPaths, RealmWriteLockLayer};
+///
+/// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
+/// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms);
+///
+/// let write = layer.explain(&Method::PATCH, "/luke/my-realm/cards/1");
+/// assert_eq!(write.realms(), ["https://realms.example.com/luke/my-realm/".parse()?]);
+/// let login = layer.explain(&Method::POST, "/login");
+/// assert!(login.refusal().is_some(), "{login}");
+/// assert!(layer.explain(&Method::GET, "/luke/my-realm/cards/1").passes());
+/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// ```
+///
+/// It sees a method and a URL, and no other part of a request. Where a header, an extension, the
+/// body or a closure names what is locked, it says so: [`needs_lookup`](Self::needs_lookup) and
+/// [`needs_body`](Self::needs_body). A header that overrides the method, and the `Destination` of a
+/// MOVE or COPY, are taken to be missing.
+#[derive(Debug, Clone)]
+pub struct Explanation {
+    method: Method,
+    uri: String,
+    outcome: Outcome,
+    /// Why it is locked or passes.
+    rule: String,
+    /// How its realm is found, if it is locked.
+    source: Option<String>,
+    /// The rule that narrows or shares its realm.
+    scope: Option<String>,
+    limits: Option<(String, RouteLimits)>,
+    /// What the layer does not know before the request comes.
+    at_run_time: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+enum Outcome {
+    Passes,
+    Locks(Claim),
+    NeedsLookup,
+    NeedsBody,
+    Refused(RealmError),
+}
+
+impl<B: Copy> Realms<B> {
+    /// What becomes of a request, as [`classify`](Self::classify) decides it, and why. `uri` is a
+    /// path, or a URL with a host.
+    pub(crate) fn explain(&self, method: &Method, uri: &str) -> Explanation {
+        let mut explanation = Explanation {
+            method: method.clone(),
+            uri: shown(uri),
+            outcome: Outcome::Passes,
+            rule: "none, since it is no request".to_owned(),
+            source: None,
+            scope: None,
+            limits: None,
+            at_run_time: Vec::new(),
+        };
+        let request = match request(method, uri) {
+            Ok(request) => request,
+            Err(error) => {
+                explanation.outcome = Outcome::Refused(error);
+                return explanation;
+            }
+        };
+        let head = Head::of(&request);
+        let decision = self.classify(&head);
+        let readings = self.rules.readings(&head);
+        let judged = self.rules.judge(&readings, head.path());
+        explanation.rule = match judged.route {
+            Some(route) => format!("`{route}`"),
+            None if judged.locked => format!("none; {method} is not a safe method"),
+            None => format!("none; {method} is a safe method"),
+        };
+        if let Some(header) = self.rules.override_header() {
+            let line = format!("the header `{header}` may override the method");
+            explanation.at_run_time.push(line);
+        }
+        if !judged.locked {
+            return explanation;
+        }
+        let source = self
+            .routes
+            .source(readings.iter(), readings.unclear, head.path());
+        explanation.source = source.as_ref().ok().map(ToString::to_string);
+        let is_of_path = matches!(source, Ok(Source::Path(_)) | Err(_));
+        let scope = self.rules.scope_of(&readings, head.path());
+        explanation.scope = scope.map(|rule| rule.selector.to_string());
+        let limits = self.rules.limits_of(&head);
+        explanation.limits = limits.map(|rule| (rule.selector.to_string(), rule.given.clone()));
+        if readings.have_destination() {
+            let line = "the header `Destination` names what is locked as well";
+            explanation.at_run_time.push(line.to_owned());
+        }
+        explanation.outcome = match decision {
+            Decision::Claim(claim) => Outcome::Locks(claim),
+            Decision::NeedsBody(..) => Outcome::NeedsBody,
+            Decision::NeedsLookup(_) => Outcome::NeedsLookup,
+            // What is missing here may be there in a request.
+            Decision::Pass if !is_of_path => Outcome::NeedsLookup,
+            Decision::Reject(error) if !is_of_path && error.is_absent() => Outcome::NeedsLookup,
+            Decision::Pass | Decision::OtherRoute => {
+                explanation.rule += ", but it names no realm, and such requests pass";
+                Outcome::Passes
+            }
+            Decision::Reject(error) => {
+                if matches!(error, RealmError::Origin { .. }) && uri.starts_with('/') {
+                    let line = "the host counts; explain a URL with its host";
+                    explanation.at_run_time.push(line.to_owned());
+                }
+                Outcome::Refused(error)
+            }
+        };
+        if cfg!(feature = "axum") {
+            let line = "inside axum's router the route that it has matched counts";
+            explanation.at_run_time.push(line.to_owned());
+        }
+        explanation
+    }
+}
+
+fn request(method: &Method, uri: &str) -> Result<Request<()>, RealmError> {
+    if !uri.starts_with('/') && !uri.contains("://") {
+        return Err(RealmError::AmbiguousPath {
+            path: shown(uri),
+            problem: PathProblem::Relative,
+        });
+    }
+    let parsed: Uri = uri.parse().map_err(|error| {
+        RealmError::unresolved(format_args!(
+            "`{uri}` is neither a path nor a URL ({error}); write `/owner/realm/card` or `https://realms.example.com/owner/realm/card`"
+        ))
+    })?;
+    let mut request = Request::new(());
+    *request.method_mut() = method.clone();
+    *request.uri_mut() = parsed;
+    Ok(request)
+}
+
+impl Explanation {
+    /// The same of a layer that is switched off: it passes.
+    pub(crate) fn switched_off(self) -> Self {
+        Self {
+            outcome: Outcome::Passes,
+            rule: "none; the layer is switched off with `enabled(false)`".to_owned(),
+            at_run_time: Vec::new(),
+            ..self
+        }
+    }
+
+    /// Whether the request passes without a lock.
+    #[must_use]
+    pub fn passes(&self) -> bool {
+        matches!(self.outcome, Outcome::Passes)
+    }
+
+    /// What the request locks; `None` if it passes or is refused, or if more than its method and
+    /// URL is needed to know.
+    #[must_use]
+    pub fn claim(&self) -> Option<&Claim> {
+        match &self.outcome {
+            Outcome::Locks(claim) => Some(claim),
+            _ => None,
+        }
+    }
+
+    /// The realms that the request locks, whole or in part, as far as [`claim`](Self::claim) knows
+    /// them.
+    #[must_use]
+    pub fn realms(&self) -> &[RealmUrl] {
+        self.claim().map_or(&[], Claim::realms)
+    }
+
+    /// The keys that the request locks, sorted, as far as [`claim`](Self::claim) knows them.
+    #[must_use]
+    pub fn lock_keys(&self) -> Vec<LockKey> {
+        let locks = self.claim().map_or(&[][..], Claim::locks);
+        locks.iter().map(|lock| lock.key).collect()
+    }
+
+    /// Why the request is rejected with 400 `realm-unresolved`, if it is.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&RealmError> {
+        match &self.outcome {
+            Outcome::Refused(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Whether a closure, a header or an extension has to be asked what is locked.
+    #[must_use]
+    pub fn needs_lookup(&self) -> bool {
+        matches!(self.outcome, Outcome::NeedsLookup)
+    }
+
+    /// Whether the body names what is locked.
+    #[must_use]
+    pub fn needs_body(&self) -> bool {
+        matches!(self.outcome, Outcome::NeedsBody)
+    }
+
+    /// Which rule decides whether the request is locked: its text in backticks, such as
+    /// `` `exempt POST /{owner}/{realm}/_search` ``, or a sentence if there is none.
+    #[must_use]
+    pub fn rule(&self) -> &str {
+        &self.rule
+    }
+}
+
+fn write_claim(f: &mut fmt::Formatter<'_>, claim: &Claim) -> fmt::Result {
+    if !claim.realms().is_empty() {
+        write!(f, "\n  locks: {claim}")?;
+    }
+    for lock in claim.locks() {
+        write_key(f, lock)?;
+    }
+    Ok(())
+}
+
+/// The number that PostgreSQL gets, and the two halves of it that `pg_locks` shows.
+fn write_key(f: &mut fmt::Formatter<'_>, lock: &Lock) -> fmt::Result {
+    let mode = if lock.is_shared() {
+        "shared"
+    } else {
+        "exclusive"
+    };
+    let bits = lock.key.value().cast_unsigned();
+    let (class, object) = (bits >> 32, bits & 0xffff_ffff);
+    let key = lock.key;
+    write!(
+        f,
+        "\n  lock key: {key}, {mode} (in pg_locks: classid {class}, objid {object})"
+    )
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let outcome = match &self.outcome {
+            Outcome::Passes => "passes without a lock",
+            Outcome::Locks(_) => "is locked",
+            Outcome::NeedsLookup => "is locked; what it locks is looked up when it comes",
+            Outcome::NeedsBody => "is locked; what it locks is named in its body",
+            Outcome::Refused(_) => "is rejected with 400",
+        };
+        write!(
+            f,
+            "{} {} {outcome}\n  rule: {}",
+            self.method, self.uri, self.rule
+        )?;
+        if let Outcome::Refused(error) = &self.outcome {
+            write!(f, "\n  why: {error}")?;
+        }
+        if let Some(source) = self.source.as_ref().filter(|_| !self.passes()) {
+            write!(f, "\n  realm found by: {source}")?;
+        }
+        if let Some(claim) = self.claim() {
+            write_claim(f, claim)?;
+        }
+        if self.refusal().is_none() && !self.passes() {
+            match &self.scope {
+                Some(scope) => write!(f, "\n  scope: `{scope}`")?,
+                None => f.write_str("\n  scope: none; the realm as a whole")?,
+            }
+            f.write_str("\n  limits: ")?;
+            match &self.limits {
+                Some((rule, limits)) => write!(f, "`{rule}`{}", Limited(limits))?,
+                None => f.write_str("the layer's")?,
+            }
+        }
+        for line in &self.at_run_time {
+            write!(f, "\n  at run time: {line}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The limits that a route sets.
+struct Limited<'a>(&'a RouteLimits);
+
+impl fmt::Display for Limited<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let RouteLimits {
+            acquire_timeout,
+            max_hold,
+            busy_status,
+            busy_detail,
+        } = self.0;
+        if let Some(timeout) = acquire_timeout {
+            write!(f, ", acquire_timeout {timeout:?}")?;
+        }
+        match max_hold {
+            Some(MaxHold(Some(max_hold))) => write!(f, ", max_hold {max_hold:?}")?,
+            Some(MaxHold(None)) => f.write_str(", no max_hold")?,
+            None => {}
+        }
+        if let Some(status) = busy_status {
+            write!(f, ", busy_status {}", status.as_u16())?;
+        }
+        if let Some(detail) = busy_detail {
+            write!(f, ", busy_detail {detail:?}")?;
+        }
+        Ok(())
+    }
+}
