@@ -244,6 +244,11 @@ async fn equal_replicas_and_other_fleets_log_nothing() {
     }
     let foreign = locks(database.url(), "foreign").await;
     join(&foreign, "another", "https://other.example.com");
+    // Locks of another database exclude nobody here.
+    let elsewhere = support::database::database().await;
+    let apart = locks(elsewhere.url(), "apart").await;
+    join(&apart, "equal", "https://other.example.com");
+    wait_until_all_have_looked(&elsewhere, 1).await;
     wait_until_all_have_looked(&database, 3).await;
     log.assert_no_difference();
     // The open transactions hold back nothing.
@@ -369,6 +374,25 @@ async fn a_lost_connection_is_reported_once_and_made_again() {
     assert!(after[0].0 != before[0].0 && after[0].1 == before[0].1);
     assert_eq!(log.lines(&warning).len(), 1);
     log.assert_no_difference();
+}
+
+#[tokio::test]
+async fn time_limits_of_the_database_do_not_end_what_is_published() {
+    let database = database().await;
+    let (log, _guard) = Log::start();
+    let admin = database.connect().await;
+    let limit = format!(
+        "ALTER DATABASE {} SET idle_in_transaction_session_timeout = '500ms'",
+        database.name()
+    );
+    admin.batch_execute(&limit).await.unwrap();
+    let locks = locks(database.url(), "patient").await;
+    join(&locks, "limits", ORIGIN);
+    let before = wait_for_published(&admin, 1).await;
+    // Each pause between two looks is longer.
+    wait_until_all_have_looked(&database, 1).await;
+    assert_eq!(published(&admin).await, before);
+    assert!(log.lines(&["WARN"]).is_empty(), "{:#?}", log.lines(&[]));
 }
 
 #[tokio::test]

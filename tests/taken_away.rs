@@ -198,17 +198,17 @@ async fn a_streamed_body_breaks_off() {
     let database = database().await;
     for (strategy, [locks, _]) in strategies(&database).await {
         let layer = RealmWriteLockLayer::new(locks, realms()).hold_until(HoldUntil::BodyEnd);
-        let (handles, mut handle) = mpsc::unbounded_channel();
+        let (show, mut shown) = mpsc::unbounded_channel();
         let handler = service_fn(move |request: Request<String>| {
             let held = request.extensions().get::<HeldLock>().cloned();
-            handles.send(held).unwrap();
+            show.send(held).unwrap();
             let frames = stream::pending::<Result<Frame<Bytes>, Infallible>>();
             ready(Ok::<_, Infallible>(Response::new(StreamBody::new(frames))))
         });
         let request = Request::patch(PATH).body(String::new()).unwrap();
         let response = layer.layer(handler).oneshot(request).await.unwrap();
         assert_eq!(response.status(), 200);
-        handle.recv().await.unwrap().unwrap().lose();
+        shown.recv().await.unwrap().unwrap().lose();
         let body = response.into_body().collect();
         let ended = timeout(PATIENCE, body).await.expect("it ends");
         assert!(ended.is_err(), "{strategy}");

@@ -69,6 +69,6 @@ impl Taken {
     }
 
     pub(super) async fn taken(&self) {
-        pending().await
+        pending::<()>().await;
     }
 }

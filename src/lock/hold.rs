@@ -978,6 +978,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::lock::grant::{Grant, Queue};
+    use crate::lock::lease::Lease;
 
     #[test]
     fn work_that_was_frozen_with_its_process_does_not_go_on() {
@@ -1010,7 +1011,7 @@ pub(crate) mod tests {
         let connection = CancellationToken::new();
         let lease = Arc::new(Lease::new(period, Instant::now(), &connection));
         let core = Arc::get_mut(&mut hold.core).unwrap();
-        core.share.lease = Some(Arc::clone(&lease));
+        core.share.grip = Grip::Leased(Arc::clone(&lease));
         (hold, lease)
     }
 

@@ -328,16 +328,18 @@ impl RealmLocks {
     /// Publishes what a layer locks by to the other replicas of its fleet, and logs an error for each
     /// one that locks by something else.
     pub(crate) fn join_fleet(&self, fleet: &Arc<str>, fingerprint: Vec<(&'static str, String)>) {
-        match &self.shared.database {
-            Some(database) => database.join_fleet(Membership {
-                fleet: Arc::clone(fleet),
-                fingerprint,
-            }),
-            None => tracing::warn!(
+        let Some(database) = &self.shared.database else {
+            tracing::warn!(
                 fleet = &**fleet,
-                "a fleet needs locks in PostgreSQL: locks in process exclude no other replica; use                  RealmLocks::postgres, or leave `fleet` out"
-            ),
-        }
+                "a fleet needs locks in PostgreSQL: locks in process exclude no other replica; use \
+                 RealmLocks::postgres, or leave `fleet` out"
+            );
+            return;
+        };
+        database.join_fleet(Membership {
+            fleet: Arc::clone(fleet),
+            fingerprint,
+        });
     }
 
     /// Where they are, for people.

@@ -11,7 +11,7 @@
 //! ends it, and with it what a dead replica has published. Behind a pooler in transaction mode it
 //! keeps one server connection.
 //!
-//! Source: PostgreSQL manual, 13.3.5 *Advisory Locks*, and 54.12 *pg_locks*.
+//! Source: PostgreSQL manual, 13.3.5 *Advisory Locks*, and the view `pg_locks`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -207,7 +207,8 @@ impl Lookout {
         let classes: Vec<String> = self.views.keys().map(ToString::to_string).collect();
         let rows = self.ask(connection, &look(&classes.join(", "))).await?;
         if std::mem::take(&mut self.is_cut_off) {
-            tracing::info!(fleets = ?self.fleets(), "the replicas of a fleet can be compared again");
+            let fleets = self.fleets();
+            tracing::info!(?fleets, "the replicas of a fleet can be compared again");
         }
         let published = rows.iter().filter_map(|row| match row {
             SimpleQueryMessage::Row(row) => Published::read(row),
@@ -325,14 +326,15 @@ impl Published {
     }
 }
 
-/// Begins the transaction, whose limits are its own: others that a role or a database has would end
-/// it early.
+/// Begins the transaction, whose limits are its own: those of a role or a database would end it early.
+/// PostgreSQL 17 and later also limit the time of a whole transaction.
 fn begin() -> String {
     let silence = milliseconds(SILENCE);
     format!(
         "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; \
          /* tower-realm-lock: what this replica locks by */ \
-         SELECT set_config('idle_in_transaction_session_timeout', '{silence}', true)"
+         SELECT set_config('idle_in_transaction_session_timeout', '{silence}', true); \
+         SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout'"
     )
 }
 
