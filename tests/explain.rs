@@ -10,7 +10,7 @@ use support::gate::{ORIGIN, gate, patch, postgres_layer, realms};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
     Claim, HeldLock, LockKey, LockRules, MethodSet, RealmBodyLockLayer, RealmBodyResolver,
-    RealmError, RealmLocks, RealmMounts, RealmPaths, RealmPointers, RealmResolver,
+    RealmError, RealmLocks, RealmMounts, RealmPaths, RealmPointers, RealmResolver, RealmUrl,
     RealmWriteLockLayer, RequestBody, RequestOrigin, RouteLimits, Scope, TrustedProxies,
     Unresolved,
 };
@@ -150,7 +150,7 @@ fn an_explanation_names_the_rule_the_realm_and_the_keys() {
             &[
                 "PATCH /luke/a/x is locked",
                 "rule: none; PATCH is not a safe method",
-                "realm found by: RealmPaths /{owner}/{realm} at http://realms.test/",
+                "realm found by: RealmPaths /{owner}/{realm} named http://realms.test/{owner}/{realm}",
                 "locks: http://realms.test/luke/a/ (x)",
                 ", shared (in pg_locks: classid ",
                 ", exclusive (in pg_locks: classid ",
@@ -196,7 +196,8 @@ fn an_explanation_names_the_rule_the_realm_and_the_keys() {
 
 #[test]
 fn what_it_cannot_know_it_says() {
-    let tenant = RealmResolver::from_fn(async |_| Err(RealmError::unresolved("no tenant")));
+    let tenant =
+        RealmResolver::from_fn(async |_| Err::<RealmUrl, _>(RealmError::unresolved("no tenant")));
     let published = RealmPointers::new(["/realm"]).unwrap();
     let layer = RealmBodyResolver::from(realms())
         .route(Method::POST, "/_publish", published)
@@ -306,12 +307,14 @@ async fn its_keys_are_those_in_postgresql() {
 #[tokio::test]
 async fn what_names_no_realm_passes_if_that_is_asked_for_and_nothing_else_does() {
     let mounted = RealmMounts::new([format!("{ORIGIN}/luke/a/").parse().unwrap()]).unwrap();
-    let absent = RealmResolver::from_fn(async |_| Err(RealmError::unresolved("no header")));
-    let lost = RealmResolver::from_fn(async |_| Err(RealmError::unavailable("gone")));
-    let none = RealmResolver::from_fn(async |_| Ok(Vec::new()));
+    let absent =
+        RealmResolver::from_fn(async |_| Err::<RealmUrl, _>(RealmError::missing("no header")));
+    let lost =
+        RealmResolver::from_fn(async |_| Err::<RealmUrl, _>(RealmError::unavailable("gone")));
+    let none = RealmResolver::from_fn(async |_| Err::<RealmUrl, _>(RealmError::missing("none")));
     let foreign = RealmResolver::from_fn(async |_| {
         let problem = "`x` is no tenant".to_owned();
-        Err(RealmError::Origin { problem })
+        Err::<RealmUrl, _>(RealmError::Origin { problem })
     });
     for (resolver, path, passes) in [
         (RealmResolver::from(realms()), "/login", true),
@@ -354,7 +357,9 @@ async fn status(layer: &RealmWriteLockLayer, method: Method, path: &str) -> Stat
 
 #[tokio::test]
 async fn a_body_that_names_no_realm_reaches_a_handler_that_may_pass() {
-    let absent = RealmBodyResolver::from_body_fn(async |_, _| Err(RealmError::unresolved("none")));
+    let absent = RealmBodyResolver::from_body_fn(async |_, _| {
+        Err::<RealmUrl, _>(RealmError::missing("none"))
+    });
     let layer = RealmBodyLockLayer::new(RealmLocks::in_process(), absent, 1024);
     let handler = service_fn(async |request: Request<RequestBody<String>>| {
         assert!(request.extensions().get::<HeldLock>().is_none());

@@ -83,7 +83,7 @@ async fn each_cause_comes_with_its_remedy() {
     let closure = |error: RealmError| {
         RealmResolver::from_fn(move |_| {
             let error = error.clone();
-            async move { Err(error) }
+            async move { Err::<tower_realm_lock::RealmUrl, _>(error) }
         })
     };
     let origin = || RealmError::Origin {
@@ -197,7 +197,7 @@ fn a_layer_that_starts_logs_once_what_it_locks() {
     assert!(line.starts_with("INFO"), "{line}");
     for part in [
         "every request whose method is not safe is locked, except as the rules say",
-        "realms=\"RealmPaths /{owner}/{realm} at http://realms.test/\"",
+        "realms=\"RealmPaths /{owner}/{realm} named http://realms.test/{owner}/{realm}\"",
         "exempt POST /{owner}/{realm}/_search; lock GET /{owner}/{realm}/_reindex; scope PUT /",
         "unresolved=\"refused\"",
         "locks=\"this process\"",
@@ -271,4 +271,53 @@ fn a_method_that_no_registry_has_is_warned_of_with_the_nearest_one() {
     let resolver = RealmResolver::from(realms());
     assert!(resolver.route(named("PSOT"), "/{a}/{b}", realms()).is_ok());
     assert!(one(&log.take_at("WARN")).contains("did you mean `POST`?"));
+}
+
+#[cfg(feature = "axum")]
+#[tokio::test]
+async fn a_route_without_a_realm_is_logged_once_and_warned_of_if_its_paths_look_like_one() {
+    use axum::Router;
+    use axum::routing::post;
+
+    let log = Log::collect();
+    let layer = layer(realms());
+    let app = Router::new()
+        .route("/{owner}/{realm}", post("written"))
+        .route("/auth/login", post("in"))
+        .route("/health", post("well"))
+        .route("/{user}/x/{id}", post("written"))
+        .layer(layer.clone());
+    let post = async |path: &str| {
+        let request = Request::post(path).body(axum::body::Body::empty()).unwrap();
+        app.clone().oneshot(request).await.unwrap().status()
+    };
+    log.take();
+    for (path, status, level) in [
+        ("/luke/a", 200, ""),
+        ("/health", 200, "INFO"),
+        ("/health", 200, ""),
+        ("/auth/login", 200, "WARN"),
+        ("/auth/login", 200, ""),
+        ("/anna/x/1", 200, "WARN"),
+    ] {
+        assert_eq!(post(path).await, status, "{path}");
+        let mut lines = log.take();
+        lines.retain(|line| line.contains("pass without a lock"));
+        assert_eq!(
+            lines.len(),
+            usize::from(!level.is_empty()),
+            "{path}: {lines:#?}"
+        );
+        assert!(
+            lines.iter().all(|line| line.starts_with(level)),
+            "{lines:#?}"
+        );
+    }
+    // A rule that locks the route says that it has a realm.
+    let rules = LockRules::new().lock(Method::POST, "/auth/login").unwrap();
+    let app = Router::new().route("/auth/login", axum::routing::post("in"));
+    let app = app.layer(layer.rules(rules).unwrap());
+    let request = Request::post("/auth/login").body(axum::body::Body::empty());
+    let response = app.oneshot(request.unwrap()).await.unwrap();
+    assert_eq!(response.status(), 400);
 }

@@ -1,6 +1,6 @@
 //! Warnings of what clients can repeat: one a minute for each cause.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -22,6 +22,8 @@ const MOST_CAUSES: usize = 64;
 pub(super) struct Notices {
     started: AtomicBool,
     causes: Mutex<HashMap<Cause, Seen>>,
+    /// Routes of a router that were seen to have no realm: no more than the router has.
+    other_routes: Mutex<HashSet<Box<str>>>,
 }
 
 /// What is warned of together. It never has a client's text in it, so there are few.
@@ -77,6 +79,29 @@ impl Notices {
         );
     }
 
+    /// A request passed because its route has no realm. Logged once for each route: at WARN if the
+    /// paths of the route may be meant to be a realm's.
+    pub(super) fn passed(&self, route: &str, names_realm: impl FnOnce() -> bool) {
+        let routes = self.other_routes.lock();
+        let mut routes = routes.unwrap_or_else(PoisonError::into_inner);
+        if routes.contains(route) {
+            return;
+        }
+        routes.insert(route.into());
+        if names_realm() {
+            tracing::warn!(
+                route,
+                remedy = "if its handler writes to a realm, name the segments of the realm in the route as in the pattern, such as `{owner}`; otherwise exempt the route with `LockRules::exempt`",
+                "writes of this route pass without a lock, although their paths are those of realms: the route lacks parameters of the pattern"
+            );
+        } else {
+            tracing::info!(
+                route,
+                "writes of this route pass without a lock: it lacks parameters of the pattern"
+            );
+        }
+    }
+
     /// A locked request was answered with a tunnel, which is not under its lock.
     pub(super) fn upgraded(&self, status: StatusCode, claim: &Claim) {
         let due = self.due(Cause::of("upgrade", None));
@@ -129,12 +154,14 @@ fn cause(error: &RealmError) -> Cause {
         RealmError::AmbiguousPath { problem, .. } => {
             Cause::of("ambiguous path", Some(&problem.to_string()))
         }
+        RealmError::RouteParameters { route, .. } => Cause::of("route parameters", Some(route)),
         RealmError::NotMounted { .. } => Cause::of("not mounted", None),
         RealmError::InvalidBody { .. } => Cause::of("invalid body", None),
         RealmError::BodyPointer { pointer, .. } => Cause::of("body pointer", Some(pointer)),
         RealmError::Origin { .. } => Cause::of("origin", None),
         RealmError::Destination { .. } => Cause::of("destination", None),
         RealmError::AmbiguousMethod => Cause::of("ambiguous method", None),
+        RealmError::Missing { .. } => Cause::of("missing", None),
         RealmError::Unresolved { .. } => Cause::of("unresolved", None),
         // Errors of a configuration, which a closure may answer with.
         _ => Cause::of("other", None),
@@ -152,6 +179,9 @@ fn remedy(error: &RealmError) -> &'static str {
         }
         RealmError::NotMounted { .. } => {
             "mount the realm with `RealmMounts::insert` before it is written; exempt the routes of no realm with `LockRules::exempt`, or let them pass with `unresolved(Unresolved::Pass)`"
+        }
+        RealmError::RouteParameters { .. } => {
+            "name the parameters of the route as those of the realm pattern, or exempt the route with `LockRules::exempt`"
         }
         RealmError::AmbiguousPath { .. } => {
             "routers could read this path in two ways: let clients send its plain spelling"

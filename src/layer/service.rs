@@ -151,7 +151,11 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
         let decision = self.realms.classify(&head);
         let settings = self.settings_of(&head);
         let prepared = match decision {
-            Decision::Pass | Decision::OtherRoute => {
+            Decision::Pass => {
+                return ResponseFuture::passed(self.inner.call(request.map(R::unread)));
+            }
+            Decision::OtherRoute => {
+                self.notice_other_route(&head, route.as_ref());
                 return ResponseFuture::passed(self.inner.call(request.map(R::unread)));
             }
             Decision::Claim(claim) => {
@@ -177,6 +181,12 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
         };
         let inner = self.give_back();
         ResponseFuture::locked(answer(settings, inner, prepared))
+    }
+
+    fn notice_other_route(&self, head: &Head<'_>, route: Option<&MatchedRoute>) {
+        let route = route.map_or("", MatchedRoute::path);
+        let names_realm = || self.realms.name_in_path(head);
+        self.settings.notices.passed(route, names_realm);
     }
 
     fn notice_repeated_base(&self, head: &Head<'_>, claim: &Claim) {

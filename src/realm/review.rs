@@ -78,6 +78,14 @@ impl<B> Realms<B> {
         })
     }
 
+    /// Whether the path of a request is that of a realm, whatever its route is.
+    pub(crate) fn name_in_path(&self, head: &Head<'_>) -> bool {
+        self.routes.each().any(|(_, source)| match source {
+            Source::Path(PathSource::Template(paths)) => paths.has_realm(head.path()),
+            _ => false,
+        })
+    }
+
     /// The base URL with whose path the path of a request begins twice.
     pub(crate) fn repeated_base(&self, head: &Head<'_>) -> Option<String> {
         self.routes.each().find_map(|(_, source)| match source {

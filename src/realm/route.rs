@@ -47,7 +47,7 @@ impl MatchedRoute {
     }
 
     /// The route as the router has it, with all that it is nested in.
-    pub(in crate::realm) fn path(&self) -> &str {
+    pub(crate) fn path(&self) -> &str {
         self.path.as_str()
     }
 
@@ -97,7 +97,7 @@ impl MatchedRoute {
         None
     }
 
-    pub(in crate::realm) fn path(&self) -> &str {
+    pub(crate) fn path(&self) -> &str {
         match self.never {}
     }
 

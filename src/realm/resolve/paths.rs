@@ -337,6 +337,18 @@ impl RealmPaths {
         paths.patterns.iter().map(|it| it.below(base)).collect()
     }
 
+    /// Whether a path begins as a pattern does.
+    pub(in crate::realm) fn has_realm(&self, path: &ParsedPath<'_>) -> bool {
+        let patterns = self.patterns();
+        let fits = |pattern: &PathTemplate| {
+            let mut segments = path.segments().into_iter().flatten();
+            let expected = pattern.segments().iter();
+            let mut expected = expected.filter(|it| **it != Segment::TrailingSlash);
+            expected.all(|it| fits(it, segments.next()))
+        };
+        patterns.iter().any(fits)
+    }
+
     /// Whether a route with this pattern has the parameters that name a realm, in a build that reads
     /// routes.
     pub(in crate::realm) fn are_named_in(&self, pattern: &PathTemplate) -> bool {
