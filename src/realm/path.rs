@@ -112,6 +112,7 @@ impl<'a> ParsedPath<'a> {
     }
 
     /// A path that a layer has rewritten in a way that leaves the whole of it unknown.
+    #[cfg(feature = "axum")]
     pub(crate) fn rewritten(raw: &'a str) -> Self {
         Self {
             problem: Some(PathProblem::Rewritten),
