@@ -195,9 +195,13 @@
 //! - [guarantees](guide::guarantees): what is promised, under which faults, with the test of each promise; and what no lock can promise.
 //! - [migrating](guide::migrating): from locks written by hand, with old and new replicas side by side.
 //! - [options](guide::options): all of them in tables, and configuration files.
-//! - [layers](guide::layers): where CORS, compression and conditional requests go, and what a weak
-//!   `If-Match` gets.
-//! - [operations](guide::operations): what to look at, and what to do when a realm is stuck.
+//! - [tenancy](guide::tenancy): which realm a request is for, with tenants in paths, subdomains,
+//!   headers, tokens or custom domains.
+//! - [layers](guide::layers): where CORS, compression, conditional requests and time limits go, and
+//!   what WebSockets and streams need.
+//! - [testing](guide::testing): two replicas in one test, with and without the lock.
+//! - [fencing](guide::fencing): the SQL that refuses a late writer.
+//! - [operations](guide::operations): what to look at, what to do when a realm is stuck, and uploads.
 //! - [scaling](guide::scaling): how many connections, when sessions, what one PostgreSQL carries.
 //!
 //! # Rejections

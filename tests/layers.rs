@@ -4,11 +4,14 @@
 mod support;
 
 use std::io::Read;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
+use axum::error_handling::HandleErrorLayer;
+use axum::extract::ws::{Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
+use axum::extract::{OriginalUri, Request, State};
 use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Router, routing};
@@ -21,15 +24,21 @@ use http::header::{
 use http::{HeaderValue, Method, StatusCode};
 use support::database::{TestDatabase, database, rows};
 use support::gate::{gate, key, postgres_layer, realms};
+use support::page::block;
+use support::raw::Connection;
 use support::wait::{PATIENCE, wait_until};
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
+use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::{ServiceBuilder, ServiceExt};
 use tower_http::compression::CompressionLayer;
 use tower_http::cors::{Any, CorsLayer};
 use tower_http::timeout::TimeoutLayer;
-use tower_realm_lock::{ClaimStatus, HoldUntil, LockTransaction, RealmLocks, RealmWriteLockLayer};
+use tower_realm_lock::{
+    ClaimStatus, HeldLock, HoldUntil, LockError, LockTransaction, RealmLocks, RealmPaths, RealmUrl,
+    RealmWriteLockLayer,
+};
 
 const PATH: &str = "/luke/a/card";
 
@@ -119,6 +128,21 @@ fn patch(url: &str) -> reqwest::RequestBuilder {
     reqwest::Client::new().patch(url)
 }
 
+/// The same card of another realm.
+fn of_another_realm(url: &str) -> String {
+    url.replace("/a/", "/b/")
+}
+
+/// Waits until so many requests hold a lock, and so many wait for one.
+async fn wait_for_locks(locks: &RealmLocks, held: usize, waiting: usize) {
+    wait_until("the locks are held and waited for", async || {
+        let status = locks.status();
+        let are_held = status.iter().filter(|claim| claim.is_held()).count();
+        (are_held, status.len() - are_held) == (held, waiting)
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_script_reads_the_rejection_and_when_to_try_again_if_cors_is_outside() {
     for cors_is_outside in [true, false] {
@@ -160,11 +184,7 @@ async fn a_script_reads_the_rejection_and_when_to_try_again_if_cors_is_outside()
 
 /// Answers 408 when a request has taken too long, whatever it waited for.
 fn impatient() -> TimeoutLayer {
-    TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, Duration::from_millis(50))
-}
-
-async fn wait_until_free(locks: &RealmLocks) {
-    wait_until("the write has ended", async || locks.status().is_empty()).await;
+    TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, Duration::from_millis(500))
 }
 
 #[tokio::test]
@@ -187,7 +207,7 @@ async fn a_timeout_outside_answers_408_and_the_write_lands_under_its_lock() {
     // One that waits for the first is never inside.
     assert_eq!(answer(patch(&url)).await.status(), 408);
     go_on.send(()).unwrap();
-    wait_until_free(&locks).await;
+    wait_for_locks(&locks, 0, 0).await;
     assert_eq!(card.tag(), "\"2\"");
     assert!(entered.try_recv().is_err());
 }
@@ -217,7 +237,7 @@ async fn timeout_and_cors_fit_around_a_plain_service_too() {
     assert_eq!(late.headers()[ACCESS_CONTROL_ALLOW_ORIGIN], "*");
     inside.held.as_ref().unwrap().ensure_held().unwrap();
     inside.answer(200);
-    wait_until_free(&locks).await;
+    wait_for_locks(&locks, 0, 0).await;
 }
 
 #[tokio::test]
@@ -237,10 +257,7 @@ async fn a_precondition_is_one_only_under_the_lock() {
         let first = write();
         let go_on = entered.recv().await.unwrap();
         let second = write();
-        wait_until("the second write waits", async || {
-            locks.status().iter().any(|status| !status.is_held())
-        })
-        .await;
+        wait_for_locks(&locks, 1, 1).await;
         go_on.send(()).unwrap();
         assert_eq!(first.await.unwrap().status(), 200);
         if !is_under_the_lock {
@@ -248,6 +265,83 @@ async fn a_precondition_is_one_only_under_the_lock() {
             entered.recv().await.unwrap().send(()).unwrap();
         }
         assert_eq!(second.await.unwrap().status(), second_status);
+    }
+}
+
+#[tokio::test]
+async fn a_timeout_inside_cuts_the_handler_and_gives_the_lock_back() {
+    let (routes, card, mut entered) = card();
+    let locks = RealmLocks::in_process();
+    let app = routes
+        .layer(impatient())
+        .layer(RealmWriteLockLayer::new(locks.clone(), realms()));
+    let url = serve(app).await;
+    let first = tokio::spawn(answer(patch(&url)));
+    let go_on = entered.recv().await.unwrap();
+    assert_eq!(first.await.unwrap().status(), 408);
+    // Its future was dropped, and writes nothing any more.
+    go_on.send(()).unwrap_err();
+    wait_for_locks(&locks, 0, 0).await;
+    assert_eq!(*card.version.lock().unwrap(), 1);
+}
+
+#[tokio::test]
+async fn writers_that_wait_use_up_a_concurrency_limit_only_if_it_is_outside() {
+    for limit_is_outside in [true, false] {
+        let (routes, _card, mut entered) = card();
+        let locks = RealmLocks::in_process();
+        let lock = RealmWriteLockLayer::new(locks.clone(), realms());
+        let limit = GlobalConcurrencyLimitLayer::new(2);
+        let overloaded = async |_| StatusCode::TOO_MANY_REQUESTS;
+        let shed = ServiceBuilder::new()
+            .layer(HandleErrorLayer::new(overloaded))
+            .load_shed()
+            .layer(limit);
+        let app = if limit_is_outside {
+            routes.layer(lock).layer(shed)
+        } else {
+            routes.layer(shed).layer(lock)
+        };
+        let url = serve(app).await;
+        let first = tokio::spawn(answer(patch(&url)));
+        let go_on = entered.recv().await.unwrap();
+        let second = tokio::spawn(answer(patch(&url)));
+        wait_for_locks(&locks, 1, 1).await;
+
+        let other = tokio::spawn(answer(patch(&of_another_realm(&url))));
+        if limit_is_outside {
+            assert_eq!(other.await.unwrap().status(), 429);
+            let read = reqwest::Client::new().get(&url);
+            assert_eq!(answer(read).await.status(), 429);
+        } else {
+            entered.recv().await.unwrap().send(()).unwrap();
+            assert_eq!(other.await.unwrap().status(), 200);
+        }
+        go_on.send(()).unwrap();
+        entered.recv().await.unwrap().send(()).unwrap();
+        for write in [first, second] {
+            assert_eq!(write.await.unwrap().status(), 200);
+        }
+    }
+}
+
+#[tokio::test]
+async fn under_a_limit_inside_a_request_waits_with_its_lock() {
+    let (routes, _card, mut entered) = card();
+    let locks = RealmLocks::in_process();
+    let app = routes
+        .layer(GlobalConcurrencyLimitLayer::new(1))
+        .layer(RealmWriteLockLayer::new(locks.clone(), realms()));
+    let url = serve(app).await;
+    let first = tokio::spawn(answer(patch(&url)));
+    let go_on = entered.recv().await.unwrap();
+    let other = tokio::spawn(answer(patch(&of_another_realm(&url))));
+    wait_for_locks(&locks, 2, 0).await;
+    assert!(entered.is_empty());
+    go_on.send(()).unwrap();
+    entered.recv().await.unwrap().send(()).unwrap();
+    for write in [first, other] {
+        assert_eq!(write.await.unwrap().status(), 200);
     }
 }
 
@@ -355,4 +449,119 @@ async fn a_status_that_compression_changes_decides_the_write_if_it_is_inside() {
         database.wait_for_granted(key(PATH), 0).await;
         assert_eq!(written(&database).await, count);
     }
+}
+
+// From here on as on the page.
+async fn edit(
+    State(service): State<Service>,
+    OriginalUri(uri): OriginalUri,
+    upgrade: WebSocketUpgrade,
+) -> Result<Response, StatusCode> {
+    let realm = service.realms.resolve(uri.path());
+    let realm = realm.map_err(|_| StatusCode::NOT_FOUND)?;
+    Ok(upgrade.on_upgrade(|socket| messages(service, realm, socket)))
+}
+
+async fn messages(service: Service, realm: RealmUrl, mut socket: WebSocket) {
+    while let Some(Ok(message)) = socket.recv().await {
+        let Message::Text(change) = message else {
+            continue;
+        };
+        // Waited for, held, confirmed and given back, once for each message.
+        let work = |held| save(held, change);
+        let answer = match service.locks.with_write_lock(&realm, work).await {
+            Ok(()) => "saved".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        if socket.send(Message::text(answer)).await.is_err() {
+            break;
+        }
+    }
+}
+// To here.
+
+#[derive(Clone)]
+struct Service {
+    locks: RealmLocks,
+    realms: RealmPaths,
+}
+
+/// Which messages are inside their lock, in the order in which they came in.
+static INSIDE: Mutex<Vec<String>> = Mutex::new(Vec::new());
+static MAY_END: Semaphore = Semaphore::const_new(0);
+
+async fn save(held: HeldLock, change: Utf8Bytes) -> Result<(), LockError> {
+    INSIDE.lock().unwrap().push(change.to_string());
+    MAY_END.acquire().await.unwrap().forget();
+    held.ensure_held()
+}
+
+#[test]
+fn the_web_socket_is_the_pages() {
+    let this = include_str!("layers.rs");
+    let (_, code) = this
+        .rsplit_once("// From here on as on the page.\n")
+        .unwrap();
+    let (code, _) = code.split_once("// To here.\n").unwrap();
+    let page = include_str!("../docs/layers.md");
+    assert!(block(page, "rust,no_run", "WebSocketUpgrade").contains(code));
+}
+
+/// A WebSocket of a realm.
+async fn socket(server: SocketAddr, realm: &str) -> Connection {
+    let request = format!(
+        "GET /luke/{realm}/_edit HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\n\
+         upgrade: websocket\r\nsec-websocket-version: 13\r\n\
+         sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    let mut connection = Connection::with(server, &request).await;
+    assert_eq!(connection.status().await, 101);
+    connection
+}
+
+/// Sends a short text, in a frame whose mask changes nothing (RFC 6455, section 5.2).
+async fn say(socket: &mut Connection, text: &str) {
+    let length = 0x80 | u8::try_from(text.len()).unwrap();
+    let frame = [&[0x81, length, 0, 0, 0, 0], text.as_bytes()].concat();
+    socket.send(&frame).await;
+}
+
+async fn wait_for_inside(messages: &[&str]) {
+    wait_until("the messages are inside", async || {
+        *INSIDE.lock().unwrap() == messages
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn each_message_of_a_web_socket_has_a_lock_of_its_own() {
+    let (locks, realms) = (RealmLocks::in_process(), realms());
+    let app = Router::new()
+        .route("/{owner}/{realm}/_edit", routing::any(edit))
+        .layer(RealmWriteLockLayer::new(locks.clone(), realms.clone()))
+        .with_state(Service {
+            locks: locks.clone(),
+            realms,
+        });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let server = listener.local_addr().unwrap();
+    tokio::spawn(axum::serve(listener, app).into_future());
+
+    let mut one = socket(server, "a").await;
+    let mut two = socket(server, "a").await;
+    let mut other = socket(server, "b").await;
+    // The open sockets hold nothing.
+    assert!(locks.status().is_empty());
+    say(&mut one, "1").await;
+    wait_for_inside(&["1"]).await;
+    say(&mut two, "2").await;
+    wait_for_locks(&locks, 1, 1).await;
+    say(&mut other, "3").await;
+    wait_for_inside(&["1", "3"]).await;
+    MAY_END.add_permits(3);
+    for mut socket in [one, two, other] {
+        assert_eq!(&socket.receive::<7>().await, b"\x81\x05saved");
+    }
+    wait_for_inside(&["1", "3", "2"]).await;
+    assert!(locks.status().is_empty());
 }

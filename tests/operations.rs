@@ -3,10 +3,13 @@
 mod support;
 
 use support::claims::{cards, realm, realm_key, whole, work};
-use support::database::{database, rows};
-use support::gate::postgres_locks_with;
+use support::cluster::Cluster;
+use support::database::{database, database_on, rows, try_connect};
+use support::gate::{answered, assert_lost, gate, patch, postgres_layer, postgres_locks_with};
 use support::page::block;
-use tower_realm_lock::RealmLocks;
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+use tower_realm_lock::{LockError, RealmLocks};
 
 const PAGE: &str = include_str!("../docs/operations.md");
 
@@ -84,42 +87,178 @@ async fn holders_and_waiters_are_found_by_name() {
     assert!(rows(&client, query("in_transaction_for")).await.is_empty());
 }
 
+const URL: &str = "https://realms.example.com/luke/my-realm/";
+
+/// The statement that frees a realm, for a realm of these tests.
+fn free(name: &str) -> String {
+    let free = query("WITH realm");
+    assert!(free.contains(URL));
+    free.replace(URL, realm(name).as_str())
+}
+
 #[tokio::test]
-async fn a_key_is_computed_as_the_crate_does_and_its_holder_can_be_ended() {
+async fn a_key_is_computed_as_the_crate_does() {
     let database = database().await;
     let client = database.connect().await;
-    let of = query("sha256").replace(
-        "https://realms.example.com/luke/my-realm/",
-        realm("a").as_str(),
-    );
-    let key = rows(&client, &of).await[0]
-        .get("lock_key")
-        .unwrap()
-        .to_owned();
-    assert_eq!(key, realm_key("a").to_string());
-
-    let end = query("pg_terminate_backend").replace("77324559412694263", &key);
-    for sessions in [0, 1] {
-        let locks = replica(database.url(), "stuck", sessions).await;
-        let (enter, entered) = tokio::sync::oneshot::channel();
-        let stuck = tokio::spawn(async move {
-            let work = |_| async {
-                enter.send(()).unwrap();
-                std::future::pending::<Result<(), tower_realm_lock::LockError>>().await
-            };
-            locks.with_write_lock(whole(["a"]), work).await
-        });
-        entered.await.unwrap();
-        assert_eq!(rows(&client, &end).await.len(), 1);
-        let lost = tokio::time::timeout(support::wait::PATIENCE, stuck)
-            .await
-            .unwrap()
-            .unwrap();
-        assert!(
-            matches!(lost, Err(tower_realm_lock::LockError::Lost { .. })),
-            "{lost:?}"
-        );
+    for name in ["a", "b", "a%20b", "%C3%A9"] {
+        let of = query("       AS lock_key;").replace(URL, realm(name).as_str());
+        let found = rows(&client, &of).await;
+        let key = realm_key(name).to_string();
+        assert_eq!(found[0].get("lock_key"), Some(&*key));
     }
+}
+
+#[tokio::test]
+async fn a_realm_is_freed_by_its_url_however_its_lock_is_held() {
+    let database = database().await;
+    let client = database.connect().await;
+    for (sessions, claims, mode) in [
+        (0, vec![whole(["a"])], "ExclusiveLock"),
+        (1, vec![whole(["a"])], "ExclusiveLock"),
+        (0, vec![cards("a", ["x"]), cards("a", ["y"])], "ShareLock"),
+        // They share one lock of their session.
+        (1, vec![cards("a", ["x"])], "ShareLock"),
+        (0, vec![whole(["a", "c"])], "ExclusiveLock"),
+    ] {
+        let locks = replica(database.url(), "stuck", sessions).await;
+        let mut stuck = Vec::new();
+        for claim in &claims {
+            stuck.push(work(&locks, claim).inside().await);
+        }
+        assert!(rows(&client, &free("b")).await.is_empty());
+        let ended = rows(&client, &free("a")).await;
+        assert_eq!(ended.len(), claims.len(), "{claims:?}");
+        for row in ended {
+            assert_eq!(row.get("is_told_to_end"), Some("t"));
+            assert_eq!(row.get("mode"), Some(mode));
+            assert_eq!(row.get("application_name"), Some("stuck"));
+        }
+        for work in stuck {
+            let lost = work.failed().await;
+            assert!(matches!(lost, LockError::Lost { .. }), "{lost:?}");
+        }
+        database.wait_for_granted(realm_key("a"), 0).await;
+    }
+}
+
+#[tokio::test]
+async fn the_writer_of_a_realm_that_is_freed_gets_503_and_the_next_one_goes_on() {
+    let database = database().await;
+    let client = database.connect().await;
+    let replicas = [
+        postgres_layer(database.url()).await,
+        postgres_layer(database.url()).await,
+    ];
+    let (handler, mut gate) = gate();
+    let stuck = patch(&replicas[0], &handler, "/luke/a/card");
+    let mut call = gate.entered().await;
+    let next = patch(&replicas[1], &handler, "/luke/a/card");
+    database.wait_for_waiting(realm_key("a"), 1).await;
+    assert_eq!(rows(&client, &free("a")).await.len(), 1);
+    assert_lost(&answered(stuck).await);
+    call.dropped().await;
+    gate.entered().await.answer(200);
+    assert_eq!(answered(next).await.status(), 200);
+}
+
+/// The columns of the rows of a query that have a value.
+async fn columns(client: &Client, query: &str) -> Vec<Vec<String>> {
+    let found = rows(client, query).await;
+    let filled = found.iter().map(|row| {
+        let names = row.columns().iter().map(|column| column.name().to_owned());
+        names.filter(|name| row.get(&**name).is_some()).collect()
+    });
+    filled.collect()
+}
+
+#[tokio::test]
+async fn an_ordinary_role_sees_and_does_what_the_page_says() {
+    let cluster = Cluster::create().await;
+    let database = database_on(&cluster).await;
+    let admin = database.connect().await;
+    let roles = "CREATE ROLE app LOGIN; CREATE ROLE operator LOGIN";
+    admin.batch_execute(roles).await.unwrap();
+    let as_role = |role: &str| database.url().replace("postgres@", &format!("{role}@"));
+    let app = try_connect(&as_role("app")).await.unwrap();
+    let operator = try_connect(&as_role("operator")).await.unwrap();
+    let fenced = postgres_locks_with(&as_role("app"), |builder| builder.fencing(true)).await;
+    let session = replica(&as_role("app"), "session", 1).await;
+    let telling = postgres_locks_with(&as_role("app"), |builder| builder.broadcast(true)).await;
+    for locks in [&fenced, &session, &telling] {
+        work(locks, &whole(["a"])).inside().await.end().await;
+    }
+    let held = work(&fenced, &whole(["a"])).inside().await;
+    let waiting = work(&telling, &whole(["a"]));
+    database.wait_for_waiting(realm_key("a"), 1).await;
+
+    let (holders, blockers) = (query("in_transaction_for"), query("pg_blocking_pids"));
+    let all_of_holders = [
+        "pid",
+        "application_name",
+        "client_addr",
+        "granted",
+        "mode",
+        "in_transaction_for",
+        "locked",
+        "lock_key",
+    ];
+    let all_of_blockers = [
+        "pid",
+        "waits_for",
+        "lock_key",
+        "wants",
+        "held_by",
+        "application_name",
+        "client_addr",
+        "state",
+        "held_for",
+    ];
+    let some_of_holders = ["pid", "application_name", "granted", "mode", "lock_key"];
+    let some_of_blockers = [
+        "pid",
+        "waits_for",
+        "lock_key",
+        "held_by",
+        "application_name",
+    ];
+    assert_eq!(columns(&app, holders).await, [all_of_holders; 2]);
+    assert_eq!(columns(&app, blockers).await, [all_of_blockers]);
+    assert_eq!(columns(&operator, holders).await, [some_of_holders; 2]);
+    assert_eq!(columns(&operator, blockers).await, [some_of_blockers]);
+    rows(&operator, query("       AS lock_key;")).await;
+    rows(&operator, query("pg_notification_queue_usage")).await;
+    let refusal = async || {
+        let refused = operator.simple_query(&free("a")).await.unwrap_err();
+        assert_eq!(refused.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE));
+    };
+    refusal().await;
+
+    let read = "GRANT pg_read_all_stats TO operator";
+    admin.batch_execute(read).await.unwrap();
+    assert_eq!(columns(&operator, holders).await, [all_of_holders; 2]);
+    admin
+        .batch_execute(&read.replace("GRANT", "REVOKE").replace("TO", "FROM"))
+        .await
+        .unwrap();
+    assert_eq!(columns(&operator, holders).await, [some_of_holders; 2]);
+    admin
+        .batch_execute(query("GRANT pg_monitor"))
+        .await
+        .unwrap();
+    assert_eq!(columns(&operator, holders).await, [all_of_holders; 2]);
+    assert_eq!(columns(&operator, blockers).await, [all_of_blockers]);
+    assert_eq!(rows(&operator, &free("a")).await.len(), 1);
+    assert!(matches!(held.failed().await, LockError::Lost { .. }));
+    let inside = waiting.inside().await;
+    // The replicas' own role needs no grant.
+    assert_eq!(rows(&app, &free("a")).await.len(), 1);
+    assert!(matches!(inside.failed().await, LockError::Lost { .. }));
+
+    // Nobody but a superuser ends a superuser's backend.
+    let as_superuser = replica(database.url(), "superuser", 0).await;
+    let held = work(&as_superuser, &whole(["a"])).inside().await;
+    refusal().await;
+    held.end().await;
 }
 
 #[tokio::test]

@@ -211,26 +211,6 @@ async fn an_endless_body_is_refused_at_the_limit_and_drained_to_a_bound() {
 }
 
 #[tokio::test]
-async fn slow_uploads_to_as_many_realms_as_the_pool_has_connections_take_none() {
-    let database = database().await;
-    let locks = postgres_locks_with(database.url(), |builder| builder.pool_size(10)).await;
-    let server = serve_with(locks, |layer| layer.read_all(true)).await;
-    let mut uploads = Vec::new();
-    for n in 0..10 {
-        let head = format!("PATCH /luke/slow-{n}/x HTTP/1.1\r\nhost: h\r\n");
-        let mut upload = begun(&server, &head).await;
-        upload.send(&[b' '; 500]).await;
-        uploads.push(upload);
-    }
-    assert!(server.locks.status().is_empty());
-    assert_eq!(write(&server).await, 200);
-    for mut upload in uploads {
-        upload.send(&[b' '; 500]).await;
-        assert_eq!(upload.status().await, 200);
-    }
-}
-
-#[tokio::test]
 async fn a_client_that_vanishes_while_it_waits_leaves_the_queue_at_once() {
     const CHUNKS: &str = "3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n";
     let database = database().await;

@@ -109,7 +109,7 @@ pub enum LockError {
     },
     /// All lock connections of this process were busy with other realms.
     #[error(
-        "all {pool_size} lock connections were busy for {after:?}; raise pool_size above the number of realms that one process writes at once"
+        "all {pool_size} lock connections were busy for {after:?}: keep slow bodies out of the lock (RealmBodyLockLayer::read_all, or with_write_lock only for the last step), hold locks on sessions, or raise pool_size above the number of realms that one process writes at once"
     )]
     PoolExhausted {
         /// The pool's size.

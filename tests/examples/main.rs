@@ -6,6 +6,7 @@ mod replicas;
 mod servers;
 #[path = "../support/mod.rs"]
 mod support;
+mod tenants;
 
 use std::process::{Command, ExitStatus};
 

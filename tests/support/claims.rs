@@ -107,4 +107,15 @@ impl Inside {
             .expect("no panic")
             .expect("confirmed");
     }
+
+    /// How it fails before the test has let it end.
+    pub async fn failed(self) -> LockError {
+        let Work { end, task, .. } = self.0;
+        let failed = timeout(PATIENCE, task).await;
+        drop(end);
+        failed
+            .expect("an end in time")
+            .expect("no panic")
+            .unwrap_err()
+    }
 }

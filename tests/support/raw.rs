@@ -92,6 +92,14 @@ impl Connection {
         (status, String::from_utf8(body).unwrap())
     }
 
+    /// The next bytes, which must come in time.
+    pub async fn receive<const N: usize>(&mut self) -> [u8; N] {
+        let mut bytes = [0; N];
+        let received = timeout(PATIENCE, self.0.read_exact(&mut bytes)).await;
+        received.expect("bytes in time").expect("the bytes go on");
+        bytes
+    }
+
     /// Waits until the server closes the connection. It must send nothing before.
     pub async fn closed(&mut self) {
         let mut rest = Vec::new();
