@@ -139,6 +139,9 @@
 //! # Ok::<(), tower_realm_lock::RealmError>(())
 //! ```
 //!
+//! [`explain`](RealmWriteLockLayer::explain) shows what one request locks, and why. A layer logs what
+//! it locks when it starts, and why a request names no realm, with the remedy.
+//!
 //! Ambiguous requests are locked more widely or rejected: a path that two servers read differently, a
 //! name that stands twice in a JSON object, a header that overrides the method and says two things.
 //!

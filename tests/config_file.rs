@@ -117,7 +117,9 @@ async fn the_environment_counts_before_the_file_and_a_flag_before_both() {
 #[tokio::test]
 async fn a_route_of_the_files_rules_passes_a_held_lock_and_is_told_at_the_start() {
     let database = database().await;
-    let rules = "[rules]\nroutes = [{ method = 'POST', path = '/{owner}/{realm}/', lock = false }]";
+    let rules = "[rules]\nroutes = [
+        { method = ['POST', 'PUT'], path = '/{owner}/{realm}/', lock = false },
+    ]";
     for (rules, created) in [(rules, StatusCode::CREATED), ("", timed_out().0)] {
         let replica = replica(&database, &format!("{LIMITS}\n{rules}"), &[]).await;
         let held = database.hold(realm_key("a")).await;
@@ -295,6 +297,14 @@ async fn a_wrong_limit_rule_or_option_is_told_with_its_line() {
             "[[rules.scopes]]\nmethod = 'PATCH'\npath = '/{*card}'\nscope = 'shared'",
             "4:9",
             "`shared` is not for this server",
+        ),
+        (
+            "[rules]\nroutes = [
+                { method = 'unsafe', path = '/{*all}', lock = true },
+                { method = ['PUT', 'POST'], path = '/x', lock = false },
+            ]",
+            "2:10",
+            "the earlier rule `lock unsafe /{*all}` takes every request that it is for",
         ),
         (
             "[rules]\nmethod_override = { header = 'X', methods = ['QUERY'] }",

@@ -178,8 +178,14 @@ fn an_explanation_names_the_rule_the_realm_and_the_keys() {
         (
             Method::PATCH,
             "luke/a",
+            &["is rejected with 400", "is neither a path nor a URL"],
+        ),
+        (
+            Method::PATCH,
+            "luke",
             &["is rejected with 400", "it does not start with `/`"],
         ),
+        (Method::OPTIONS, "*", &["OPTIONS * passes without a lock"]),
         (
             Method::PATCH,
             "/luke/a b",

@@ -13,8 +13,8 @@ use support::log::Log;
 use tokio::time::advance;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
-    LockRules, RealmError, RealmLocks, RealmMounts, RealmPaths, RealmResolver, RealmWriteLockLayer,
-    Scope, Unresolved,
+    LockRules, RealmError, RealmLocks, RealmMounts, RealmPaths, RealmResolver, RealmUrl,
+    RealmWriteLockLayer, Scope, Unresolved,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -326,4 +326,27 @@ async fn a_route_without_a_realm_is_logged_once_and_warned_of_if_its_paths_look_
     let request = Request::post("/auth/login").body(axum::body::Body::empty());
     let response = app.oneshot(request.unwrap()).await.unwrap();
     assert_eq!(response.status(), 400);
+}
+
+#[tokio::test]
+async fn a_request_that_passes_without_a_realm_is_logged_at_debug() {
+    let absent =
+        RealmResolver::from_fn(async |_| Err::<RealmUrl, _>(RealmError::missing("no tenant")));
+    for (resolver, says) in [
+        (
+            RealmResolver::from(realms()),
+            "the path `/login` names no realm",
+        ),
+        (absent, "no tenant"),
+    ] {
+        let log = Log::collect();
+        let layer = layer(resolver).unresolved(Unresolved::Pass);
+        assert_eq!(send(&layer, "/login").await, 200);
+        let lines = log.take_at("DEBUG");
+        let line = one(&lines);
+        assert!(
+            line.contains("passes without a lock") && line.contains(says),
+            "{line}"
+        );
+    }
 }

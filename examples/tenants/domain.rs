@@ -71,5 +71,8 @@ async fn add(
     headers: HeaderMap,
 ) -> Result<String, StatusCode> {
     let tenant = service.registry.tenant(&uri, &headers).await;
-    Ok(service.notes.add(tenant.ok_or(StatusCode::NOT_FOUND)?).await)
+    Ok(service
+        .notes
+        .add(tenant.ok_or(StatusCode::NOT_FOUND)?)
+        .await)
 }

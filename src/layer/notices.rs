@@ -74,7 +74,7 @@ impl Notices {
         let due = self.due(Cause::of("repeated base", Some(base)));
         notice!(
             due, base, %claim,
-            remedy = "leave the base URL's path out of the pattern, or let the proxy remove it before requests arrive; `explain` shows which realm a path is",
+            remedy = "let requests have the base URL's path once: is it in the pattern as well, or does a proxy keep it although it is taken to be removed? `explain` shows the realm of a path",
             "the path of a realm begins with that of the base URL twice"
         );
     }
@@ -172,10 +172,10 @@ fn cause(error: &RealmError) -> Cause {
 fn remedy(error: &RealmError) -> &'static str {
     match error {
         RealmError::NoRealm { .. } if cfg!(feature = "axum") => {
-            "is the pattern that of the whole path, and the base URL's path what requests begin with? exempt the routes of no realm with `LockRules::exempt`, or let them pass with `unresolved(Unresolved::Pass)`; `explain` shows what a request locks"
+            "do requests begin with the base URL's path and then the pattern? if a proxy removes that path, say so with `RealmPaths::base_path_stripped`; exempt the routes of no realm with `LockRules::exempt`, or let them pass with `unresolved(Unresolved::Pass)`; `explain` shows what a request locks"
         }
         RealmError::NoRealm { .. } => {
-            "if the layer is inside axum's `nest`, turn on the feature `axum`; else, is the pattern that of the whole path, and the base URL's path what requests begin with? exempt the routes of no realm with `LockRules::exempt`, or let them pass with `unresolved(Unresolved::Pass)`"
+            "if the layer is inside axum's `nest`, turn on the feature `axum`; do requests begin with the base URL's path and then the pattern? if a proxy removes that path, say so with `RealmPaths::base_path_stripped`; exempt the routes of no realm with `LockRules::exempt`, or let them pass with `unresolved(Unresolved::Pass)`"
         }
         RealmError::NotMounted { .. } => {
             "mount the realm with `RealmMounts::insert` before it is written; exempt the routes of no realm with `LockRules::exempt`, or let them pass with `unresolved(Unresolved::Pass)`"

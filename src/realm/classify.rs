@@ -190,6 +190,7 @@ impl<B: Copy> Realms<B> {
             Ok(decision) => decision,
             // Another server may read another path, in which there is a realm.
             Err(error) if may_pass && error.is_absent() && head.path().is_unambiguous() => {
+                tracing::debug!(%error, "a request passes without a lock");
                 Decision::Pass
             }
             Err(error) => Decision::Reject(error),
@@ -387,9 +388,13 @@ impl<B: Copy> Narrowing<B> {
         }
     }
 
-    /// Whether a request for which this was found passes.
+    /// Whether a request for which this was found passes. Logs it if it does.
     fn passes(&self, error: &RealmError) -> bool {
-        self.may_pass && error.is_absent()
+        let passes = self.may_pass && error.is_absent();
+        if passes {
+            tracing::debug!(%error, "a request passes without a lock");
+        }
+        passes
     }
 
     /// Whether the claim is on only one realm, to be narrowed. Nothing else is narrowed to

@@ -9,7 +9,6 @@ use super::classify::{Decision, Realms};
 use super::error::{RealmError, shown};
 use super::head::Head;
 use super::key::LockKey;
-use super::path::PathProblem;
 use super::resolve::source::Source;
 use super::rules::limits::{MaxHold, RouteLimits};
 use super::url::RealmUrl;
@@ -141,12 +140,6 @@ impl<B: Copy> Realms<B> {
 }
 
 fn request(method: &Method, uri: &str) -> Result<Request<()>, RealmError> {
-    if !uri.starts_with('/') && !uri.contains("://") {
-        return Err(RealmError::AmbiguousPath {
-            path: shown(uri),
-            problem: PathProblem::Relative,
-        });
-    }
     let parsed: Uri = uri.parse().map_err(|error| {
         RealmError::unresolved(format_args!(
             "`{uri}` is neither a path nor a URL ({error}); write `/owner/realm/card` or `https://realms.example.com/owner/realm/card`"

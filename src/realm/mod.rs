@@ -22,6 +22,9 @@
 //! Every variant that needs a body holds a `ReadsBodies`. A layer that reads none has no value of
 //! that type, so the compiler knows that it never meets such a variant.
 //!
+//! `explain` shows a decision to people, and `review` what no request can: both ask the functions
+//! that decide.
+//!
 //! # Reading a path
 //!
 //! A `ParsedPath` is split and decoded when it is first asked, and shared by everything that reads

@@ -113,12 +113,16 @@ impl<'a, 'de, A: MapAccess<'de>> Value<'a, A> {
             Scalar::Text(text) => Some(make(text).map_err(|error| format!("`{key}`: {error}"))),
             _ => None,
         };
-        self.list(Leaf::new(&form, &make))
+        self.list(Leaf::new(&form, &make), |_, _| Ok(()))
     }
 
-    /// A list of tables, in their order.
-    pub(crate) fn tables<T: Table + Clone>(self, empty: T) -> Result<Vec<T::Made>, A::Error> {
-        self.list(Reading(empty))
+    /// A list of tables, in their order. `check` gets each with those before it.
+    pub(crate) fn tables<T: Table + Clone>(
+        self,
+        empty: T,
+        check: impl Fn(&[T::Made], &T::Made) -> Result<(), String>,
+    ) -> Result<Vec<T::Made>, A::Error> {
+        self.list(Reading(empty), check)
     }
 
     /// A table within this one.
@@ -126,9 +130,13 @@ impl<'a, 'de, A: MapAccess<'de>> Value<'a, A> {
         self.map.next_value_seed(Reading(empty))
     }
 
-    fn list<S: DeserializeSeed<'de> + Clone>(self, each: S) -> Result<Vec<S::Value>, A::Error> {
+    fn list<S: DeserializeSeed<'de> + Clone>(
+        self,
+        each: S,
+        check: impl Fn(&[S::Value], &S::Value) -> Result<(), String>,
+    ) -> Result<Vec<S::Value>, A::Error> {
         let key = self.key;
-        self.map.next_value_seed(List { key, each })
+        self.map.next_value_seed(List { key, each, check })
     }
 
     fn scalar<T>(
@@ -279,12 +287,17 @@ where
     }
 }
 
-struct List<S> {
+struct List<S, C> {
     key: &'static str,
     each: S,
+    check: C,
 }
 
-impl<'de, S: DeserializeSeed<'de> + Clone> DeserializeSeed<'de> for List<S> {
+impl<'de, S, C> DeserializeSeed<'de> for List<S, C>
+where
+    S: DeserializeSeed<'de> + Clone,
+    C: Fn(&[S::Value], &S::Value) -> Result<(), String>,
+{
     type Value = Vec<S::Value>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -292,7 +305,11 @@ impl<'de, S: DeserializeSeed<'de> + Clone> DeserializeSeed<'de> for List<S> {
     }
 }
 
-impl<'de, S: DeserializeSeed<'de> + Clone> Visitor<'de> for List<S> {
+impl<'de, S, C> Visitor<'de> for List<S, C>
+where
+    S: DeserializeSeed<'de> + Clone,
+    C: Fn(&[S::Value], &S::Value) -> Result<(), String>,
+{
     type Value = Vec<S::Value>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -307,6 +324,7 @@ impl<'de, S: DeserializeSeed<'de> + Clone> Visitor<'de> for List<S> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         let mut list = Vec::new();
         while let Some(it) = seq.next_element_seed(self.each.clone())? {
+            (self.check)(&list, &it).map_err(A::Error::custom)?;
             list.push(it);
         }
         Ok(list)

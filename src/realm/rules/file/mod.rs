@@ -2,7 +2,7 @@
 
 use http::header::HeaderName;
 use http::{Method, StatusCode};
-use serde::de::{Deserialize, Deserializer, Error, MapAccess};
+use serde::de::{Deserialize, Deserializer, MapAccess};
 
 use super::limits::RouteLimits;
 use super::lock_rules::{LockRules, Ruled};
@@ -89,16 +89,15 @@ impl Table for LockRules {
     fn set<'de, A: MapAccess<'de>>(mut self, value: Value<'_, A>) -> Result<Self, A::Error> {
         match value.key {
             "routes" => {
-                let routes = value.tables(RouteKeys::default())?;
-                self.0.routes = admitted(routes, |route| route)?;
+                self.0.routes = value.tables(RouteKeys::default(), admitted(|route| route))?;
             }
             "scopes" => {
-                let scopes = value.tables(ScopeKeys::default())?;
-                self.0.scopes = admitted(scopes, |scope| &scope.selector)?;
+                let check = admitted(|scope: &Ruled<_>| &scope.selector);
+                self.0.scopes = value.tables(ScopeKeys::default(), check)?;
             }
             "limits" => {
-                let limits = value.tables(LimitKeys::default())?;
-                self.0.limits = admitted(limits, |limits| &limits.selector)?;
+                let check = admitted(|limits: &Ruled<_>| &limits.selector);
+                self.0.limits = value.tables(LimitKeys::default(), check)?;
             }
             "max_resources" => {
                 return value.whole(|number| Ok(self.max_resources(number as usize)));
@@ -113,13 +112,12 @@ impl Table for LockRules {
     }
 }
 
-/// Rules of one kind, once each is checked against those before it.
-fn admitted<T, E: Error>(rules: Vec<T>, selector: fn(&T) -> &Selector) -> Result<Vec<T>, E> {
-    for (at, rule) in rules.iter().enumerate() {
-        let earlier = rules.iter().take(at).map(selector);
-        selector(rule).admitted(earlier).map_err(E::custom)?;
+/// Checks a rule against those of its kind before it.
+fn admitted<T>(selector: fn(&T) -> &Selector) -> impl Fn(&[T], &T) -> Result<(), String> {
+    move |earlier, rule| {
+        let admitted = selector(rule).admitted(earlier.iter().map(selector));
+        admitted.map_err(|error| error.to_string())
     }
-    Ok(rules)
 }
 
 #[derive(Clone, Default)]

@@ -124,8 +124,9 @@ fn a_rule_of_a_file_that_an_earlier_one_hides_is_refused() {
             format!("{kind} = [{}]", rules.join(", "))
         };
         rules(&rules_in([narrow, wide]));
-        let error = toml::from_str::<LockRules>(&rules_in([wide, narrow])).unwrap_err();
-        let message = error.message();
+        let file = rules_in([wide, narrow]);
+        let (message, place) = refused(&file);
+        assert_eq!(format!("{kind} = {place}"), file);
         assert!(
             message.contains("PUT, POST /{o}/{r}/_search` cannot be used: it is never reached"),
             "{message}"
