@@ -224,26 +224,35 @@ impl<B: Copy> Realms<B> {
         // A realm that is found elsewhere may be that of the path or that of the `Destination`,
         // and nobody knows what the rules say there.
         let elsewhere = scope.filter(|_| !has_destination);
-        let source = match self
-            .routes
-            .source(readings.iter(), readings.unclear, path)?
-        {
-            Source::Path(source) => source,
-            Source::Closure { find, .. } => {
-                return needs_lookup(Lookup::Closure(Arc::clone(find)), elsewhere);
-            }
-            Source::Pointers(pointers, reads) => {
-                return needs_body(BodyLookup::Pointers(pointers.clone()), elsewhere, *reads);
-            }
-            Source::BodyClosure(find, reads) => {
-                return needs_body(BodyLookup::Closure(Arc::clone(find)), elsewhere, *reads);
-            }
-        };
-        let mut found = match source.find(head)? {
-            Sought::Realm(found) => found,
-            Sought::OtherRoute => return Ok(Decision::OtherRoute),
-        };
-        if has_destination {
+        let (mut found, in_path) =
+            match self
+                .routes
+                .source(readings.iter(), readings.unclear, path)?
+            {
+                Source::Path(source) => match source.find(head)? {
+                    Sought::Realm(found) => (found, Some(source)),
+                    Sought::OtherRoute => return Ok(Decision::OtherRoute),
+                },
+                Source::Head { find, .. } => {
+                    let Some(claim) = find(head)? else {
+                        return Ok(Decision::OtherRoute);
+                    };
+                    match only(elsewhere, claim) {
+                        Only::Realm(found) => (found, None),
+                        Only::Claim(claim) => return Ok(Decision::Claim(claim)),
+                    }
+                }
+                Source::Closure(find) => {
+                    return needs_lookup(Lookup::Closure(Arc::clone(find)), elsewhere);
+                }
+                Source::Pointers(pointers, reads) => {
+                    return needs_body(BodyLookup::Pointers(pointers.clone()), elsewhere, *reads);
+                }
+                Source::BodyClosure(find, reads) => {
+                    return needs_body(BodyLookup::Closure(Arc::clone(find)), elsewhere, *reads);
+                }
+            };
+        if let Some(source) = in_path.filter(|_| has_destination) {
             let (to, scope_there) = self.destination(source, head, readings)?;
             scope = scope.filter(|scope| scope_there.is_some_and(|there| scope.covers(there)));
             if to.realm != found.realm {
@@ -311,12 +320,15 @@ impl<B: Copy> NeedsLookup<B> {
         let narrowing = self.narrowing;
         let found = match self.realms {
             Lookup::Found(found) => found,
-            Lookup::Closure(find) => match find(head.clone()).await.map(|it| narrowing.only(it)) {
-                Ok(Only::Claim(claim)) => return Ok(LookedUp::Claim(claim)),
-                Ok(Only::Realm(found)) => found,
-                Err(error) if narrowing.passes(&error) => return Ok(LookedUp::Pass),
-                Err(error) => return Err(error),
-            },
+            Lookup::Closure(find) => {
+                let claim = find(head.clone()).await;
+                match claim.map(|claim| only(narrowing.scope.as_ref(), claim)) {
+                    Ok(Only::Claim(claim)) => return Ok(LookedUp::Claim(claim)),
+                    Ok(Only::Realm(found)) => found,
+                    Err(error) if narrowing.passes(&error) => return Ok(LookedUp::Pass),
+                    Err(error) => return Err(error),
+                }
+            }
         };
         Ok(match narrowing.needs_body(head.headers()) {
             Some(reads) => {
@@ -352,7 +364,7 @@ impl<B: Copy> NeedsBody<B> {
             }
             BodyLookup::Closure(find) => find(head.clone(), body.clone()).await,
         };
-        match claim.map(|claim| narrowing.only(claim)) {
+        match claim.map(|claim| only(narrowing.scope.as_ref(), claim)) {
             Ok(Only::Claim(claim)) => Ok(Some(claim)),
             Ok(Only::Realm(found)) => narrowing.claim(head, body, found).await.map(Some),
             Err(error) if narrowing.passes(&error) => Ok(None),
@@ -397,16 +409,6 @@ impl<B: Copy> Narrowing<B> {
         passes
     }
 
-    /// Whether the claim is on only one realm, to be narrowed. Nothing else is narrowed to
-    /// resources: nobody knows which part of it the scope speaks of.
-    fn only(&self, claim: Claim) -> Only {
-        let scope = self.scope.as_ref();
-        match claim.as_realm() {
-            Some(realm) if scope.is_some() => Only::Realm(Found::elsewhere(realm.clone())),
-            _ => Only::Claim(shared_by(scope, claim)),
-        }
-    }
-
     fn needs_body(&self, headers: &HeaderMap) -> Option<B> {
         self.scope.as_ref()?.needs_body(headers)
     }
@@ -422,6 +424,15 @@ impl<B: Copy> Narrowing<B> {
         };
         let claim = scope.claim(head, &self.segments, body, &found, self.most);
         claim.await
+    }
+}
+
+/// Whether a claim is on only one realm, to be narrowed. Nothing else is narrowed to resources:
+/// nobody knows which part of it the scope speaks of.
+fn only<B: Copy>(scope: Option<&RouteScope<B>>, claim: Claim) -> Only {
+    match claim.as_realm() {
+        Some(realm) if scope.is_some() => Only::Realm(Found::elsewhere(realm.clone())),
+        _ => Only::Claim(shared_by(scope, claim)),
     }
 }
 
@@ -812,6 +823,28 @@ mod tests {
                 panic!("it is found");
             };
             assert_eq!(claim.to_string(), "https://r.example/");
+        }
+    }
+
+    #[test]
+    fn a_move_is_not_narrowed_where_a_header_names_the_realm() {
+        let name = HeaderName::from_static("x-realm");
+        let whole = "https://r.example/";
+        for (scope, narrowed) in [
+            (Scope::resource(), "https://r.example/ (x)"),
+            (Scope::shared(), "https://r.example/ (shared)"),
+        ] {
+            for (method, expected) in [("MOVE", whole), ("PUT", narrowed)] {
+                let rules = LockRules::new();
+                let method = Method::from_bytes(method.as_bytes()).unwrap();
+                let rules = rules.scope(method.clone(), "/{*card}", scope.clone());
+                let realms = RealmResolver::from_header(name.clone(), RealmUrl::parse);
+                let realms = Realms::of_bodies(realms.into()).with_rules(rules.unwrap());
+                let mut request = request(&method, "/x");
+                let url = HeaderValue::from_static("https://r.example");
+                request.headers_mut().insert(&name, url);
+                assert_eq!(shown(&realms.classify(&Head::of(&request))), expected);
+            }
         }
     }
 

@@ -12,7 +12,7 @@
 //!    passes: nothing was allocated, and nothing decoded unless a route was compared with the path.
 //! 3. `Routes::source` chooses the one way to find realms. A request for which two readers would
 //!    choose two ways is rejected.
-//! 4. The source finds the claim: in the path at once, otherwise by a closure or in the body. The
+//! 4. The source finds the claim: in the head at once, otherwise by a closure or in the body. The
 //!    `Destination` of a MOVE or COPY is read as the path of the request is. In a matched route
 //!    `RealmPaths` takes the parameters that the handler gets; a route without them passes.
 //! 5. The `RouteScope` narrows the claim to resources, if it is on one whole realm and nothing else,

@@ -4,8 +4,6 @@ use std::sync::Arc;
 use http::request::Parts;
 use http::{Extensions, HeaderMap, HeaderName, Method, Request, Uri, Version};
 
-#[cfg(feature = "axum")]
-use super::error::RealmError;
 use super::head::Head;
 use super::route::MatchedRoute;
 
@@ -90,26 +88,7 @@ impl RequestHead {
     #[cfg(feature = "axum")]
     #[must_use]
     pub fn parameter(&self, name: &str) -> Option<&str> {
-        self.find_parameter(name).ok()
-    }
-
-    /// The same, with the reason why there is none.
-    ///
-    /// # Errors
-    ///
-    /// [`RealmError::Missing`] if the matched route has no such parameter, or none has matched;
-    /// [`RealmError::Unresolved`] if it has one that is not certain.
-    #[cfg(feature = "axum")]
-    pub(in crate::realm) fn find_parameter(&self, name: &str) -> Result<&str, RealmError> {
-        match &self.0.route {
-            Some(route) => route.value(name),
-            None => Err(RealmError::Missing {
-                problem: format!(
-                    "no route has matched that could have the parameter `{name}`; put the layer \
-                     inside axum's router, with `Router::layer`"
-                ),
-            }),
-        }
+        self.0.route.as_ref()?.value(name).ok().flatten()
     }
 
     /// What the inner service gets.

@@ -126,7 +126,8 @@ impl<B> fmt::Display for Source<B> {
         match self {
             Self::Path(PathSource::Template(paths)) => write!(f, "RealmPaths {}", paths.text()),
             Self::Path(PathSource::Mounts(_)) => f.write_str("RealmMounts"),
-            Self::Closure { place, .. } => f.write_str(place),
+            Self::Head { place, .. } => f.write_str(place),
+            Self::Closure(_) => f.write_str("a closure"),
             Self::Pointers(..) => f.write_str("RealmPointers into the body"),
             Self::BodyClosure(..) => f.write_str("a closure that reads the body"),
         }

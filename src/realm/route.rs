@@ -63,21 +63,19 @@ impl MatchedRoute {
         others.all(|other| other == first).then_some(first)
     }
 
-    /// The value of any parameter, decoded, with the reason why there is none.
+    /// The value of any parameter, decoded; `None` if the route has none of this name.
     ///
     /// # Errors
     ///
-    /// [`RealmError::Missing`] if the route has no such parameter; [`RealmError::Unresolved`] if a
-    /// value is not UTF-8, or nested routes give this one two values.
-    pub(in crate::realm) fn value(&self, name: &str) -> Result<&str, RealmError> {
+    /// [`RealmError::Unresolved`] if a value of the route is not UTF-8, or if nested routes give
+    /// this one two values.
+    pub(in crate::realm) fn value(&self, name: &str) -> Result<Option<&str>, RealmError> {
         let Some(parameters) = &self.parameters else {
             return Err(RealmError::unresolved("a part of its path is not UTF-8"));
         };
         let mut values = parameters.iter().filter(|(key, _)| *key == name);
         let Some((_, value)) = values.next() else {
-            return Err(RealmError::Missing {
-                problem: format!("the route `{}` has no parameter `{name}`", self.path()),
-            });
+            return Ok(None);
         };
         if let Some((_, other)) = values.find(|(_, other)| *other != value) {
             let (value, other) = (shown(value), shown(other));
@@ -87,7 +85,7 @@ impl MatchedRoute {
             );
             return Err(RealmError::Unresolved { problem });
         }
-        Ok(value)
+        Ok(Some(value))
     }
 }
 

@@ -1,6 +1,6 @@
 use std::convert::Infallible;
 use std::fmt;
-use std::future::{Future, ready};
+use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use super::source::{PathSource, Resolving, Source};
 use crate::realm::body::ReadsBodies;
 use crate::realm::claim::Claim;
 use crate::realm::error::{RealmError, shown};
+use crate::realm::head::Head;
 use crate::realm::path::{ParsedPath, PathProblem};
 use crate::realm::request_head::RequestHead;
 use crate::realm::rules::methods::MethodSet;
@@ -129,7 +130,7 @@ impl RealmResolver {
             let found = find(head);
             Box::pin(async { Ok(found.await?.into()) })
         };
-        Self::closure("from_fn", find)
+        Self(Routes::all(Source::Closure(Arc::new(find))))
     }
 
     /// The value of a header.
@@ -160,8 +161,8 @@ impl RealmResolver {
     {
         let place = format!("the header `{name}`");
         Self::in_head(&place, move |head| {
-            let value = header(head.headers(), &name)?;
-            find(value)
+            let value = header(head.headers, &name)?;
+            find(value).map(Some)
         })
     }
 
@@ -208,13 +209,13 @@ impl RealmResolver {
     {
         let name = std::any::type_name::<T>();
         Self::in_head(&format!("the extension `{name}`"), move |head| {
-            let extension = head.extensions().get();
-            find(extension.ok_or_else(|| {
+            let extension = head.extensions.get().ok_or_else(|| {
                 RealmError::missing(format_args!(
                     "it has no extension `{name}`; put the layer that inserts it outside of the \
                      one that locks"
                 ))
-            })?)
+            })?;
+            find(extension).map(Some)
         })
     }
 
@@ -223,9 +224,10 @@ impl RealmResolver {
     /// They are what handlers read with axum's `Path`, whatever the route is called and however
     /// deep it is nested. The layer must be inside the router, as `Router::layer` puts it.
     ///
-    /// A request whose route lacks one of the parameters is refused, with [`RealmError::Missing`].
-    /// One of which two nested routes have a parameter with different values, or whose value is not
-    /// UTF-8, is refused with [`RealmError::Unresolved`].
+    /// **A request whose route lacks one of the parameters is not locked**: `/auth/login` is for no
+    /// tenant. So write the names as the routes have them. A request is refused if no route has
+    /// matched, with [`RealmError::Missing`], and with [`RealmError::Unresolved`] if two nested
+    /// routes have a parameter with different values, or if a value is not UTF-8.
     ///
     /// ```
     /// use axum::{Router, routing::post};
@@ -251,33 +253,30 @@ impl RealmResolver {
         let place = format!("the route's parameters `{}`", names.join("`, `"));
         let names = names.map(Box::<str>::from);
         Self::in_head(&place, move |head| {
+            let route = head.route().ok_or_else(|| RealmError::Missing {
+                problem: "no route has matched that could name it; put the layer inside axum's \
+                          router, with `Router::layer`"
+                    .into(),
+            })?;
             let mut values = [""; N];
             for (value, name) in values.iter_mut().zip(&names) {
-                *value = head.find_parameter(name)?;
+                match route.value(name)? {
+                    Some(of_route) => *value = of_route,
+                    None => return Ok(None),
+                }
             }
-            find(values)
+            find(values).map(Some)
         })
     }
 
     /// What needs only the head, and does not wait.
     fn in_head<F, C>(place: &str, find: F) -> Self
     where
-        F: Fn(&RequestHead) -> Result<C, RealmError> + Send + Sync + 'static,
+        F: Fn(&Head<'_>) -> Result<Option<C>, RealmError> + Send + Sync + 'static,
         C: Into<Claim>,
     {
-        let find = move |head| -> Resolving {
-            let found = find(&head).map(Into::into);
-            Box::pin(ready(found))
-        };
-        Self::closure(place, find)
-    }
-
-    fn closure(
-        place: &str,
-        find: impl Fn(RequestHead) -> Resolving + Send + Sync + 'static,
-    ) -> Self {
-        Self(Routes::all(Source::Closure {
-            find: Arc::new(find),
+        Self(Routes::all(Source::Head {
+            find: Arc::new(move |head| Ok(find(head)?.map(Into::into))),
             place: place.into(),
         }))
     }
@@ -615,6 +614,31 @@ mod tests {
                 error.contains(says) && error.contains("`x-tenant`"),
                 "{error}"
             );
+        }
+    }
+
+    #[test]
+    fn a_request_without_the_extension_or_a_route_is_absent() {
+        let found = |realms: &RealmResolver, request| {
+            let Source::Head { find, .. } = &realms.0.base else {
+                panic!("it needs only the head");
+            };
+            find(&Head::of(&request))
+        };
+        let realms = RealmResolver::from_extension(|id: &u8| Ok(LockKey::in_space("tenant", id)));
+        let mut request = http::Request::new(());
+        let error = found(&realms, request.clone()).unwrap_err();
+        assert!(error.is_absent());
+        assert!(error.to_string().contains("no extension `u8`"), "{error}");
+        request.extensions_mut().insert(7_u8);
+        let claim = found(&realms, request.clone()).unwrap();
+        assert_eq!(claim, Some(LockKey::in_space("tenant", 7).into()));
+        #[cfg(feature = "axum")]
+        {
+            let realms =
+                RealmResolver::from_params(["id"], |[id]| Ok(LockKey::in_space("tenant", id)));
+            let error = found(&realms, request).unwrap_err();
+            assert!(error.is_absent(), "{error}");
         }
     }
 

@@ -18,6 +18,10 @@ use crate::realm::path::ParsedPath;
 use crate::realm::request_head::RequestHead;
 use crate::realm::url::RealmUrl;
 
+/// Finds a claim in the head of a request; `None` if a router sends the request to a route that
+/// names none.
+pub(in crate::realm) type HeadFn =
+    dyn Fn(&Head<'_>) -> Result<Option<Claim>, RealmError> + Send + Sync;
 pub(in crate::realm) type Resolving =
     Pin<Box<dyn Future<Output = Result<Claim, RealmError>> + Send>>;
 pub(in crate::realm) type ClosureFn = dyn Fn(RequestHead) -> Resolving + Send + Sync;
@@ -30,11 +34,12 @@ pub(in crate::realm) type BodyClosureFn = dyn Fn(RequestHead, Bytes) -> Resolvin
 #[derive(Clone)]
 pub(in crate::realm) enum Source<B> {
     Path(PathSource),
-    Closure {
-        find: Arc<ClosureFn>,
-        /// Where it looks, for messages.
+    Head {
+        find: Arc<HeadFn>,
+        /// Where it looks.
         place: Arc<str>,
     },
+    Closure(Arc<ClosureFn>),
     Pointers(RealmPointers, B),
     BodyClosure(Arc<BodyClosureFn>, B),
 }
@@ -89,7 +94,8 @@ impl Source<Infallible> {
     pub(in crate::realm) fn with_bodies(self) -> Source<ReadsBodies> {
         match self {
             Self::Path(source) => Source::Path(source),
-            Self::Closure { find, place } => Source::Closure { find, place },
+            Self::Head { find, place } => Source::Head { find, place },
+            Self::Closure(find) => Source::Closure(find),
             Self::Pointers(_, never) | Self::BodyClosure(_, never) => match never {},
         }
     }
@@ -112,7 +118,8 @@ impl<B> fmt::Debug for Source<B> {
         match self {
             Self::Path(PathSource::Template(paths)) => paths.fmt(f),
             Self::Path(PathSource::Mounts(mounts)) => mounts.fmt(f),
-            Self::Closure { place, .. } => f.write_str(place),
+            Self::Head { place, .. } => f.write_str(place),
+            Self::Closure(_) => f.write_str("from_fn"),
             Self::Pointers(pointers, _) => pointers.fmt(f),
             Self::BodyClosure(..) => f.write_str("from_body_fn"),
         }
