@@ -175,7 +175,10 @@
 //!
 //! - All replicas use one database of one primary. Advisory locks reach no further; a standby is refused.
 //! - All replicas compute the same realm URL: give them the same public base URL and the same
-//!   patterns.
+//!   patterns. With [`fleet`](RealmWriteLockLayer::fleet) replicas that differ log an error about
+//!   each other.
+//! - A service that starts before its database builds its locks with
+//!   [`build_lazy`](PostgresBuilder::build_lazy).
 //! - One hold takes one connection of `pool_size`, so a process writes at most that many realms at once. For thousands of realms
 //!   there are [sessions](PostgresBuilder::sessions).
 //! - PgBouncer works in session and in transaction mode, but for sessions, which need PostgreSQL itself.

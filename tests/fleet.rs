@@ -294,6 +294,26 @@ async fn replicas_with_other_rules_are_logged_with_the_component() {
 }
 
 #[tokio::test]
+async fn a_replica_whose_layer_is_switched_off_is_logged_by_the_others() {
+    let database = database().await;
+    let (log, _guard) = Log::start();
+    let mut replicas = Vec::new();
+    for (name, enabled) in [("locking", true), ("off", false)] {
+        let locks = locks(database.url(), name).await;
+        let layer = RealmWriteLockLayer::new(locks, paths(ORIGIN));
+        let layer = layer.fleet("switch").enabled(enabled);
+        start(&layer);
+        replicas.push(layer);
+    }
+    let errors = log
+        .wait_for(2, &["ERROR", "component=\"rules\"", "fleet=\"switch\""])
+        .await;
+    let own = |text: &str| errors.iter().filter(|it| it.contains(text)).count();
+    assert_eq!(own("enabled(false): nothing is locked"), 1, "{errors:#?}");
+    assert_eq!(own("other_application=\"off\""), 1, "{errors:#?}");
+}
+
+#[tokio::test]
 async fn through_pgbouncer_in_transaction_mode_they_find_out_and_writes_go_on() {
     let database = database().await;
     let (log, _guard) = Log::start();

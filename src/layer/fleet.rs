@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::lock::locks::RealmLocks;
-use crate::realm::classify::Realms;
+use crate::realm::classify::{RULES, Realms};
 
 /// The fleet that a layer and its clones belong to.
 #[derive(Clone)]
@@ -28,8 +28,15 @@ impl Fleet {
     }
 
     /// Publishes what a layer locks by, the first time that a service is made of it.
-    pub(super) fn join<B>(&self, locks: &RealmLocks, realms: &Realms<B>) {
-        let fingerprint = realms.fingerprint();
+    pub(super) fn join<B>(&self, locks: &RealmLocks, realms: &Realms<B>, enabled: bool) {
+        let mut fingerprint = realms.fingerprint();
+        if !enabled {
+            for (component, text) in &mut fingerprint {
+                if *component == RULES {
+                    "enabled(false): nothing is locked".clone_into(text);
+                }
+            }
+        }
         // A set that is only added to is never half changed.
         let published = self.published.lock();
         let mut published = published.unwrap_or_else(PoisonError::into_inner);

@@ -286,7 +286,7 @@ macro_rules! options {
         ///
         /// From the first service that is made of the layer or its clones, this process publishes
         /// what it locks by through PostgreSQL: the resolver with its base URL and patterns, the
-        /// rules, and the scheme of the keys. About every 10 seconds it looks at the other replicas
+        /// rules or that the layer is not [`enabled`](Self::enabled), and the scheme of the keys. About every 10 seconds it looks at the other replicas
         /// of the fleet with this `name`. Each difference is logged as an error once, with the name of
         /// the component, this replica's text of it, and the other's process id, `application_name`
         /// and address; an INFO follows when it is gone. The feature `metrics` counts them. Nothing

@@ -106,7 +106,7 @@ impl Settings {
     /// Publishes what the layer locks by, if it belongs to a fleet.
     pub(super) fn join_fleet<B>(&self, realms: &Realms<B>) {
         if let Some(fleet) = &self.fleet {
-            fleet.join(&self.locks, realms);
+            fleet.join(&self.locks, realms, self.enabled);
         }
     }
 

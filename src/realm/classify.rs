@@ -26,6 +26,9 @@ use super::rules::readings::Readings;
 use super::rules::scope::{RouteScope, rest_of};
 use super::unresolved::Unresolved;
 
+/// The component of a [fingerprint](Realms::fingerprint) that decides which requests are locked.
+pub(crate) const RULES: &str = "rules";
+
 /// What decides on requests: which are locked, for which realms, and how much of these.
 ///
 /// With `B = Infallible` nothing in it needs a body, so no request is ever found to.
@@ -148,7 +151,7 @@ impl<B> Realms<B> {
     pub(crate) fn fingerprint(&self) -> Vec<(&'static str, String)> {
         vec![
             ("realms", self.routes.fingerprint()),
-            ("rules", self.rules.fingerprint()),
+            (RULES, self.rules.fingerprint()),
             ("keys", SCHEME.into()),
         ]
     }
