@@ -329,24 +329,18 @@ impl RealmPaths {
 
     /// The patterns of whole paths, as requests have them.
     pub(in crate::realm) fn patterns(&self) -> Vec<PathTemplate> {
-        let paths = &*self.0;
-        let base = match paths.is_stripped {
-            true => &[],
-            false => paths.base.segments(),
-        };
-        paths.patterns.iter().map(|it| it.below(base)).collect()
+        self.0.whole_patterns().collect()
     }
 
     /// Whether a path begins as a pattern does.
     pub(in crate::realm) fn has_realm(&self, path: &ParsedPath<'_>) -> bool {
-        let patterns = self.patterns();
-        let fits = |pattern: &PathTemplate| {
+        let fits = |pattern: PathTemplate| {
             let mut segments = path.segments().into_iter().flatten();
             let expected = pattern.segments().iter();
             let mut expected = expected.filter(|it| **it != Segment::TrailingSlash);
             expected.all(|it| fits(it, segments.next()))
         };
-        patterns.iter().any(fits)
+        self.0.whole_patterns().any(fits)
     }
 
     /// Whether a route with this pattern has the parameters that name a realm, in a build that reads
@@ -451,16 +445,24 @@ impl Paths {
         self.needed().any(|it| it == name) && !self.base.names().any(|it| it == name)
     }
 
+    /// The segments of the base URL's path that requests have.
+    fn base_path(&self, is_stripped: bool) -> &[Segment] {
+        if is_stripped {
+            &[]
+        } else {
+            self.base.segments()
+        }
+    }
+
+    /// The patterns of whole paths.
+    fn whole_patterns(&self) -> impl Iterator<Item = PathTemplate> {
+        let base = self.base_path(self.is_stripped);
+        self.patterns.iter().map(|pattern| pattern.below(base))
+    }
+
     /// The patterns, for messages.
     fn texts(&self) -> String {
-        let base = match self.is_stripped {
-            true => &[],
-            false => self.base.segments(),
-        };
-        let texts = self
-            .patterns
-            .iter()
-            .map(|it| it.below(base).source().to_owned());
+        let texts = self.whole_patterns().map(|it| it.source().to_owned());
         texts.collect::<Vec<_>>().join("` or `")
     }
 
@@ -508,7 +510,7 @@ impl Paths {
         let segments = path
             .segments()
             .map_err(|problem| ambiguous(path, problem))?;
-        let Some((pattern, beginning)) = self.first_fit(origin, segments.clone()) else {
+        let Some((pattern, beginning)) = self.first_fit(origin, &segments) else {
             return Err(RealmError::NoRealm {
                 path: shown(path.raw()),
                 template: shown(&self.texts()),
@@ -521,12 +523,12 @@ impl Paths {
                 other.is_some_and(|(other, _)| std::ptr::eq(other, pattern))
             };
             let raw = path.raw().trim_matches('/').split('/');
-            if !is_same(self.first_fit(origin, raw)) {
+            if !is_same(self.first_fit(origin, &raw)) {
                 return Err(ambiguous(path, PathProblem::Spelling));
             }
             let split = segments.flat_map(|segment| segment.split(['/', '\\']));
             let split = split.filter(|part| !part.is_empty());
-            if path.has_separators() && !is_same(self.first_fit(origin, split)) {
+            if path.has_separators() && !is_same(self.first_fit(origin, &split)) {
                 return Err(ambiguous(path, PathProblem::Separator));
             }
         }
@@ -538,13 +540,9 @@ impl Paths {
     fn first_fit<'a>(
         &'a self,
         origin: &'a Origin<'_>,
-        segments: impl Iterator<Item = &'a str> + Clone,
+        segments: &(impl Iterator<Item = &'a str> + Clone),
     ) -> Option<(&'a PathTemplate, Beginning<'a>)> {
-        let base = if origin.is_stripped {
-            &[]
-        } else {
-            self.base.segments()
-        };
+        let base = self.base_path(origin.is_stripped);
         self.patterns.iter().find_map(|pattern| {
             let mut segments = segments.clone();
             let mut beginning = Beginning {
@@ -582,11 +580,7 @@ impl Paths {
         if let Some(captures) = captures.collect() {
             return Some((route, Standing::Named(captures)));
         }
-        let base = if self.is_stripped {
-            &[]
-        } else {
-            self.base.segments()
-        };
+        let base = self.base_path(self.is_stripped);
         let mut all = Standing::Unrelated;
         for pattern in &self.patterns {
             match standing_of(route, base.iter().chain(pattern.segments())) {
