@@ -99,7 +99,7 @@ fn the_readme_and_the_changelog_are_of_this_version() {
     let metadata = metadata();
     let version = package(&metadata)["version"].as_str().unwrap();
     let (minor, _) = version.rsplit_once('.').unwrap();
-    let line = format!("{NAME} = \"{minor}\"");
+    let line = format!("{NAME} = {{ version = \"{minor}\"");
     assert!(README.contains(&line), "the README does not say {line}");
     let changelog = include_str!("../CHANGELOG.md");
     let told =

@@ -20,10 +20,7 @@
 //!
 //! `NeedsLookup` and `NeedsBody` own all that they need, so the layer can wait without the head.
 //! Every variant that needs a body holds a `ReadsBodies`. A layer that reads none has no value of
-//! that type, so the compiler knows that it never meets such a variant.
-//!
-//! `explain` shows a decision to people, and `review` what no request can: both ask the functions
-//! that decide.
+//! that type. `explain` shows a decision to people, and `review` what no request can.
 //!
 //! # Reading a path
 //!
