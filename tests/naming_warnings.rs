@@ -279,6 +279,28 @@ fn a_method_that_no_registry_has_is_warned_of_with_the_nearest_one() {
     assert!(one(&log.take_at("WARN")).contains("did you mean `POST`?"));
 }
 
+#[cfg(not(feature = "axum"))]
+#[tokio::test]
+async fn a_layer_inside_a_nest_says_which_feature_is_missing() {
+    use axum::Router;
+    use axum::routing::patch;
+
+    let log = Log::collect();
+    let card = Router::new().route("/{card}", patch("written"));
+    let app = Router::new().nest("/{owner}/{realm}", card.layer(layer(realms())));
+    let request = Request::patch("/luke/a/x").body(axum::body::Body::empty());
+    let response = app.oneshot(request.unwrap()).await.unwrap();
+    assert_eq!(response.status(), 400);
+    let lines = log.take_at("WARN");
+    let line = one(&lines);
+    for part in [
+        "the path `/x` names no realm",
+        "inside axum's `nest`, turn on the feature `axum`",
+    ] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+}
+
 #[cfg(feature = "axum")]
 #[tokio::test]
 async fn a_route_without_a_realm_is_logged_once_and_warned_of_if_its_paths_look_like_one() {
