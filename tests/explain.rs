@@ -4,7 +4,7 @@ mod support;
 
 use std::convert::Infallible;
 
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderName, Method, Request, Response, StatusCode};
 use support::database::{database, rows};
 use support::gate::{ORIGIN, gate, patch, postgres_layer, realms};
 use tower::{Layer, ServiceExt, service_fn};
@@ -317,7 +317,11 @@ async fn what_names_no_realm_passes_if_that_is_asked_for_and_nothing_else_does()
         RealmResolver::from_fn(async |_| Err::<RealmUrl, _>(RealmError::missing("no header")));
     let lost =
         RealmResolver::from_fn(async |_| Err::<RealmUrl, _>(RealmError::unavailable("gone")));
-    let none = RealmResolver::from_fn(async |_| Err::<RealmUrl, _>(RealmError::missing("none")));
+    let header = HeaderName::from_static("x-tenant");
+    let header = RealmResolver::from_header(header, |id| Ok(LockKey::in_space("tenant", id)));
+    let malformed =
+        RealmResolver::from_fn(async |_| Err::<RealmUrl, _>(RealmError::unresolved("no text")));
+    let empty = RealmResolver::from_fn(async |_| Claim::of_realms::<RealmUrl>([]));
     let foreign = RealmResolver::from_fn(async |_| {
         let problem = "`x` is no tenant".to_owned();
         Err::<RealmUrl, _>(RealmError::Origin { problem })
@@ -326,7 +330,9 @@ async fn what_names_no_realm_passes_if_that_is_asked_for_and_nothing_else_does()
         (RealmResolver::from(realms()), "/login", true),
         (mounted.clone().into(), "/login", true),
         (absent, "/login", true),
-        (none, "/login", true),
+        (header, "/login", true),
+        (malformed, "/login", false),
+        (empty, "/login", false),
         (lost, "/login", false),
         (foreign, "/login", false),
         // Some router may find a realm in it.

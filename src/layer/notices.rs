@@ -163,6 +163,7 @@ fn cause(error: &RealmError) -> Cause {
         RealmError::AmbiguousMethod => Cause::of("ambiguous method", None),
         RealmError::Missing { .. } => Cause::of("missing", None),
         RealmError::Unresolved { .. } => Cause::of("unresolved", None),
+        RealmError::InvalidSegment { .. } => Cause::of("invalid segment", None),
         // Errors of a configuration, which a closure may answer with.
         _ => Cause::of("other", None),
     }
@@ -197,6 +198,9 @@ fn remedy(error: &RealmError) -> &'static str {
         }
         RealmError::InvalidBody { .. } | RealmError::BodyPointer { .. } => {
             "the body must name the realm where the route's `RealmPointers` look for it"
+        }
+        RealmError::Unresolved { .. } | RealmError::InvalidSegment { .. } => {
+            "clients must name their realm as the error says; exempt the routes of no realm with `LockRules::exempt`"
         }
         _ => {
             "exempt the routes of no realm with `LockRules::exempt`, or let them pass with `unresolved(Unresolved::Pass)`"

@@ -12,9 +12,12 @@ pub enum Unresolved {
     /// as `POST /auth/login`.
     ///
     /// A request passes only if nothing in it names a realm: no pattern fits its path, no mounted
-    /// realm is a beginning of it, or a closure answers
-    /// [`RealmError::unresolved`](crate::RealmError::unresolved). These are rejected as ever:
+    /// realm is a beginning of it, it lacks the header or the extension that would name one, or
+    /// a closure answers [`RealmError::missing`](crate::RealmError::missing). These are rejected as
+    /// ever:
     ///
+    /// - a header that is there, but is empty, repeated or malformed, and what a closure rejects
+    ///   with [`RealmError::unresolved`](crate::RealmError::unresolved);
     /// - a path that two servers could read differently, an origin that is not allowed, a body that
     ///   cannot be read;
     /// - a request whose method is overridden in a way that cannot be relied on;

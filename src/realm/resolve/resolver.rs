@@ -645,14 +645,12 @@ mod tests {
     #[test]
     fn its_debug_says_where_each_source_looks() {
         let header = HeaderName::from_static("x-tenant");
-        fn tenant(id: &str) -> Result<LockKey, RealmError> {
-            Ok(LockKey::in_space("tenant", id))
-        }
+        let tenant = |id: &str| Ok(LockKey::in_space("tenant", id));
         let realms = RealmResolver::from_header(header, tenant)
             .route(
                 Method::PUT,
                 "/x",
-                RealmResolver::from_extension(|id: &String| tenant(id)),
+                RealmResolver::from_extension(move |id: &String| tenant(id)),
             )
             .unwrap();
         let shown = format!("{realms:?}");
