@@ -5,11 +5,15 @@ mod support;
 use support::claims::{cards, realm, realm_key, whole, work};
 use support::cluster::Cluster;
 use support::database::{database, database_on, rows, try_connect};
-use support::gate::{answered, assert_lost, gate, patch, postgres_layer, postgres_locks_with};
+use support::gate::{
+    answered, assert_lost, gate, patch, postgres_layer, postgres_locks_with, realms,
+};
 use support::page::block;
+use support::wait::wait_until;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
-use tower_realm_lock::{LockError, RealmLocks};
+use tower::Layer;
+use tower_realm_lock::{LockError, RealmLocks, RealmWriteLockLayer};
 
 const PAGE: &str = include_str!("../docs/operations.md");
 
@@ -259,6 +263,41 @@ async fn an_ordinary_role_sees_and_does_what_the_page_says() {
     let held = work(&as_superuser, &whole(["a"])).inside().await;
     refusal().await;
     held.end().await;
+}
+
+#[tokio::test]
+async fn what_a_fleet_has_published_is_shown() {
+    let cluster = Cluster::create().await;
+    let database = database_on(&cluster).await;
+    let admin = database.connect().await;
+    let roles = "CREATE ROLE app LOGIN; CREATE ROLE operator LOGIN";
+    admin.batch_execute(roles).await.unwrap();
+    let as_role = |role: &str| database.url().replace("postgres@", &format!("{role}@"));
+    let app = try_connect(&as_role("app")).await.unwrap();
+    let operator = try_connect(&as_role("operator")).await.unwrap();
+    let (handler, _gate) = gate();
+    let mut services = Vec::new();
+    for name in ["one", "other"] {
+        let locks = replica(&as_role("app"), name, 0).await;
+        let layer = RealmWriteLockLayer::new(locks, realms()).fleet("realms-prod");
+        services.push(layer.layer(handler.clone()));
+    }
+    let published = query("array_agg");
+    wait_until("both have published the same", async || {
+        let found = rows(&app, published).await;
+        let names: Vec<_> = found
+            .iter()
+            .map(|row| row.get("application_name"))
+            .collect();
+        let first = found.first().and_then(|row| row.get("published"));
+        names == [Some("one"), Some("other")]
+            && found.iter().all(|row| row.get("published") == first)
+    })
+    .await;
+    let all = ["application_name", "client_addr", "pid", "published"];
+    assert_eq!(columns(&app, published).await, [all; 2]);
+    let some = ["application_name", "pid", "published"];
+    assert_eq!(columns(&operator, published).await, [some; 2]);
 }
 
 #[tokio::test]

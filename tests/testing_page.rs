@@ -36,10 +36,10 @@ async fn race(locks: &[RealmLocks; 2], enabled: bool, paths: [&str; 2]) -> ([u16
     let writes = locks.iter().zip(paths).map(|(locks, path)| {
         let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}").unwrap();
         let layer = RealmWriteLockLayer::new(locks.clone(), realms).acquire_timeout(Duration::ZERO);
-        let routes = Router::new()
+        let replica = Router::new()
             .route("/{owner}/{realm}/card", patch(add))
+            .layer(layer.enabled(enabled))
             .with_state(Arc::clone(&card));
-        let replica = if enabled { routes.layer(layer) } else { routes };
         Box::pin(write(replica, path))
     });
     let (one, _, mut rest) = select_all(writes).await;

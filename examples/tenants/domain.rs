@@ -21,7 +21,7 @@ struct Registry(Arc<HashMap<&'static str, &'static str>>);
 
 impl Registry {
     /// The tenant of a request. Both the lock and the handler ask here.
-    async fn tenant(&self, uri: &Uri, headers: &HeaderMap) -> Option<&'static str> {
+    fn tenant(&self, uri: &Uri, headers: &HeaderMap) -> Option<&'static str> {
         // Over HTTP/2 the host is in the URI.
         let host = match uri.host() {
             Some(host) => host,
@@ -29,7 +29,7 @@ impl Registry {
         };
         let (name, _port) = host.split_once(':').unwrap_or((host, ""));
         let name = name.to_ascii_lowercase();
-        // A real one asks a database, within a time limit: see `RealmResolver::from_fn`.
+        // A real one is async, asks a database, and has a time limit.
         self.0.get(&*name).copied()
     }
 }
@@ -51,7 +51,7 @@ pub fn app(locks: RealmLocks, notes: Notes) -> Result<Router, RealmError> {
     let realms = RealmResolver::from_fn(move |head| {
         let (registry, base) = (known.clone(), base.clone());
         async move {
-            let tenant = registry.tenant(head.uri(), head.headers()).await;
+            let tenant = registry.tenant(head.uri(), head.headers());
             // An unknown host is refused before anything is locked.
             base.join([tenant.ok_or(RealmError::unresolved("no tenant has this domain"))?])
         }
@@ -70,7 +70,7 @@ async fn add(
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<String, StatusCode> {
-    let tenant = service.registry.tenant(&uri, &headers).await;
+    let tenant = service.registry.tenant(&uri, &headers);
     Ok(service
         .notes
         .add(tenant.ok_or(StatusCode::NOT_FOUND)?)

@@ -58,6 +58,7 @@ fn cases() -> [Case; 5] {
             login: ("/login", host("acme.example.com")),
             refused: vec![
                 (("/site/notes", host("acme.example.org")), 400),
+                (("/site/notes", host("acme.example.com:3000")), 400),
                 (("/site/notes", host("example.com")), 400),
                 (("/site/notes", host("a.acme.example.com")), 400),
             ],
