@@ -164,7 +164,8 @@
 //!   It can change which requests are locked: turn it on in all replicas or in none.
 //! - `metrics`: counts waits, holds, hand-offs, losses and rejections through the `metrics` facade;
 //!   [operations](guide::operations) has the list.
-//! - `serde`: reads [`LockRules`], `Limits` and [`PostgresBuilder`] from a configuration file; unknown keys are errors.
+//! - `serde`: reads [`RealmPaths`], [`LockRules`], `Limits` and [`PostgresBuilder`] from a
+//!   configuration file; unknown keys are errors.
 //! - `test-util`: `HeldLock::lose` takes a hold's lock away on purpose, for tests of what an application does then. Turn it on under
 //!   `[dev-dependencies]`.
 //! - `tls-rustls`: TLS to PostgreSQL by rustls, with ring. No crypto provider has to be installed for the process.

@@ -6,11 +6,12 @@ use support::database::database;
 use support::page::block;
 
 // From here on as on the page.
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::{Router, body::Body, extract::State, routing::patch};
-use futures_util::future::{join, select_all};
+use futures_util::future::{Either, select, select_all};
 use http::Request;
 use tokio::sync::Barrier;
 use tower::ServiceExt;
@@ -43,13 +44,17 @@ async fn race(locks: &[RealmLocks; 2], enabled: bool, paths: [&str; 2]) -> ([u16
         Box::pin(write(replica, path))
     });
     let (one, _, mut rest) = select_all(writes).await;
-    // The other one is at the barrier if this one was refused: the test meets it there.
+    // The other one is at the barrier if this one was refused: the test meets it there. If it was
+    // refused, too, nobody comes to the barrier.
     let meet = async {
         if one == 503 {
             card.1.wait().await;
         }
     };
-    let (other, ()) = join(rest.remove(0), meet).await;
+    let other = match select(rest.remove(0), pin!(meet)).await {
+        Either::Left((other, _)) => other,
+        Either::Right(((), other)) => other.await,
+    };
     let fields = card.0.lock().unwrap().len();
     ([one, other], fields)
 }
