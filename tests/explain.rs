@@ -237,6 +237,15 @@ fn what_it_cannot_know_it_says() {
         let says = "at run time: the header `x-method` may override the method";
         assert!(explanation.to_string().contains(says), "{explanation}");
     }
+    // A request may have what is missing here, whatever becomes of one that has not.
+    let header = HeaderName::from_static("x-tenant");
+    let by_header = RealmResolver::from_header(header, |id| Ok(LockKey::in_space("tenant", id)));
+    let by_header = RealmWriteLockLayer::new(RealmLocks::in_process(), by_header);
+    for unresolved in [Unresolved::Refuse, Unresolved::Pass] {
+        let layer = by_header.clone().unresolved(unresolved);
+        let explanation = layer.explain(&Method::POST, "/orders");
+        assert!(explanation.needs_lookup(), "{unresolved:?}: {explanation}");
+    }
     let moved = layer.explain(&Method::from_bytes(b"MOVE").unwrap(), "/luke/a/x");
     let says = "at run time: the header `Destination` names what is locked as well";
     assert!(moved.to_string().contains(says), "{moved}");
@@ -329,7 +338,7 @@ async fn what_names_no_realm_passes_if_that_is_asked_for_and_nothing_else_does()
     for (resolver, path, passes) in [
         (RealmResolver::from(realms()), "/login", true),
         (mounted.clone().into(), "/login", true),
-        (absent, "/login", true),
+        (absent.clone(), "/login", true),
         (header, "/login", true),
         (malformed, "/login", false),
         (empty, "/login", false),
@@ -340,6 +349,8 @@ async fn what_names_no_realm_passes_if_that_is_asked_for_and_nothing_else_does()
         (realms().into(), "//login", false),
         (mounted.clone().into(), "/luke/../login", false),
         (mounted.into(), "/luke%2fb", false),
+        (absent.clone(), "//login", false),
+        (absent, "/luke%2Fa", false),
     ] {
         for unresolved in [Unresolved::Refuse, Unresolved::Pass] {
             let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), resolver.clone());
@@ -358,6 +369,18 @@ async fn what_names_no_realm_passes_if_that_is_asked_for_and_nothing_else_does()
     assert_eq!(status(&layer, Method::PUT, "/webhook").await, 200);
     let moves = Method::from_bytes(b"MOVE").unwrap();
     assert_eq!(status(&layer, moves, "/x").await, 400);
+    // Nobody knows which method it has.
+    let header = HeaderName::from_static("x-http-method-override");
+    let rules = LockRules::new().method_override(header.clone(), [Method::PATCH]);
+    let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms());
+    let layer = layer.rules(rules).unwrap().unresolved(Unresolved::Pass);
+    for (value, expected) in [("PATCH", 200), ("not a method", 400)] {
+        let request = Request::post("/login").header(&header, value);
+        let request = request.body(String::new()).unwrap();
+        let service = layer.layer(service_fn(support::gate::at_once));
+        let response = service.oneshot(request).await.unwrap();
+        assert_eq!(response.status(), expected, "{value}");
+    }
 }
 
 async fn status(layer: &RealmWriteLockLayer, method: Method, path: &str) -> StatusCode {
@@ -378,11 +401,15 @@ async fn a_body_that_names_no_realm_reaches_a_handler_that_may_pass() {
         let bytes = request.body().bytes().unwrap().clone();
         Ok::<_, Infallible>(Response::new(String::from_utf8(bytes.to_vec()).unwrap()))
     });
-    for (unresolved, status) in [(Unresolved::Pass, 200), (Unresolved::Refuse, 400)] {
+    for (unresolved, path, status) in [
+        (Unresolved::Pass, "/", 200),
+        (Unresolved::Pass, "//", 400),
+        (Unresolved::Refuse, "/", 400),
+    ] {
         let service = layer.clone().unresolved(unresolved).layer(handler);
-        let request = Request::post("/").body("text".to_owned()).unwrap();
+        let request = Request::post(path).body("text".to_owned()).unwrap();
         let response = service.oneshot(request).await.unwrap();
-        assert_eq!(response.status(), status);
+        assert_eq!(response.status(), status, "{unresolved:?} {path}");
     }
 }
 

@@ -293,8 +293,10 @@ fn what_cannot_work_is_refused_with_its_remedy() {
 #[cfg(feature = "axum")]
 mod routed {
     use axum::body::Body;
-    use axum::routing::{patch, post};
+    use axum::routing::{patch, post, put};
     use axum::{Extension, Router};
+    use http::Method;
+    use tower_realm_lock::{LockRules, Scope};
 
     use super::*;
 
@@ -386,6 +388,82 @@ mod routed {
         let app = Router::new().nest_service("/{owner}", inner.layer(layer(realms)));
         let refused = answer(&app, "PATCH", "/luke/anna/site/x").await;
         assert!(refused.starts_with("400"), "{refused}");
+    }
+
+    /// Which realm it is for is not known, although no pattern fits the route.
+    #[tokio::test]
+    async fn a_route_whose_parameters_cannot_be_read_is_refused() {
+        let realms = || RealmPaths::new("https://h", "/{owner}/{realm}").unwrap();
+        let app = Router::new()
+            .route("/x/{owner}/{realm}/{*path}", patch(claimed))
+            .route("/assets/{*file}", patch(claimed))
+            .layer(layer(realms()));
+        let inner = Router::new().route("/{owner}/{realm}/x", patch(claimed));
+        let twice = Router::new().nest_service("/x/{owner}", inner.layer(layer(realms())));
+        for (app, path, problem) in [
+            (&app, "/x/luke/site/%FF", "is not UTF-8"),
+            (&twice, "/x/luke/anna/site/x", "two nested routes"),
+        ] {
+            let refused = answer(app, "PATCH", path).await;
+            assert!(
+                refused.starts_with("400") && refused.contains(problem),
+                "{path}: {refused}"
+            );
+        }
+        assert_eq!(answer(&app, "PATCH", "/assets/%FF").await, "none");
+    }
+
+    #[tokio::test]
+    async fn other_names_are_refused_where_a_proxy_has_removed_the_base_path_too() {
+        let origin = RequestOrigin::new(TrustedProxies::new(["10.0.0.0/8"]).unwrap());
+        let realms = RealmPaths::new("https://h/api", "/{owner}/{realm}").unwrap();
+        let app = Router::new().route("/{tenant}/{project}/x", patch(claimed));
+        let app = app.layer(layer(realms.origin_from_request(origin)));
+        let request = Request::patch("/luke/site/x").header("host", "h");
+        let request = request.header("x-forwarded-prefix", "/api");
+        let mut request = request.body(Body::empty()).unwrap();
+        let peer = tower_realm_lock::PeerAddr("10.1.1.1:1".parse().unwrap());
+        request.extensions_mut().insert(peer);
+        assert_eq!(app.oneshot(request).await.unwrap().status(), 400);
+    }
+
+    #[tokio::test]
+    async fn a_parameter_outside_of_the_name_may_be_a_resource_so_the_realm_is_taken_whole() {
+        let scoped = |realms, pattern| {
+            let rules = LockRules::new().scope(Method::PUT, pattern, Scope::resource());
+            layer(realms).rules(rules.unwrap()).unwrap()
+        };
+        let pattern = "/cards/{card}/of/{owner}/{realm}";
+        let realms = RealmPaths::new("https://h", "/{owner}/{realm}").unwrap();
+        let app = Router::new().route(pattern, put(claimed));
+        let app = app.layer(scoped(realms, pattern));
+        let whole = "https://h/luke/site/";
+        assert_eq!(
+            answer(&app, "PUT", "/cards/c/of/luke/site").await,
+            whole,
+            "by the route"
+        );
+        for (pattern, route, path, expected) in [
+            (pattern, pattern, "/cards/c/of/luke/site", whole),
+            (
+                "/{owner}/{realm}/cards/{card}",
+                "/{owner}/{realm}/cards/{card}",
+                "/luke/site/cards/c",
+                whole,
+            ),
+            (
+                "/{version}/{owner}/{realm}",
+                "/{version}/{owner}/{realm}/{*card}",
+                "/v1/luke/site/c",
+                "https://h/luke/site/ (c)",
+            ),
+        ] {
+            let realms = RealmPaths::new("https://h", pattern)
+                .and_then(|realms| realms.named("/{owner}/{realm}"));
+            let explanation = scoped(realms.unwrap(), route).explain(&Method::PUT, path);
+            let claim = explanation.claim().map(ToString::to_string);
+            assert_eq!(claim.as_deref(), Some(expected), "{explanation}");
+        }
     }
 
     #[tokio::test]

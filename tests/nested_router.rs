@@ -4,15 +4,20 @@
 
 mod support;
 
+use std::future::ready;
+
 use axum::body::Body;
-use axum::routing::patch;
+use axum::routing::{get, patch, post};
 use axum::{Extension, Router};
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use support::gate::ORIGIN;
 use tower::util::MapRequestLayer;
 use tower::{Layer, ServiceExt};
-use tower_realm_lock::{HeldLock, LockRules, RealmLocks, RealmPaths, RealmWriteLockLayer, Scope};
+use tower_realm_lock::{
+    HeldLock, LockRules, RealmLocks, RealmPaths, RealmResolver, RealmUrl, RealmWriteLockLayer,
+    Scope,
+};
 
 fn layer() -> RealmWriteLockLayer {
     let rules = LockRules::new()
@@ -192,4 +197,88 @@ async fn parameters_count_although_the_path_is_another_one() {
         let (status, _) = answer(app("/luke/notes/x"), path).await;
         assert_eq!(status, 400, "{path}");
     }
+}
+
+#[tokio::test]
+async fn rules_count_although_the_beginning_of_the_path_is_not_known() {
+    let app = |layer: RealmWriteLockLayer| {
+        let realm = Router::new()
+            .route("/", get(claimed))
+            .route("/_reindex", get(claimed))
+            .route("/{card}", get(claimed).patch(claimed))
+            .route("/luke/a/_publish", post(claimed))
+            .route("/_publish", post(claimed));
+        let app = Router::new().nest("/luke/{realm}", realm.layer(layer));
+        Router::new().fallback_service(strip().layer(app))
+    };
+    let realms = || RealmPaths::new(ORIGIN, "/luke/{realm}").unwrap();
+    let in_process = |realms| RealmWriteLockLayer::new(RealmLocks::in_process(), realms);
+    let answer_to = async |app: &Router, method: &str, path: &str| {
+        let request = Request::builder().method(method).uri(path);
+        let request = request.body(Body::empty()).unwrap();
+        let response = app.clone().oneshot(request).await.unwrap();
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let body = String::from_utf8(body.to_vec()).unwrap();
+        format!("{} {body}", status.as_u16())
+    };
+
+    let rules = LockRules::new().lock(Method::GET, "/luke/{realm}/_reindex");
+    let locked = app(in_process(realms().into()).rules(rules.unwrap()).unwrap());
+    let realm = "200 http://realms.test/luke/a/";
+    for prefix in ["", "/v1"] {
+        for (path, expected) in [
+            ("_reindex", realm),
+            ("%5Freindex", realm),
+            ("x", "200 none"),
+        ] {
+            let path = format!("{prefix}/luke/a/{path}");
+            assert_eq!(answer_to(&locked, "GET", &path).await, expected, "{path}");
+        }
+    }
+
+    // Nothing is left of this one.
+    let rules = LockRules::new().lock(Method::GET, "/{*all}").unwrap();
+    let all = app(in_process(realms().into()).rules(rules).unwrap());
+    assert_eq!(answer_to(&all, "GET", "/v1/luke/a").await, realm);
+
+    // Which of two ways names the realm is not known either.
+    let other = RealmUrl::parse("http://realms.test/published/").unwrap();
+    let other = RealmResolver::from_fn(move |_| ready(Ok(other.clone())));
+    let realms = RealmResolver::from(realms()).route(Method::POST, "/luke/{realm}/_publish", other);
+    let routed = app(in_process(realms.unwrap()));
+    let published = answer_to(&routed, "POST", "/luke/a/_publish").await;
+    assert_eq!(published, "200 http://realms.test/published/");
+    for path in ["/v1/luke/a/_publish", "/v1/luke/b/luke/a/_publish"] {
+        let refused = answer_to(&routed, "POST", path).await;
+        assert!(refused.starts_with("400"), "{path}: {refused}");
+    }
+    assert_eq!(answer_to(&routed, "PATCH", "/v1/luke/a/x").await, realm);
+}
+
+#[tokio::test]
+async fn a_route_that_the_path_no_longer_fits_does_not_hide_a_realm() {
+    let realms = || RealmPaths::new(ORIGIN, "/{owner}/{realm}").unwrap();
+    let locked = || RealmWriteLockLayer::new(RealmLocks::in_process(), realms());
+    let inner = Router::new().fallback(patch(claimed).post(claimed));
+    let app = Router::new()
+        .route_service("/v1/{*rest}", strip().layer(inner.layer(locked())))
+        .merge(
+            Router::new()
+                .route("/auth/login", patch(claimed))
+                .route("/assets/{*file}", patch(claimed))
+                .route("/", patch(claimed))
+                .layer(locked()),
+        );
+    for (path, expected) in [
+        ("/v1/luke/site/x", "http://realms.test/luke/site/"),
+        ("/v1/login", "none"),
+        ("/auth/login", "none"),
+        ("/assets/a/b", "none"),
+        ("/", "none"),
+    ] {
+        assert_eq!(claim(app.clone(), path).await, expected, "{path}");
+    }
+    let (status, _) = answer(app, "/v1/luke//site/x").await;
+    assert_eq!(status, 400);
 }

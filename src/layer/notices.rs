@@ -188,7 +188,7 @@ fn remedy(error: &RealmError) -> &'static str {
             "routers could read this path in two ways: let clients send its plain spelling"
         }
         RealmError::Origin { .. } => {
-            "allow the origin with `RequestOrigin::only`, or trust the proxy that names it"
+            "allow the origin with `RequestOrigin::only`, or trust the proxy that names it; where the base URL's host has parameters, send requests to a host that fits"
         }
         RealmError::Destination { .. } => {
             "a MOVE or COPY must name a path below the base URL in `Destination`"

@@ -149,7 +149,7 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
         let route = MatchedRoute::of(&mut request);
         let head = Head::of(&request).on_route(route.as_ref());
         let decision = self.realms.classify(&head);
-        let settings = self.settings_of(&head);
+        let settings = self.settings_of(&head, &decision);
         let prepared = match decision {
             Decision::Pass => {
                 return ResponseFuture::passed(self.inner.call(request.map(R::unread)));
@@ -196,8 +196,9 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
     }
 
     /// The settings of one request: the layer's, with the limits of its route.
-    fn settings_of(&self, head: &Head<'_>) -> Arc<Settings> {
-        match self.realms.limits(head) {
+    fn settings_of(&self, head: &Head<'_>, decision: &Decision<R::Reads>) -> Arc<Settings> {
+        let passes = matches!(decision, Decision::Pass | Decision::OtherRoute);
+        match self.realms.limits(head).filter(|_| !passes) {
             Some(limits) => Arc::new(self.settings.on_route(limits)),
             None => Arc::clone(&self.settings),
         }

@@ -181,7 +181,9 @@ impl<B: Copy> Realms<B> {
         let may_pass = self.unresolved == Unresolved::Pass
             && judged.route.is_none()
             && !readings.unclear
-            && !readings.have_destination();
+            && !readings.have_destination()
+            // Another server may read another path, in which there is a realm.
+            && head.path().is_unambiguous();
         match self.locked(head, &readings, may_pass) {
             // A rule that locks the route says that it has a realm.
             Ok(Decision::OtherRoute) if judged.route.is_some() => {
@@ -191,8 +193,7 @@ impl<B: Copy> Realms<B> {
                 )))
             }
             Ok(decision) => decision,
-            // Another server may read another path, in which there is a realm.
-            Err(error) if may_pass && error.is_absent() && head.path().is_unambiguous() => {
+            Err(error) if may_pass && error.is_absent() => {
                 tracing::debug!(%error, "a request passes without a lock");
                 Decision::Pass
             }

@@ -36,7 +36,8 @@ use super::url::RealmUrl;
 /// It sees a method and a URL, and no other part of a request. Where a header, an extension, the
 /// body or a closure names what is locked, it says so: [`needs_lookup`](Self::needs_lookup) and
 /// [`needs_body`](Self::needs_body). A header that overrides the method, and the `Destination` of a
-/// MOVE or COPY, are taken to be missing.
+/// MOVE or COPY, are taken to be missing. So is axum's router: [`RealmPaths`](crate::RealmPaths) are
+/// explained by the path, although a router may send the request to a route that has no realm.
 #[derive(Debug, Clone)]
 pub struct Explanation {
     method: Method,
@@ -201,7 +202,8 @@ impl Explanation {
         }
     }
 
-    /// Whether a closure, a header or an extension has to be asked what is locked.
+    /// Whether a closure, a header, an extension or the route that axum's router has matched has to
+    /// be asked what is locked.
     #[must_use]
     pub fn needs_lookup(&self) -> bool {
         matches!(self.outcome, Outcome::NeedsLookup)

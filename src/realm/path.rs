@@ -125,6 +125,11 @@ impl<'a> ParsedPath<'a> {
         &self.raw
     }
 
+    /// Whether its beginning is known.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.problem.is_none()
+    }
+
     pub(crate) fn is_absolute(&self) -> bool {
         self.raw.starts_with('/')
     }

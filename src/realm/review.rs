@@ -212,6 +212,29 @@ mod tests {
     }
 
     #[test]
+    fn routes_of_a_routes_resolver_are_seen() {
+        let inner = RealmResolver::from(paths()).route(
+            Method::POST,
+            "/jobs/{job}/run",
+            RealmMounts::default(),
+        );
+        let resolver =
+            RealmResolver::from(paths()).route(Method::POST, "/jobs/{*rest}", inner.unwrap());
+        let resolver = resolver.unwrap();
+        let rules = LockRules::new().scope(Method::POST, "/jobs/{job}/run", Scope::shared());
+        let found = warnings(resolver.clone(), rules.unwrap());
+        // That of the rule would be wrong: a mounted realm may be there.
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(found[0].starts_with("the rule `route POST /jobs/{*rest}` never"));
+        let summary = Realms::of_heads(resolver).summary().realms;
+        assert!(
+            summary
+                .starts_with("route POST /jobs/{job}/run: RealmMounts; route POST /jobs/{*rest}"),
+            "{summary}"
+        );
+    }
+
+    #[test]
     fn a_summary_names_how_realms_are_found_and_every_rule() {
         let resolver = RealmResolver::from(paths());
         let resolver = resolver.route(Method::POST, "/_create", RealmMounts::default());

@@ -6,8 +6,9 @@ use axum::extract::{FromRequestParts, MatchedPath, RawPathParams};
 use futures_util::FutureExt;
 use http::Request;
 
+use super::error::RealmError;
 #[cfg(feature = "axum")]
-use super::error::{RealmError, shown};
+use super::error::shown;
 
 /// The route that axum's router has matched, and the parameters that its handler can extract.
 ///
@@ -51,16 +52,25 @@ impl MatchedRoute {
         self.path.as_str()
     }
 
-    /// A parameter, its name and its value, decoded. `None` if the route has none of this name, or takes the rest of the
-    /// path as one, or if nested routers give it two values.
-    pub(in crate::realm) fn parameter(&self, name: &str) -> Option<(&str, &str)> {
-        if self.segments().any(|it| it == RouteSegment::Rest(name)) {
-            return None;
+    /// A parameter of one segment, its name and its value, decoded; `None` if the route has none of
+    /// this name, or takes the rest of the path as it.
+    ///
+    /// # Errors
+    ///
+    /// [`RealmError::Unresolved`] if the route has it and a value of the route is not UTF-8, or if
+    /// nested routes give it two values.
+    pub(in crate::realm) fn parameter(
+        &self,
+        name: &str,
+    ) -> Result<Option<(&str, &str)>, RealmError> {
+        let has = |segment| self.segments().any(|it| it == segment);
+        if has(RouteSegment::Rest(name)) {
+            return Ok(None);
         }
-        let mut values = self.parameters.as_ref()?.iter();
-        let first = values.find(|(key, _)| *key == name)?;
-        let mut others = values.filter(|(key, _)| *key == name);
-        others.all(|other| other == first).then_some(first)
+        if self.parameters.is_none() && !has(RouteSegment::Parameter(name)) {
+            return Ok(None);
+        }
+        self.named(name)
     }
 
     /// The value of any parameter, decoded; `None` if the route has none of this name.
@@ -70,11 +80,17 @@ impl MatchedRoute {
     /// [`RealmError::Unresolved`] if a value of the route is not UTF-8, or if nested routes give
     /// this one two values.
     pub(in crate::realm) fn value(&self, name: &str) -> Result<Option<&str>, RealmError> {
+        Ok(self.named(name)?.map(|(_, value)| value))
+    }
+
+    fn named(&self, name: &str) -> Result<Option<(&str, &str)>, RealmError> {
         let Some(parameters) = &self.parameters else {
-            return Err(RealmError::unresolved("a part of its path is not UTF-8"));
+            return Err(RealmError::unresolved(
+                "a part of its path is not UTF-8; percent-encode it as UTF-8",
+            ));
         };
         let mut values = parameters.iter().filter(|(key, _)| *key == name);
-        let Some((_, value)) = values.next() else {
+        let Some((key, value)) = values.next() else {
             return Ok(None);
         };
         if let Some((_, other)) = values.find(|(_, other)| *other != value) {
@@ -85,7 +101,7 @@ impl MatchedRoute {
             );
             return Err(RealmError::Unresolved { problem });
         }
-        Ok(Some(value))
+        Ok(Some((key, value)))
     }
 }
 
@@ -99,7 +115,7 @@ impl MatchedRoute {
         match self.never {}
     }
 
-    pub(in crate::realm) fn parameter(&self, _: &str) -> Option<(&str, &str)> {
+    pub(in crate::realm) fn parameter(&self, _: &str) -> Result<Option<(&str, &str)>, RealmError> {
         match self.never {}
     }
 }

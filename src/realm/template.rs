@@ -83,7 +83,7 @@ impl PathTemplate {
 
     /// Whether the raw path fits to the letter.
     pub(crate) fn matches_exactly(&self, path: &ParsedPath<'_>) -> bool {
-        path.is_absolute() && fits(&self.segments, path.raw_segments(), false)
+        path.is_whole() && path.is_absolute() && fits(&self.segments, path.raw_segments(), false)
     }
 
     /// Whether the path fits to the letter once the most lenient reader has resolved what is
@@ -94,21 +94,25 @@ impl PathTemplate {
 
     /// Whether any reader might take the path for one that fits: decoded, with one slash more or
     /// less at its end, with empty segments as parameters, and with what is ambiguous in it
-    /// resolved.
+    /// resolved; and with anything before it, if its beginning is not known.
     pub(crate) fn matches_any_spelling(&self, path: &ParsedPath<'_>) -> bool {
-        let without_slash = self.without_slash();
-        let decoded = path.is_absolute()
-            && (fits(&self.segments, path.lenient_segments(), true)
-                || fits(without_slash, path.lenient_segments_without_slash(), true));
-        decoded || (!path.is_unambiguous() && fits(without_slash, path.resolved_segments(), false))
-    }
-
-    fn without_slash(&self) -> &[Segment] {
-        match self.segments.split_last() {
-            Some((Segment::TrailingSlash, before)) => before,
-            _ => &self.segments,
+        let fits = |segments| fits_any_spelling(segments, path);
+        if path.is_whole() {
+            return fits(&self.segments);
         }
+        (0..=self.segments.len()).any(|start| fits(&self.segments[start..]))
     }
+}
+
+fn fits_any_spelling(segments: &[Segment], path: &ParsedPath<'_>) -> bool {
+    let without_slash = match segments.split_last() {
+        Some((Segment::TrailingSlash, before)) => before,
+        _ => segments,
+    };
+    let decoded = path.is_absolute()
+        && (fits(segments, path.lenient_segments(), true)
+            || fits(without_slash, path.lenient_segments_without_slash(), true));
+    decoded || (!path.is_unambiguous() && fits(without_slash, path.resolved_segments(), false))
 }
 
 /// Whether all segments of a path fit. Allocates nothing.

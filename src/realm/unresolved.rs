@@ -12,14 +12,15 @@ pub enum Unresolved {
     /// as `POST /auth/login`.
     ///
     /// A request passes only if nothing in it names a realm: no pattern fits its path, no mounted
-    /// realm is a beginning of it, it lacks the header or the extension that would name one, or
-    /// a closure answers [`RealmError::missing`](crate::RealmError::missing). These are rejected as
-    /// ever:
+    /// realm is a beginning of it, the header, the extension or the route that would name it is
+    /// missing, or a closure answers [`RealmError::missing`](crate::RealmError::missing). Where a
+    /// client can leave out what names the realm, such as a header, the handler must refuse that
+    /// request: it has no lock. These are rejected as ever:
     ///
-    /// - a header that is there, but is empty, repeated or malformed, and what a closure rejects
-    ///   with [`RealmError::unresolved`](crate::RealmError::unresolved);
-    /// - a path that two servers could read differently, an origin that is not allowed, a body that
-    ///   cannot be read;
+    /// - a path that two servers could read differently, wherever the realm is named, an origin
+    ///   that is not allowed, a body that cannot be read;
+    /// - what names no realm although it is there: a closure answers
+    ///   [`RealmError::unresolved`](crate::RealmError::unresolved), or a header is empty;
     /// - a request whose method is overridden in a way that cannot be relied on;
     /// - a MOVE or COPY, whose `Destination` may be in a realm;
     /// - what a rule locks explicitly, with [`LockRules::lock`](crate::LockRules::lock).

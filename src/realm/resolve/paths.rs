@@ -76,8 +76,12 @@ use crate::realm::url::RealmUrl;
 ///   locked. The first one of each route is logged.
 /// - A route that fits the pattern with other names for its parameters is refused, since it may be
 ///   a mistake: name them as the pattern does, or [exempt](crate::LockRules::exempt) the route.
-/// - A handler that takes the rest of a path as one parameter, and a fallback, is judged by the
-///   path.
+/// - A route whose parameters cannot be read, because a value is not UTF-8 or two nested routes
+///   give one parameter two values, is refused.
+/// - A fallback, the inside of a `nest_service`, and a route that takes the rest of a path where the
+///   pattern still has parameters, such as `/{owner}/{*rest}` or `/{*path}`, are judged by the path.
+///   A route with a literal where the pattern has a parameter, such as `/assets/{*file}`, is not for
+///   a realm.
 #[derive(Debug, Clone)]
 pub struct RealmPaths(Arc<Paths>);
 
@@ -241,9 +245,14 @@ impl RealmPaths {
     /// not one of the base URL.
     pub fn resolve(&self, path: &str) -> Result<RealmUrl, RealmError> {
         let paths = &*self.0;
-        let at = path.find("://").map_or(0, |at| at + "://".len());
-        let at = path[at..].find('/').map_or(path.len(), |slash| at + slash);
-        let (host, path) = path.split_at(at);
+        let host = if path.starts_with('/') {
+            0
+        } else {
+            let start = path.find("://").map_or(0, |at| at + "://".len());
+            let end = path[start..].find('/');
+            end.map_or(path.len(), |slash| start + slash)
+        };
+        let (host, path) = path.split_at(host);
         let url = match paths.base.fixed() {
             Some(url) if host.is_empty() => url.clone(),
             _ => {
@@ -263,7 +272,7 @@ impl RealmPaths {
     /// What a request is for.
     pub(in crate::realm) fn find(&self, head: &Head<'_>) -> Result<Sought, RealmError> {
         let paths = &*self.0;
-        let Some((route, standing)) = paths.standing(head) else {
+        let Some((route, standing)) = paths.standing(head)? else {
             let origin = paths.origin(head)?;
             return paths.find_in_path(&origin, head.path()).map(Sought::Realm);
         };
@@ -300,7 +309,7 @@ impl RealmPaths {
     ) -> Result<(Found, RealmUrl), RealmError> {
         let paths = &*self.0;
         let origin = paths.origin(head)?;
-        let Some((route, Standing::Named(_))) = paths.standing(head) else {
+        let Some((route, Standing::Named(_))) = paths.standing(head)? else {
             let found = paths.find_in_path(&origin, path)?;
             return Ok((found, origin.url.into_owned()));
         };
@@ -329,18 +338,14 @@ impl RealmPaths {
 
     /// The patterns of whole paths, as requests have them.
     pub(in crate::realm) fn patterns(&self) -> Vec<PathTemplate> {
-        self.0.whole_patterns().collect()
+        let paths = &*self.0;
+        let base = paths.base_path();
+        paths.patterns.iter().map(|it| it.below(base)).collect()
     }
 
     /// Whether a path begins as a pattern does.
     pub(in crate::realm) fn has_realm(&self, path: &ParsedPath<'_>) -> bool {
-        let fits = |pattern: PathTemplate| {
-            let mut segments = path.segments().into_iter().flatten();
-            let expected = pattern.segments().iter();
-            let mut expected = expected.filter(|it| **it != Segment::TrailingSlash);
-            expected.all(|it| fits(it, segments.next()))
-        };
-        self.0.whole_patterns().any(fits)
+        self.0.has_realm(path)
     }
 
     /// Whether a route with this pattern has the parameters that name a realm, in a build that reads
@@ -434,6 +439,31 @@ impl Paths {
         })
     }
 
+    /// The part of the base URL's path that requests have.
+    fn base_path(&self) -> &[Segment] {
+        if self.is_stripped {
+            &[]
+        } else {
+            self.base.segments()
+        }
+    }
+
+    /// Whether a path, as requests have it, begins as a pattern does.
+    fn has_realm(&self, path: &ParsedPath<'_>) -> bool {
+        let base = self.base_path();
+        self.patterns.iter().any(|pattern| {
+            let mut segments = path.segments().into_iter().flatten();
+            let expected = base.iter().chain(pattern.segments());
+            let mut expected = expected.filter(|it| **it != Segment::TrailingSlash);
+            expected.all(|it| fits(it, segments.next()))
+        })
+    }
+
+    /// Whether some reader may find a realm in a path whose beginning is known.
+    fn may_have_realm(&self, path: &ParsedPath<'_>) -> bool {
+        path.is_whole() && (!path.is_unambiguous() || self.has_realm(path))
+    }
+
     /// The parameters of the name.
     fn needed(&self) -> impl Iterator<Item = &str> {
         let of_base = self.name.base.iter().flat_map(BaseUrl::names);
@@ -445,24 +475,13 @@ impl Paths {
         self.needed().any(|it| it == name) && !self.base.names().any(|it| it == name)
     }
 
-    /// The segments of the base URL's path that requests have.
-    fn base_path(&self, is_stripped: bool) -> &[Segment] {
-        if is_stripped {
-            &[]
-        } else {
-            self.base.segments()
-        }
-    }
-
-    /// The patterns of whole paths.
-    fn whole_patterns(&self) -> impl Iterator<Item = PathTemplate> {
-        let base = self.base_path(self.is_stripped);
-        self.patterns.iter().map(|pattern| pattern.below(base))
-    }
-
     /// The patterns, for messages.
     fn texts(&self) -> String {
-        let texts = self.whole_patterns().map(|it| it.source().to_owned());
+        let base = self.base_path();
+        let texts = self
+            .patterns
+            .iter()
+            .map(|it| it.below(base).source().to_owned());
         texts.collect::<Vec<_>>().join("` or `")
     }
 
@@ -533,7 +552,9 @@ impl Paths {
             }
         }
         let realm = self.realm(origin, &beginning.captures, path)?;
-        Ok(Found::within(realm, Depth::Segments(beginning.depth)))
+        let names = beginning.captures.iter().map(|(name, _)| *name);
+        let depth = self.depth_at(beginning.depth, path, names);
+        Ok(Found::within(realm, depth))
     }
 
     /// The first pattern that these segments begin with.
@@ -542,7 +563,11 @@ impl Paths {
         origin: &'a Origin<'_>,
         segments: &(impl Iterator<Item = &'a str> + Clone),
     ) -> Option<(&'a PathTemplate, Beginning<'a>)> {
-        let base = self.base_path(origin.is_stripped);
+        let base = if origin.is_stripped {
+            &[]
+        } else {
+            self.base.segments()
+        };
         self.patterns.iter().find_map(|pattern| {
             let mut segments = segments.clone();
             let mut beginning = Beginning {
@@ -569,27 +594,48 @@ impl Paths {
 
     /// What the route of a request is for the patterns; none without a router, and where a path
     /// without parameters names the realm.
-    fn standing<'a>(&self, head: &Head<'a>) -> Option<(&'a MatchedRoute, Standing<'a>)> {
-        let route = head.route()?;
-        let mut needed = self.needed().filter(|name| self.needs(name)).peekable();
-        needed.peek()?;
-        let captures = needed.map(|name| {
-            let (name, value) = route.parameter(name)?;
-            Some((name, Cow::Borrowed(value)))
-        });
-        if let Some(captures) = captures.collect() {
-            return Some((route, Standing::Named(captures)));
+    fn standing<'a>(
+        &self,
+        head: &Head<'a>,
+    ) -> Result<Option<(&'a MatchedRoute, Standing<'a>)>, RealmError> {
+        let Some(route) = head.route() else {
+            return Ok(None);
+        };
+        let needed = || self.needed().filter(|name| self.needs(name));
+        if needed().next().is_none() {
+            return Ok(None);
         }
-        let base = self.base_path(self.is_stripped);
+        let mut is_named = true;
+        for name in needed() {
+            is_named &= route.parameter(name)?.is_some();
+        }
+        // Collected only then: a request of another route passes, and allocates nothing here.
+        if is_named {
+            let captures = needed().filter_map(|name| route.parameter(name).ok().flatten());
+            let captures = captures.map(|(name, value)| (name, Cow::Borrowed(value)));
+            return Ok(Some((route, Standing::Named(captures.collect()))));
+        }
+        // A proxy that is trusted may say that it has removed the path of the base URL.
+        let of_request = (!self.is_stripped).then(|| self.base.segments());
+        let without = (self.is_stripped || self.origin.is_some()).then_some(&[][..]);
         let mut all = Standing::Unrelated;
-        for pattern in &self.patterns {
-            match standing_of(route, base.iter().chain(pattern.segments())) {
-                Standing::Renamed => return Some((route, Standing::Renamed)),
-                Standing::ByPath => all = Standing::ByPath,
-                _ => {}
+        for base in of_request.into_iter().chain(without) {
+            for pattern in &self.patterns {
+                match standing_of(route, base.iter().chain(pattern.segments())) {
+                    Standing::Renamed => return Ok(Some((route, Standing::Renamed))),
+                    Standing::ByPath => all = Standing::ByPath,
+                    _ => {}
+                }
             }
         }
-        Some((route, all))
+        // It may be the route of an outer router, from which a layer has taken the path further.
+        let is_elsewhere = matches!(all, Standing::Unrelated)
+            && !begins_with(head.path(), route)
+            && self.may_have_realm(head.path());
+        Ok(Some((
+            route,
+            if is_elsewhere { Standing::ByPath } else { all },
+        )))
     }
 
     /// The realm that these captures name.
@@ -642,9 +688,32 @@ impl Paths {
             return Depth::Unknown;
         };
         match begins_as_route(route, segments, |name| captured(captures, name).is_some()) {
-            Some((of_path, depth)) if is_same(&of_path, captures) => Depth::Segments(depth),
+            Some((of_path, depth)) if is_same(&of_path, captures) => {
+                let names = route.segments().take(depth).filter_map(|it| match it {
+                    RouteSegment::Parameter(name) => Some(name),
+                    _ => None,
+                });
+                self.depth_at(depth, path, names)
+            }
             _ => Depth::Unknown,
         }
+    }
+
+    /// That so many segments name the realm, which have these parameters.
+    ///
+    /// Where they are the whole path, a parameter that is not in the name may be that of a resource:
+    /// `/cards/{card}/of/{realm}`.
+    fn depth_at<'n>(
+        &self,
+        depth: usize,
+        path: &ParsedPath<'_>,
+        mut names: impl Iterator<Item = &'n str>,
+    ) -> Depth {
+        let is_whole = path.segments().is_ok_and(|all| all.count() == depth);
+        if is_whole && names.any(|name| !self.needs(name)) {
+            return Depth::Unknown;
+        }
+        Depth::Segments(depth)
     }
 }
 
@@ -687,6 +756,22 @@ fn standing_of<'p>(
         }
     }
     standing
+}
+
+/// Whether a path is one that a router sends to this route.
+fn begins_with(path: &ParsedPath<'_>, route: &MatchedRoute) -> bool {
+    let mut path = path.raw().trim_matches('/').split('/');
+    for segment in route.segments() {
+        match (segment, path.next()) {
+            (RouteSegment::Rest(_), _) => return true,
+            (RouteSegment::Literal(""), None) | (RouteSegment::Parameter(_), Some(_)) => {}
+            // A doubled brace is a brace.
+            (RouteSegment::Literal(text), Some(segment))
+                if text == segment || text.contains(['{', '}']) => {}
+            _ => return false,
+        }
+    }
+    path.next().is_none()
 }
 
 /// The parameters of a route that a path begins with, of those that are needed, and how many
@@ -783,6 +868,12 @@ mod tests {
         let realm = stripped.resolve("/realms/a/card").unwrap();
         assert_eq!(realm.as_str(), "https://r.example/api/realms/a/");
         assert!(stripped.resolve("/api/realms/a/card").is_err());
+    }
+
+    #[test]
+    fn a_url_in_a_path_is_no_host() {
+        let error = realms().resolve("/luke/a/http://r.example/x").unwrap_err();
+        assert!(matches!(error, RealmError::AmbiguousPath { .. }), "{error}");
     }
 
     #[test]

@@ -413,6 +413,9 @@ struct Route<B> {
     resolver: Routes<B>,
 }
 
+/// Ways to find realms, each with its route.
+type Each<'a, B> = Box<dyn Iterator<Item = (Option<&'a Selector>, &'a Source<B>)> + 'a>;
+
 impl<B> Routes<B> {
     fn all(base: Source<B>) -> Self {
         let routes = Vec::new();
@@ -431,12 +434,14 @@ impl<B> Routes<B> {
         Ok(self)
     }
 
-    /// All ways to find realms, each with the route that it is for; that for all other requests has
-    /// none.
-    pub(in crate::realm) fn each(&self) -> impl Iterator<Item = (Option<&Selector>, &Source<B>)> {
-        let routes = self.routes.iter();
-        let routes = routes.map(|route| (Some(&route.selector), &route.resolver.base));
-        routes.chain([(None, &self.base)])
+    /// All ways to find realms, each with the innermost route that it is for; that for all other
+    /// requests has none.
+    pub(in crate::realm) fn each(&self) -> Each<'_, B> {
+        let of_routes = self.routes.iter().flat_map(|route| {
+            let each = route.resolver.each();
+            each.map(|(inner, source)| (inner.or(Some(&route.selector)), source))
+        });
+        Box::new(of_routes.chain([(None, &self.base)]))
     }
 
     /// The way to find the realms of a request that can be read with each of `methods`, and may
@@ -465,7 +470,9 @@ impl<B> Routes<B> {
             |method, fits: Fits| std::ptr::eq(self.source_for(method, path, fits), first);
         let is_one = methods.all(|method| {
             is_first(method, PathTemplate::matches_any_spelling)
-                && (path.is_unambiguous() || is_first(method, PathTemplate::matches_resolved))
+                && (path.is_unambiguous()
+                    || !path.is_whole()
+                    || is_first(method, PathTemplate::matches_resolved))
         });
         if !is_one {
             return Err(RealmError::AmbiguousPath {

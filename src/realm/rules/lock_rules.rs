@@ -65,6 +65,10 @@ const MAX_RESOURCES: usize = 16;
 /// treated alike. A request is rejected with 400 `realm-unresolved` if the header is missing or
 /// repeated, cannot be read, has a query, or leads out of the base URL.
 ///
+/// A layer that rewrites paths must rewrite the header as well: nothing shows what it would have
+/// made of it. [`RealmPaths::base_path_stripped`](crate::RealmPaths::base_path_stripped) is for a
+/// proxy that removes the path of the base URL from paths, and leaves it in the header.
+///
 /// The scope of its method counts at both ends: the realms are shared, or narrowed to resources,
 /// only if a MOVE of the destination's path would be as well. Otherwise they are taken whole.
 ///
