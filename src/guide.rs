@@ -17,7 +17,7 @@ pub mod layers {}
 #[doc = include_str!("../docs/migrating.md")]
 pub mod migrating {}
 
-#[doc = "[layers]: self::layers\n[operations]: self::operations\n[tenancy]: self::tenancy\n\n"]
+#[doc = "[layers]: self::layers\n[operations]: self::operations\n[tenancy]: self::tenancy\n[testing]: self::testing\n\n"]
 #[doc = include_str!("../docs/options.md")]
 pub mod options {}
 

@@ -111,12 +111,12 @@
 //!
 //! # What is locked
 //!
-//! A request takes its realm as a whole, unless the rules say that its route writes single resources: then it takes these
-//! resources exclusively, and the realm shared. Each route can find realms in its own way: in the
-//! path, in a list that changes, in a header, an extension or the body, or by a closure; see
-//! [`RealmResolver`]. What is in bodies is found by a [`RealmBodyLockLayer`], behind which a request
-//! has a [`RequestBody`]. What is locked need not be a realm: a tenant id becomes a
-//! [`LockKey`] of its own space.
+//! A request takes its realm as a whole, unless the rules say that its route writes single
+//! resources: then it takes these resources exclusively, and the realm shared. Each route can find
+//! realms in its own way: in the path, in a list that changes, in a header, an extension or the
+//! body, or by a closure; see [`RealmResolver`]. What is in bodies is found by a
+//! [`RealmBodyLockLayer`], behind which a request has a [`RequestBody`]. What is locked need not be
+//! a realm: a tenant id becomes a [`LockKey`] of its own space.
 //!
 //! ```
 //! use http::Method;
@@ -139,8 +139,8 @@
 //! # Ok::<(), tower_realm_lock::RealmError>(())
 //! ```
 //!
-//! [`explain`](RealmWriteLockLayer::explain) shows what one request locks, and why. A layer logs what
-//! it locks when it starts, and why a request names no realm, with the remedy.
+//! [`explain`](RealmWriteLockLayer::explain) shows what one request locks, and why. A layer logs
+//! what it locks when it starts, and why a request names no realm, with the remedy.
 //!
 //! Ambiguous requests are locked more widely or rejected: a path that two servers read differently, a
 //! name that stands twice in a JSON object, a header that overrides the method and says two things.
@@ -166,8 +166,8 @@
 //!   [operations](guide::operations) has the list.
 //! - `serde`: reads [`RealmPaths`], [`LockRules`], `Limits` and [`PostgresBuilder`] from a
 //!   configuration file; unknown keys are errors.
-//! - `test-util`: `HeldLock::lose` takes a hold's lock away on purpose, for tests of what an application does then. Turn it on under
-//!   `[dev-dependencies]`.
+//! - `test-util`: `HeldLock::lose` takes a hold's lock away on purpose, for tests of what an
+//!   application does then. Turn it on under `[dev-dependencies]`.
 //! - `tls-rustls`: TLS to PostgreSQL by rustls, with ring. No crypto provider has to be installed for the process.
 //! - `tls-native`: TLS to PostgreSQL by the system's own library (OpenSSL, Schannel, Security.framework). With both, URLs use rustls, and
 //!   `PostgresBuilder::tls` takes either.
@@ -208,7 +208,8 @@
 //!   what WebSockets and streams need.
 //! - [testing](guide::testing): two replicas in one test, with and without the lock.
 //! - [fencing](guide::fencing): the SQL that refuses a late writer.
-//! - [operations](guide::operations): what to look at, what to do when a realm is stuck, and uploads.
+//! - [operations](guide::operations): what to look at, what to do when a realm is stuck, and
+//!   uploads.
 //! - [scaling](guide::scaling): how many connections, when sessions, what one PostgreSQL carries.
 //!
 //! # Rejections

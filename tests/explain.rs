@@ -1,4 +1,4 @@
-//! What `explain` says of a request is what becomes of it, down to the keys in PostgreSQL.
+//! The layer treats a request as `explain` describes it, down to the keys in PostgreSQL.
 
 mod support;
 
@@ -36,7 +36,7 @@ fn layer() -> RealmWriteLockLayer {
         .unwrap()
 }
 
-/// What becomes of a request: its claim if it reaches the handler, or the error.
+/// Sends a request: its claim if it reaches the handler, or the error.
 async fn sent(
     layer: &RealmWriteLockLayer,
     method: &Method,
@@ -201,7 +201,7 @@ fn an_explanation_names_the_rule_the_realm_and_the_keys() {
 }
 
 #[test]
-fn what_it_cannot_know_it_says() {
+fn an_explanation_lists_what_only_a_request_can_show() {
     let tenant =
         RealmResolver::from_fn(async |_| Err::<RealmUrl, _>(RealmError::unresolved("no tenant")));
     let published = RealmPointers::new(["/realm"]).unwrap();
@@ -234,8 +234,8 @@ fn what_it_cannot_know_it_says() {
             "{explanation}"
         );
         assert!(explanation.refusal().is_none(), "{explanation}");
-        let says = "at run time: the header `x-method` may override the method";
-        assert!(explanation.to_string().contains(says), "{explanation}");
+        let part = "at run time: the header `x-method` may override the method";
+        assert!(explanation.to_string().contains(part), "{explanation}");
     }
     // A request may have what is missing here, whatever becomes of one that has not.
     let header = HeaderName::from_static("x-tenant");
@@ -247,11 +247,11 @@ fn what_it_cannot_know_it_says() {
         assert!(explanation.needs_lookup(), "{unresolved:?}: {explanation}");
     }
     let moved = layer.explain(&Method::from_bytes(b"MOVE").unwrap(), "/luke/a/x");
-    let says = "at run time: the header `Destination` names what is locked as well";
-    assert!(moved.to_string().contains(says), "{moved}");
-    let says = "at run time: inside axum's router";
+    let part = "at run time: the header `Destination` names what is locked as well";
+    assert!(moved.to_string().contains(part), "{moved}");
+    let part = "at run time: inside axum's router";
     assert_eq!(
-        atomic.to_string().contains(says),
+        atomic.to_string().contains(part),
         cfg!(feature = "axum"),
         "{atomic}"
     );
@@ -277,8 +277,8 @@ fn a_url_with_a_host_is_explained_where_the_host_counts() {
         "{other}"
     );
     let without = at("/x/y");
-    let says = "explain a URL with its host";
-    assert!(without.to_string().contains(says), "{without}");
+    let part = "explain a URL with its host";
+    assert!(without.to_string().contains(part), "{without}");
 }
 
 #[tokio::test]
@@ -312,8 +312,8 @@ async fn its_keys_are_those_in_postgresql() {
             "ShareLock" => "shared",
             _ => "exclusive",
         };
-        let says = format!(", {mode} ({key}");
-        assert!(text.contains(&says), "{says} is missing in\n{text}");
+        let part = format!(", {mode} ({key}");
+        assert!(text.contains(&part), "{part} is missing in\n{text}");
     }
     inside.answer(200);
     write.await.unwrap().unwrap();

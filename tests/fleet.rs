@@ -147,8 +147,8 @@ async fn wait_for_published(client: &Client, count: usize) -> Vec<(i32, Vec<(u32
     .await
 }
 
-/// Waits until each of so many replicas has looked at what all have published by now. The second look
-/// is only asked for once the first has been judged.
+/// Waits until each of so many replicas has looked at what all have published by now. The second
+/// look is only asked for once the first has been judged.
 async fn wait_until_all_have_looked(database: &TestDatabase, replicas: usize) {
     let client = database.connect().await;
     wait_for_published(&client, replicas).await;

@@ -1,5 +1,5 @@
-//! A service that starts before its database: writes are refused until PostgreSQL is up, and succeed
-//! from then on without a restart.
+//! A service that starts before its database: writes are refused until PostgreSQL is up, and
+//! succeed from then on without a restart.
 
 mod support;
 

@@ -1,4 +1,5 @@
-//! Which realm a request is for: patterns, names, base paths, hosts, and the routes of axum's router.
+//! Which realm a request is for: patterns, names, base paths, hosts, and the routes of axum's
+//! router.
 
 use std::convert::Infallible;
 

@@ -202,7 +202,7 @@ fn a_layer_that_starts_logs_once_what_it_locks() {
     let line = one(&lines);
     assert!(line.starts_with("INFO"), "{line}");
     for part in [
-        "every request whose method is not safe is locked, except as the rules say",
+        "every request whose method is not safe is locked, subject to the rules",
         "realms=\"RealmPaths /{owner}/{realm} named http://realms.test/{owner}/{realm}\"",
         "exempt POST /{owner}/{realm}/_search; lock GET /{owner}/{realm}/_reindex; scope PUT /",
         "unresolved=\"refused\"",
@@ -222,7 +222,7 @@ fn a_layer_that_starts_logs_once_what_it_locks() {
 }
 
 #[test]
-fn a_layer_that_is_switched_off_says_so_when_it_starts() {
+fn a_layer_that_is_switched_off_warns_when_it_starts() {
     let log = Log::collect();
     let layer = layer(realms()).enabled(false);
     for _ in 0..2 {
@@ -248,10 +248,10 @@ fn rules_that_no_realm_fits_are_warned_of_when_a_layer_starts() {
     }
     let lines = log.take_at("WARN");
     assert_eq!(lines.len(), 2, "{lines:#?}");
-    let says = "rules match the whole path; write `/api/{tenant}/{project}/_search`";
-    assert!(lines[0].contains(says), "{lines:#?}");
-    let says = "the rule `lock GET /_reindex` never takes effect";
-    assert!(lines[1].contains(says), "{lines:#?}");
+    let part = "rules match the whole path; write `/api/{tenant}/{project}/_search`";
+    assert!(lines[0].contains(part), "{lines:#?}");
+    let part = "the rule `lock GET /_reindex` never takes effect";
+    assert!(lines[1].contains(part), "{lines:#?}");
 }
 
 #[test]
@@ -281,7 +281,7 @@ fn a_method_that_no_registry_has_is_warned_of_with_the_nearest_one() {
 
 #[cfg(not(feature = "axum"))]
 #[tokio::test]
-async fn a_layer_inside_a_nest_says_which_feature_is_missing() {
+async fn a_layer_inside_a_nest_names_the_missing_feature() {
     use axum::Router;
     use axum::routing::patch;
 
@@ -341,7 +341,7 @@ async fn a_route_without_a_realm_is_logged_once_and_warned_of_if_its_paths_look_
             "{lines:#?}"
         );
     }
-    // A rule that locks the route says that it has a realm.
+    // A rule that locks the route implies that it has a realm.
     let rules = LockRules::new().lock(Method::POST, "/auth/login").unwrap();
     let app = Router::new().route("/auth/login", axum::routing::post("in"));
     let app = app.layer(layer.rules(rules).unwrap());
@@ -354,7 +354,7 @@ async fn a_route_without_a_realm_is_logged_once_and_warned_of_if_its_paths_look_
 async fn a_request_that_passes_without_a_realm_is_logged_at_debug() {
     let absent =
         RealmResolver::from_fn(async |_| Err::<RealmUrl, _>(RealmError::missing("no tenant")));
-    for (resolver, says) in [
+    for (resolver, part) in [
         (
             RealmResolver::from(realms()),
             "the path `/login` names no realm",
@@ -367,7 +367,7 @@ async fn a_request_that_passes_without_a_realm_is_logged_at_debug() {
         let lines = log.take_at("DEBUG");
         let line = one(&lines);
         assert!(
-            line.contains("passes without a lock") && line.contains(says),
+            line.contains("passes without a lock") && line.contains(part),
             "{line}"
         );
     }

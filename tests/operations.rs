@@ -133,7 +133,7 @@ async fn a_realm_is_freed_by_its_url_however_its_lock_is_held() {
         let ended = rows(&client, &free("a")).await;
         assert_eq!(ended.len(), claims.len(), "{claims:?}");
         for row in ended {
-            assert_eq!(row.get("is_told_to_end"), Some("t"));
+            assert_eq!(row.get("is_signalled"), Some("t"));
             assert_eq!(row.get("mode"), Some(mode));
             assert_eq!(row.get("application_name"), Some("stuck"));
         }

@@ -175,7 +175,7 @@ async fn ten_slow_uploads_hold_up_no_other_tenant_where_their_bodies_come_before
         if way == Way::Under {
             assert_eq!(status, 503);
             assert!(answer.contains("#lock-unavailable"), "{answer}");
-            // What the log says of it.
+            // The error that is logged.
             let locks = &server.files.locks;
             let error = work(locks, &whole(["other"])).refused().await;
             assert!(matches!(error, LockError::PoolExhausted { .. }));

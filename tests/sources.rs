@@ -188,7 +188,7 @@ async fn a_header_that_can_be_read_in_two_ways_is_refused() {
         let answer = post_to(server, "/x", headers).await;
         assert_eq!(answer, (200, expected.clone()), "{headers}");
     }
-    for (headers, says) in [
+    for (headers, part) in [
         ("", "it has no header `x-tenant`; send it"),
         ("\r\nx-tenant: acme\r\nx-tenant: zeta", "more than once"),
         ("\r\nx-tenant: acme\r\nX-Tenant: acme", "more than once"),
@@ -198,7 +198,7 @@ async fn a_header_that_can_be_read_in_two_ways_is_refused() {
         ("\r\nx-tenant: a\u{85}b", "a control character"),
     ] {
         let detail = refused(post_to(server, "/x", headers).await);
-        assert!(detail.contains(says), "{headers:?}: {detail}");
+        assert!(detail.contains(part), "{headers:?}: {detail}");
     }
     let head = b"POST /x HTTP/1.1\r\nhost: realms.test\r\nx-tenant: \xff\xfe";
     let detail = refused(raw(server, head, "").await);
@@ -213,14 +213,14 @@ async fn a_text_that_is_no_segment_makes_no_realm() {
     let server = serve_claims(in_process(RealmResolver::from_header(TENANT, named))).await;
     let answer = post_to(server, "/x", "\r\nx-tenant: my realm").await;
     assert_eq!(answer, (200, "http://realms.test/luke/my%20realm/".into()));
-    for (name, says) in [
+    for (name, part) in [
         ("..", "a step to another path"),
         ("a/b", "a slash or a backslash"),
         ("..\\b", "a slash or a backslash"),
     ] {
         let detail = refused(post_to(server, "/x", &format!("\r\nx-tenant: {name}")).await);
         let name = name.escape_debug().to_string();
-        assert!(detail.contains(says) && detail.contains(&name), "{detail}");
+        assert!(detail.contains(part) && detail.contains(&name), "{detail}");
     }
 }
 
@@ -256,8 +256,8 @@ async fn an_auth_layer_outside_sets_the_tenant() {
     // Without the auth layer, or with it inside.
     let server = serve_axum(locked).await;
     let detail = refused(post_to(server, "/x", "\r\nauthorization: Bearer acme").await);
-    for says in ["Token`", "put the layer that inserts it outside"] {
-        assert!(detail.contains(says), "{detail}");
+    for part in ["Token`", "put the layer that inserts it outside"] {
+        assert!(detail.contains(part), "{detail}");
     }
     // The same on a plain tower service.
     let layer = in_process(RealmResolver::from_extension(|id: &u32| {
@@ -517,7 +517,7 @@ mod axum_routes {
             let realm = "http://realms.test/acme/my%20site/".to_owned();
             assert_eq!(post_to(server, path, "").await, (200, realm), "{path}");
         }
-        for (path, says) in [
+        for (path, part) in [
             ("/v1/acme/a%2Fb/x", "a slash or a backslash"),
             ("/v1/acme/a%5Cb/x", "a slash or a backslash"),
             ("/v1/%2e%2e/a/x", "a step to another path"),
@@ -525,7 +525,7 @@ mod axum_routes {
             ("/v1/acme/%FF/x", "UTF-8"),
         ] {
             let detail = refused(post_to(server, path, "").await);
-            assert!(detail.contains(says), "{path}: {detail}");
+            assert!(detail.contains(part), "{path}: {detail}");
         }
     }
 

@@ -16,8 +16,8 @@
 //! | `token` | in the token that a layer outside has checked | `-H 'authorization: Bearer of-acme' …/notes` |
 //! | `domain` | looked up by the host name | `-H 'host: notes.acme.test' …/notes` |
 //!
-//! `docs/tenancy.md` compares them. With `DATABASE_URL` the locks are in PostgreSQL. `PORT` is where
-//! to listen: 3000 if not set.
+//! `docs/tenancy.md` compares them. With `DATABASE_URL` the locks are in PostgreSQL. `PORT` is
+//! where to listen: 3000 if not set.
 
 mod domain;
 mod header;
@@ -39,7 +39,7 @@ use self::notes::Notes;
 
 #[derive(Parser)]
 struct Arguments {
-    /// Where a request says which tenant it is for.
+    /// Where a request names its tenant.
     #[arg(long, value_enum)]
     scheme: Scheme,
 }
@@ -86,7 +86,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(locks.shutdown(Duration::from_secs(30)).await?)
 }
 
-/// What takes no lock in any of the schemes.
+/// A route that takes no lock in any of the schemes.
 async fn login() -> &'static str {
     "welcome\n"
 }

@@ -12,7 +12,7 @@ use tower_realm_lock::{RealmError, RealmLocks, RealmResolver, RealmUrl, RealmWri
 use crate::login;
 use crate::notes::Notes;
 
-/// What a checked token says.
+/// The claims of a checked token.
 #[derive(Clone)]
 struct Claims {
     tenant: String,

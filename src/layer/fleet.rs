@@ -1,4 +1,4 @@
-//! Publishes what a layer locks by, so that replicas which disagree find out.
+//! Publishes a layer's fingerprint, so that replicas which disagree find out.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -11,8 +11,8 @@ use crate::realm::classify::{RULES, Realms};
 #[derive(Clone)]
 pub(super) struct Fleet {
     name: Arc<str>,
-    /// What was published already: a router makes many services of one layer, and clones can have
-    /// other rules.
+    /// The fingerprints that were published already: a router makes many services of one layer, and
+    /// clones can have other rules.
     published: Arc<Mutex<BTreeSet<Fingerprint>>>,
 }
 
@@ -27,7 +27,7 @@ impl Fleet {
         }
     }
 
-    /// Publishes what a layer locks by, the first time that a service is made of it.
+    /// Publishes a layer's fingerprint, the first time that a service is made of it.
     pub(super) fn join<B>(&self, locks: &RealmLocks, realms: &Realms<B>, enabled: bool) {
         let mut fingerprint = realms.fingerprint();
         if !enabled {

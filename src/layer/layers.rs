@@ -125,19 +125,19 @@ macro_rules! options {
             Self { settings, ..self }
         }
 
-        /// Whether the layer does anything. Default `true`.
+        /// Whether the layer locks anything. Default `true`.
         ///
-        /// `false` passes every request without a lock, and logs that at WARN when the layer starts:
-        /// a switch for an emergency, and for tests of a service without its locks. Nothing is
-        /// refused, no body is read, and handlers get no [`HeldLock`](crate::HeldLock), so one that
-        /// requires it fails. Every replica of a service must have it the same way.
+        /// `false` passes every request without a lock, and logs that at WARN when the layer
+        /// starts: a switch for an emergency, and for tests of a service without its locks. Nothing
+        /// is refused, no body is read, and handlers get no [`HeldLock`](crate::HeldLock), so one
+        /// that requires it fails. Every replica of a service must have it the same way.
         #[must_use]
         pub fn enabled(mut self, enabled: bool) -> Self {
             self.settings.enabled = enabled;
             self.reviewed_anew()
         }
 
-        /// What becomes of a request that is to be locked and names no realm. Default
+        /// How the layer treats a request that must be locked but names no realm. Default
         /// [`Unresolved::Refuse`].
         ///
         /// ```
@@ -159,12 +159,11 @@ macro_rules! options {
             Self { realms, ..self }.reviewed_anew()
         }
 
-        /// What the layer makes of a request, and why: whether it is locked, by which rule, for
-        /// which realm and resources, and with which keys in PostgreSQL.
+        /// Explains how the layer treats a request: whether it is locked, by which rule, for which
+        /// realm and resources, and with which keys in PostgreSQL.
         ///
-        /// `uri` is a path, or a URL where the host counts. The decision is made by the code that
-        /// decides on requests, with what it would know of such a request without its headers,
-        /// extensions and body.
+        /// `uri` is a path, or a URL where the host counts. The code that decides on requests makes
+        /// the decision, as for a request without headers, extensions and body.
         ///
         /// ```
         /// use http::Method;
@@ -281,27 +280,29 @@ macro_rules! options {
             self
         }
 
-        /// Makes replicas that are configured differently find out: they would lock one realm by two
-        /// keys, or not at all, and write it at once. Default: none.
+        /// Makes replicas that are configured differently find out: they would lock one realm by
+        /// two keys, or not at all, and write it at once. Default: none.
         ///
-        /// From the first service that is made of the layer or its clones, this process publishes
-        /// what it locks by through PostgreSQL: the resolver with its base URL and patterns, the
-        /// rules or that the layer is not [`enabled`](Self::enabled), and the scheme of the keys. About every 10 seconds it looks at the other replicas
-        /// of the fleet with this `name`. Each difference is logged as an error once, with the name of
-        /// the component, this replica's text of it, and the other's process id, `application_name`
-        /// and address; an INFO follows when it is gone. The feature `metrics` counts them. Nothing
-        /// is refused: the replicas of a rolling update may differ for a while.
+        /// From the first service that is made of the layer or its clones, this process publishes a
+        /// fingerprint through PostgreSQL. Its components are the resolver with its base URL and
+        /// patterns, the rules (or that the layer is not [`enabled`](Self::enabled)), and the
+        /// scheme of the keys. About every 10 seconds it looks at the other replicas of the fleet
+        /// with this `name`. Each difference is logged as an error once, with the name of the
+        /// component, this replica's text of it, and the other's process id, `application_name` and
+        /// address; an INFO follows when it is gone. The feature `metrics` counts them. Nothing is
+        /// refused: the replicas of a rolling update may differ for a while.
         ///
         /// Layers of one process with the same name count together; a process with only some of
-        /// another's layers does not differ from it. A closure counts only as a
-        /// closure, and [`RealmMounts`](crate::RealmMounts) without its realms. Limits, and all other
-        /// options, may differ. Two versions of this crate may write the same configuration as
-        /// different texts.
+        /// another's layers does not differ from it. A closure counts only as a closure, and
+        /// [`RealmMounts`](crate::RealmMounts) without its realms. Limits, and all other options,
+        /// may differ. Two versions of this crate may write the same configuration as different
+        /// texts.
         ///
         /// It takes one connection per process beside the pool, with a transaction that stays open,
         /// writes nothing and holds back no VACUUM. PgBouncer keeps a server connection for it, in
         /// transaction mode too; in statement mode, and while PostgreSQL is away, a warning reports
-        /// once that the replicas cannot be compared. With locks in process there is only a warning.
+        /// once that the replicas cannot be compared. With locks in process there is only a
+        /// warning.
         ///
         /// ```no_run
         /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -542,7 +543,7 @@ fn start<B>(realms: &Realms<B>, settings: &Settings) {
             rules,
             unresolved,
             locks,
-            "every request whose method is not safe is locked, except as the rules say"
+            "every request whose method is not safe is locked, subject to the rules"
         );
     } else {
         tracing::warn!(

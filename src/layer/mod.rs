@@ -17,9 +17,9 @@
 //!    waits instead.
 //!
 //! A rejection is an error on all of this way. `answer` is the one place where it becomes a
-//! response, by `Settings::reject`, which also logs and counts it: see `notices`. A `Rejected` has what that
-//! needs: the request's head or its gRPC type, and its unread body, which is drained in the
-//! background. Each request has its own settings: the layer's, with the limits of its route in
+//! response, by `Settings::reject`, which also logs and counts it: see `notices`. A `Rejected` has
+//! what that needs: the request's head or its gRPC type, and its unread body, which is drained in
+//! the background. Each request has its own settings: the layer's, with the limits of its route in
 //! place of the layer's limits.
 //!
 //! # Bodies

@@ -1,4 +1,4 @@
-//! Warnings of what clients can repeat: one a minute for each cause.
+//! Warnings that clients can cause again and again: one a minute for each cause.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,13 +11,14 @@ use tokio::time::Instant;
 use crate::realm::claim::Claim;
 use crate::realm::error::RealmError;
 
-/// A cause is warned of once in so long; in between it is logged at DEBUG.
+/// The pause between two warnings of one cause; in between it is logged at DEBUG.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// So many causes are told apart. There are fewer, unless an application makes up errors.
+/// The most causes that are counted separately. There are fewer, unless an application makes up
+/// errors.
 const MOST_CAUSES: usize = 64;
 
-/// What a layer has warned of. Shared by all clones of the layer and by its services.
+/// The warnings that a layer has logged. Shared by all clones of the layer and by its services.
 #[derive(Debug, Default)]
 pub(super) struct Notices {
     started: AtomicBool,
@@ -26,7 +27,8 @@ pub(super) struct Notices {
     other_routes: Mutex<HashSet<Box<str>>>,
 }
 
-/// What is warned of together. It never has a client's text in it, so there are few.
+/// Warnings with the same cause are logged together. It never contains a client's text, so there
+/// are few.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Cause {
     name: &'static str,
@@ -57,12 +59,12 @@ macro_rules! notice {
 }
 
 impl Notices {
-    /// Whether this is the first call: what a layer logs when it starts is logged once.
+    /// Whether this is the first call: a layer logs its start only once.
     pub(super) fn is_start(&self) -> bool {
         !self.started.swap(true, Ordering::Relaxed)
     }
 
-    /// A request was rejected, because the realm that it is for could not be told.
+    /// A request was rejected, because its realm could not be determined.
     pub(super) fn rejected(&self, code: &'static str, error: &RealmError) {
         let remedy = remedy(error);
         let due = self.due(cause(error));
@@ -74,7 +76,9 @@ impl Notices {
         let due = self.due(Cause::of("repeated base", Some(base)));
         notice!(
             due, base, %claim,
-            remedy = "let requests have the base URL's path once: is it in the pattern as well, or does a proxy keep it although it is taken to be removed? `explain` shows the realm of a path",
+            remedy = "let requests have the base URL's path once: is it in the pattern as well, or \
+                      does a proxy keep it although it is taken to be removed? `explain` shows the \
+                      realm of a path",
             "the path of a realm begins with that of the base URL twice"
         );
     }
@@ -91,8 +95,11 @@ impl Notices {
         if names_realm() {
             tracing::warn!(
                 route,
-                remedy = "if its handler writes to a realm, name the segments of the realm in the route as in the pattern, such as `{owner}`; otherwise exempt the route with `LockRules::exempt`",
-                "writes of this route pass without a lock, although their paths are those of realms: the route lacks parameters of the pattern"
+                remedy = "if its handler writes to a realm, name the segments of the realm in the \
+                          route as in the pattern, such as `{owner}`; otherwise exempt the route \
+                          with `LockRules::exempt`",
+                "writes of this route pass without a lock, although their paths are those of \
+                 realms: the route lacks parameters of the pattern"
             );
         } else {
             tracing::info!(
@@ -107,12 +114,13 @@ impl Notices {
         let due = self.due(Cause::of("upgrade", None));
         notice!(
             due, status = status.as_u16(), %claim,
-            remedy = "take the lock for each message that writes, with `RealmLocks::with_write_lock`, and exempt the route",
+            remedy = "take the lock for each message that writes, with \
+                      `RealmLocks::with_write_lock`, and exempt the route",
             "a locked request was answered with an upgrade, which ends its hold"
         );
     }
 
-    /// Notes that it happened.
+    /// Counts one occurrence of a cause.
     fn due(&self, cause: Cause) -> Option<Due> {
         let now = Instant::now();
         // Nothing panics in between.
@@ -169,20 +177,29 @@ fn cause(error: &RealmError) -> Cause {
     }
 }
 
-/// What is most likely to be wrong with the server, rather than with one client.
+/// The remedy for the most likely mistake of the server, rather than of one client.
 fn remedy(error: &RealmError) -> &'static str {
     match error {
         RealmError::NoRealm { .. } if cfg!(feature = "axum") => {
-            "do requests begin with the base URL's path and then the pattern? if a proxy removes that path, say so with `RealmPaths::base_path_stripped`; exempt the routes of no realm with `LockRules::exempt`, or let them pass with `unresolved(Unresolved::Pass)`; `explain` shows what a request locks"
+            "do requests begin with the base URL's path and then the pattern? if a proxy removes \
+             that path, declare it with `RealmPaths::base_path_stripped`; exempt the routes of no \
+             realm with `LockRules::exempt`, or let them pass with `unresolved(Unresolved::Pass)`; \
+             `explain` shows what a request locks"
         }
         RealmError::NoRealm { .. } => {
-            "if the layer is inside axum's `nest`, turn on the feature `axum`; do requests begin with the base URL's path and then the pattern? if a proxy removes that path, say so with `RealmPaths::base_path_stripped`; exempt the routes of no realm with `LockRules::exempt`, or let them pass with `unresolved(Unresolved::Pass)`"
+            "if the layer is inside axum's `nest`, turn on the feature `axum`; do requests begin \
+             with the base URL's path and then the pattern? if a proxy removes that path, declare \
+             it with `RealmPaths::base_path_stripped`; exempt the routes of no realm with \
+             `LockRules::exempt`, or let them pass with `unresolved(Unresolved::Pass)`"
         }
         RealmError::NotMounted { .. } => {
-            "mount the realm with `RealmMounts::insert` before it is written; exempt the routes of no realm with `LockRules::exempt`, or let them pass with `unresolved(Unresolved::Pass)`"
+            "mount the realm with `RealmMounts::insert` before it is written; exempt the routes of \
+             no realm with `LockRules::exempt`, or let them pass with \
+             `unresolved(Unresolved::Pass)`"
         }
         RealmError::RouteParameters { .. } => {
-            "name the parameters of the route as those of the realm pattern, or exempt the route with `LockRules::exempt`"
+            "name the parameters of the route as those of the realm pattern, or exempt the route \
+             with `LockRules::exempt`"
         }
         RealmError::AmbiguousPath { .. } => {
             "routers could read this path in two ways: let clients send its plain spelling"
@@ -200,10 +217,12 @@ fn remedy(error: &RealmError) -> &'static str {
             "the body must name the realm where the route's `RealmPointers` look for it"
         }
         RealmError::Unresolved { .. } | RealmError::InvalidSegment { .. } => {
-            "clients must name their realm as the error says; exempt the routes of no realm with `LockRules::exempt`"
+            "clients must name their realm as the error describes; exempt the routes of no realm \
+             with `LockRules::exempt`"
         }
         _ => {
-            "exempt the routes of no realm with `LockRules::exempt`, or let them pass with `unresolved(Unresolved::Pass)`"
+            "exempt the routes of no realm with `LockRules::exempt`, or let them pass with \
+             `unresolved(Unresolved::Pass)`"
         }
     }
 }

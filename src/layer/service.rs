@@ -281,7 +281,7 @@ where
 {
     let mut timing = None;
     let called = match prepared {
-        // What a closure or the body named no realm for.
+        // Neither a closure nor the body named a realm.
         Ok((None, request)) => match inner.oneshot(request).await {
             Ok(response) => Ok(response.map(LockBody::passed)),
             Err(error) => Err(Failed::Inner(error)),

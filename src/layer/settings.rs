@@ -69,7 +69,7 @@ pub enum OnDisconnect {
 pub(super) struct Settings {
     /// Whether anything is locked at all.
     pub(super) enabled: bool,
-    /// What was logged; the same for all clones.
+    /// The warnings that were logged; the same for all clones.
     pub(super) notices: Arc<Notices>,
     pub(super) locks: RealmLocks,
     pub(super) confirm: bool,
@@ -103,7 +103,7 @@ impl Settings {
         }
     }
 
-    /// Publishes what the layer locks by, if it belongs to a fleet.
+    /// Publishes the layer's fingerprint, if it belongs to a fleet.
     pub(super) fn join_fleet<B>(&self, realms: &Realms<B>) {
         if let Some(fleet) = &self.fleet {
             fleet.join(&self.locks, realms, self.enabled);

@@ -45,7 +45,7 @@ impl Database {
         &self.postgres
     }
 
-    /// Publishes what a layer locks by to the other replicas of its fleet.
+    /// Publishes a layer's fingerprint to the other replicas of its fleet.
     pub(super) fn join_fleet(&self, layer: Membership) {
         self.postgres.fleets().join(layer, &self.terms.tasks);
     }

@@ -8,8 +8,8 @@ use crate::realm::claim::Claim;
 
 /// Why a lock was not granted, or did not hold to the end.
 ///
-/// Every message names the thing, the value and the remedy, and none holds a password. `Debug` shows
-/// the same message, because that is what `fn main() -> Result<(), LockError>` prints.
+/// Every message names the thing, the value and the remedy, and none holds a password. `Debug`
+/// shows the same message, because that is what `fn main() -> Result<(), LockError>` prints.
 #[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum LockError {
@@ -109,7 +109,10 @@ pub enum LockError {
     },
     /// All lock connections of this process were busy with other realms.
     #[error(
-        "all {pool_size} lock connections were busy for {after:?}: keep slow bodies out of the lock (RealmBodyLockLayer::read_all, or with_write_lock only for the last step), hold locks on sessions, or raise pool_size above the number of realms that one process writes at once"
+        "all {pool_size} lock connections were busy for {after:?}: keep slow bodies out of the \
+         lock (RealmBodyLockLayer::read_all, or with_write_lock only for the last step), hold \
+         locks on sessions, or raise pool_size above the number of realms that one process writes \
+         at once"
     )]
     PoolExhausted {
         /// The pool's size.

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::lease::Lease;
 
-/// By what a hold knows whether its lock is still there.
+/// Shows a hold whether its lock is still there.
 #[derive(Debug, Clone)]
 pub(super) enum Grip {
     /// In process only a test takes a lock away.
@@ -15,8 +15,8 @@ pub(super) enum Grip {
     Leased(Arc<Lease>),
 }
 
-/// Whether a test has taken a lock in process away. Without the feature `test-util` nothing does, and
-/// this is empty.
+/// Whether a test has taken a lock in process away. Without the feature `test-util` nothing does,
+/// and this is empty.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Taken {
     #[cfg(feature = "test-util")]

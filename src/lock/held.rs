@@ -38,8 +38,8 @@ impl HeldLock {
         self.claim().realms()
     }
 
-    /// The fencing token of this hold. Locks in process always give one; with locks in PostgreSQL it
-    /// is `None` unless they were built with `fencing(true)`.
+    /// The fencing token of this hold. Locks in process always give one; with locks in PostgreSQL
+    /// it is `None` unless they were built with `fencing(true)`.
     ///
     /// A nested hold has the token of the hold that it is nested in.
     #[must_use]
@@ -184,17 +184,18 @@ impl HeldLock {
         self.0.lost().await;
     }
 
-    /// Takes the lock away on purpose, as if its connection had died: for tests of what an application
-    /// does then.
+    /// Takes the lock away on purpose, as if its connection had died: for tests of what an
+    /// application does then.
     ///
-    /// From now on [`is_held`](Self::is_held) is `false` and [`ensure_held`](Self::ensure_held) fails.
-    /// The work is dropped at its next `await`; a request is answered with 503 `lock-lost`, also if its
-    /// handler returns a success before that. PostgreSQL gives the lock to the next process at once.
-    /// Within this process the next writer waits until the work has ended, as after a real loss.
+    /// From now on [`is_held`](Self::is_held) is `false` and [`ensure_held`](Self::ensure_held)
+    /// fails. The work is dropped at its next `await`; a request is answered with 503 `lock-lost`,
+    /// also if its handler returns a success before that. PostgreSQL gives the lock to the next
+    /// process at once. Within this process the next writer waits until the work has ended, as
+    /// after a real loss.
     ///
     /// The holds that share the lock, outer and nested, lose it too. With
-    /// [`sessions`](crate::PostgresBuilder::sessions) so do all holds of the same session. A hold that
-    /// has ended has nothing to lose.
+    /// [`sessions`](crate::PostgresBuilder::sessions) so do all holds of the same session. A hold
+    /// that has ended has nothing to lose.
     ///
     /// ```
     /// use tower_realm_lock::{LockError, RealmLocks, RealmUrl};

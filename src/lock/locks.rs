@@ -66,8 +66,8 @@ impl RealmLocks {
 
     /// Locks within this process alone: the same queue, with no database behind it.
     ///
-    /// Right for one replica and for tests. Two processes do not exclude each other. Each hold has a
-    /// [`FencingToken`](crate::FencingToken).
+    /// Right for one replica and for tests. Two processes do not exclude each other. Each hold has
+    /// a [`FencingToken`](crate::FencingToken).
     #[must_use]
     pub fn in_process() -> Self {
         Self::new(None, Self::new_sender(), TaskGroup::default())
@@ -325,8 +325,8 @@ impl RealmLocks {
         })
     }
 
-    /// Publishes what a layer locks by to the other replicas of its fleet, and logs an error for each
-    /// one that locks by something else.
+    /// Publishes what a layer locks by to the other replicas of its fleet, and logs an error for
+    /// each one that locks by something else.
     pub(crate) fn join_fleet(&self, fleet: &Arc<str>, fingerprint: Vec<(&'static str, String)>) {
         let Some(database) = &self.shared.database else {
             tracing::warn!(
@@ -342,7 +342,7 @@ impl RealmLocks {
         });
     }
 
-    /// Where they are, for people.
+    /// Where the locks are, for people.
     pub(crate) fn backend(&self) -> &'static str {
         match self.shared.database {
             Some(_) => "PostgreSQL",
@@ -396,11 +396,12 @@ impl PostgresBuilder {
     ///
     /// While the database is away, calls get the error that [`build`](Self::build) would have
     /// returned, and requests 503 `lock-unavailable`: at once where nothing listens at the address,
-    /// and where nothing answers after [`connect_timeout`](Self::connect_timeout) for each address, or
-    /// the [acquire timeout](RealmLocks::acquire_timeout) if that is shorter. Every call tries anew, so
-    /// the first one after the database has come up gets its lock. Each connection makes the checks of
-    /// `build` when it is opened: a standby, a server whose locks exclude nobody, and with
-    /// [`sessions`](Self::sessions) a pooler or a server older than PostgreSQL 14 grant nothing.
+    /// and where nothing answers after [`connect_timeout`](Self::connect_timeout) for each address,
+    /// or the [acquire timeout](RealmLocks::acquire_timeout) if that is shorter. Every call tries
+    /// anew, so the first one after the database has come up gets its lock. Each connection makes
+    /// the checks of `build` when it is opened: a standby, a server whose locks exclude nobody, and
+    /// with [`sessions`](Self::sessions) a pooler or a server older than PostgreSQL 14 grant
+    /// nothing.
     ///
     /// # Errors
     ///

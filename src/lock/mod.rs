@@ -4,10 +4,10 @@
 //! PostgreSQL lock on a connection of the locks' own pool, and keeps both until its hold ends.
 //! Nothing here knows of HTTP.
 //!
-//! Imports point one way: `locks`, `acquire`, `hold` and the other files of the face use `queue` and
-//! `postgres`, which know nothing of each other; all of them use the values `token`, `lease`, `grip`,
-//! `error`, `request`, `status` and `tasks`. The manual of `hold.rs` explains
-//! the life of a hold.
+//! Imports point one way: `locks`, `acquire`, `hold` and the other files of the face use `queue`
+//! and `postgres`, which know nothing of each other; all of them use the values `token`, `lease`,
+//! `grip`, `error`, `request`, `status` and `tasks`. The manual of `hold.rs` explains the life of a
+//! hold.
 
 mod acquire;
 mod database;

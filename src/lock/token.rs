@@ -18,10 +18,10 @@ use super::error::LockError;
 /// the lock was taken, and the number of hand-offs since. The id alone would not do: after a crash PostgreSQL gives ids again that no flushed WAL knew of. It
 /// grows within one PostgreSQL cluster and through its crashes and promotions; a cluster restored from a dump starts again.
 ///
-/// A hold in process has one too, made of the time at which the process took its first lock and of a
-/// count of all its holds. It grows for as long as the process runs, and through a restart unless the
-/// system's clock has gone back. Every token of PostgreSQL is greater, so a store can move from locks in
-/// process to locks in PostgreSQL; on the way back it must forget its tokens.
+/// A hold in process has one too, made of the time at which the process took its first lock and of
+/// a count of all its holds. It grows for as long as the process runs, and through a restart unless
+/// the system's clock has gone back. Every token of PostgreSQL is greater, so a store can move from
+/// locks in process to locks in PostgreSQL; on the way back it must forget its tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FencingToken {
     // The derived order compares the fields in this order.

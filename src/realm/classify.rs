@@ -66,7 +66,7 @@ enum Lookup {
     Closure(Arc<ClosureFn>),
 }
 
-/// What a lookup has given.
+/// The result of a lookup.
 pub(crate) enum LookedUp<B> {
     /// The request names no realm, and is not locked.
     Pass,
@@ -146,8 +146,8 @@ impl Realms<ReadsBodies> {
 }
 
 impl<B> Realms<B> {
-    /// What all replicas must have in common, by component, as texts that are the same in every
-    /// process. A closure counts as its kind.
+    /// The settings that all replicas must have in common, by component, as texts that are the same
+    /// in every process. A closure counts as its kind.
     pub(crate) fn fingerprint(&self) -> Vec<(&'static str, String)> {
         vec![
             ("realms", self.routes.fingerprint()),
@@ -163,14 +163,14 @@ impl<B> Realms<B> {
 }
 
 impl<B: Copy> Realms<B> {
-    /// Whether the rules lock a request. Allocates nothing for one that passes, and decodes its path
-    /// only if a route has to be compared with it.
+    /// Whether the rules lock a request. Allocates nothing for one that passes, and decodes its
+    /// path only if a route has to be compared with it.
     pub(crate) fn lock(&self, head: &Head<'_>) -> bool {
         let readings = self.rules.readings(head);
         self.rules.judge(&readings, head.path()).locked
     }
 
-    /// What becomes of a request.
+    /// The decision on a request.
     pub(crate) fn classify(&self, head: &Head<'_>) -> Decision<B> {
         let readings = self.rules.readings(head);
         let judged = self.rules.judge(&readings, head.path());
@@ -185,7 +185,7 @@ impl<B: Copy> Realms<B> {
             // Another server may read another path, in which there is a realm.
             && head.path().is_unambiguous();
         match self.locked(head, &readings, may_pass) {
-            // A rule that locks the route says that it has a realm.
+            // A rule that locks the route implies that it has a realm.
             Ok(Decision::OtherRoute) if judged.route.is_some() => {
                 let route = head.route().map_or("", MatchedRoute::path);
                 Decision::Reject(RealmError::unresolved(format_args!(
@@ -381,7 +381,7 @@ impl<B: Copy> NeedsBody<B> {
 enum Only {
     /// One realm as a whole, which may be narrowed.
     Realm(Found),
-    /// What is not narrowed.
+    /// A claim that is not narrowed.
     Claim(Claim),
 }
 
@@ -432,7 +432,7 @@ impl<B: Copy> Narrowing<B> {
 }
 
 /// Whether a claim is on only one realm, to be narrowed. Nothing else is narrowed to resources:
-/// nobody knows which part of it the scope speaks of.
+/// it is unclear which part of it the scope means.
 fn only<B: Copy>(scope: Option<&RouteScope<B>>, claim: Claim) -> Only {
     match claim.as_realm() {
         Some(realm) if scope.is_some() => Only::Realm(Found::elsewhere(realm.clone())),
@@ -440,7 +440,7 @@ fn only<B: Copy>(scope: Option<&RouteScope<B>>, claim: Claim) -> Only {
     }
 }
 
-/// A claim with a share of its realms if that is what the scope says.
+/// A claim with a share of its realms if its scope is shared.
 fn shared_by<B: Copy>(scope: Option<&RouteScope<B>>, claim: Claim) -> Claim {
     if scope.is_some_and(RouteScope::is_shared) {
         return claim.with_shared_realms();
@@ -466,6 +466,32 @@ mod tests {
 
     fn paths() -> RealmPaths {
         RealmPaths::new("https://r.example", "/{owner}/{realm}").unwrap()
+    }
+
+    #[test]
+    fn replicas_that_lock_differently_have_other_fingerprints() {
+        let paths = || RealmPaths::new("https://r.example/api", "/{owner}/{realm}").unwrap();
+        let of = |paths: RealmPaths| Realms::of_heads(paths.into());
+        let plain = of(paths()).fingerprint();
+        let components = plain.iter().map(|(component, _)| *component);
+        assert_eq!(components.collect::<Vec<_>>(), ["realms", RULES, "keys"]);
+        assert_eq!(plain[2].1, SCHEME);
+        let origin = RequestOrigin::new(TrustedProxies::default());
+        for other in [
+            RealmPaths::new("https://other.example/api", "/{owner}/{realm}").unwrap(),
+            paths().base_path_stripped(),
+            paths().named("/{realm}/{owner}").unwrap(),
+            paths().also("/x/{owner}/{realm}").unwrap(),
+            paths().origin_from_request(origin),
+        ] {
+            let other = of(other).fingerprint();
+            assert_ne!(other[0], plain[0]);
+            assert_eq!(other[1..], plain[1..]);
+        }
+        let rules = LockRules::new().exempt(Method::POST, "/x").unwrap();
+        let other = of(paths()).with_head_rules(rules).unwrap().fingerprint();
+        assert_eq!((&other[0], &other[2]), (&plain[0], &plain[2]));
+        assert_ne!(other[1], plain[1]);
     }
 
     fn rules() -> LockRules {

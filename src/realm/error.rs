@@ -48,7 +48,8 @@ pub enum RealmError {
     /// The router has matched a route that fits a pattern of realms with other names for its
     /// parameters.
     #[error(
-        "the route `{route}` fits the realm pattern `{template}`, and has other parameters: name them as the pattern does, or exempt the route"
+        "the route `{route}` fits the realm pattern `{template}`, and has other parameters: name \
+         them as the pattern does, or exempt the route"
     )]
     RouteParameters {
         /// The route as the router has it.

@@ -13,7 +13,7 @@ use super::resolve::source::Source;
 use super::rules::limits::{MaxHold, RouteLimits};
 use super::url::RealmUrl;
 
-/// What a layer makes of a request, and why.
+/// How a layer treats a request, and why.
 ///
 /// Made by [`explain`](crate::RealmWriteLockLayer::explain). Its `Display` has several lines, for
 /// logs and for a first test; the functions are for assertions.
@@ -34,10 +34,11 @@ use super::url::RealmUrl;
 /// ```
 ///
 /// It sees a method and a URL, and no other part of a request. Where a header, an extension, the
-/// body or a closure names what is locked, it says so: [`needs_lookup`](Self::needs_lookup) and
-/// [`needs_body`](Self::needs_body). A header that overrides the method, and the `Destination` of a
-/// MOVE or COPY, are taken to be missing. So is axum's router: [`RealmPaths`](crate::RealmPaths) are
-/// explained by the path, although a router may send the request to a route that has no realm.
+/// body or a closure names what is locked, [`needs_lookup`](Self::needs_lookup) and
+/// [`needs_body`](Self::needs_body) report that. A header that overrides the method, and the
+/// `Destination` of a MOVE or COPY, are taken to be missing. So is axum's router:
+/// [`RealmPaths`](crate::RealmPaths) are explained by the path, although a router may send the
+/// request to a route that has no realm.
 #[derive(Debug, Clone)]
 pub struct Explanation {
     method: Method,
@@ -50,7 +51,7 @@ pub struct Explanation {
     /// The rule that narrows or shares its realm.
     scope: Option<String>,
     limits: Option<(String, RouteLimits)>,
-    /// What the layer does not know before the request comes.
+    /// The facts that the layer knows only when the request comes.
     at_run_time: Vec<String>,
 }
 
@@ -64,8 +65,8 @@ enum Outcome {
 }
 
 impl<B: Copy> Realms<B> {
-    /// What becomes of a request, as [`classify`](Self::classify) decides it, and why. `uri` is a
-    /// path, or a URL with a host.
+    /// The decision of [`classify`](Self::classify) on a request, and its reasons. `uri` is a path,
+    /// or a URL with a host.
     pub(crate) fn explain(&self, method: &Method, uri: &str) -> Explanation {
         let mut explanation = Explanation {
             method: method.clone(),
@@ -117,7 +118,7 @@ impl<B: Copy> Realms<B> {
             Decision::Claim(claim) => Outcome::Locks(claim),
             Decision::NeedsBody(..) => Outcome::NeedsBody,
             Decision::NeedsLookup(_) => Outcome::NeedsLookup,
-            // What is missing here may be there in a request.
+            // A real request may have what is missing here.
             Decision::Pass if !is_of_path => Outcome::NeedsLookup,
             Decision::Reject(error) if !is_of_path && error.is_absent() => Outcome::NeedsLookup,
             Decision::Pass | Decision::OtherRoute => {
@@ -143,7 +144,8 @@ impl<B: Copy> Realms<B> {
 fn request(method: &Method, uri: &str) -> Result<Request<()>, RealmError> {
     let parsed: Uri = uri.parse().map_err(|error| {
         RealmError::unresolved(format_args!(
-            "`{uri}` is neither a path nor a URL ({error}); write `/owner/realm/card` or `https://realms.example.com/owner/realm/card`"
+            "`{uri}` is neither a path nor a URL ({error}); write `/owner/realm/card` or \
+             `https://realms.example.com/owner/realm/card`"
         ))
     })?;
     let mut request = Request::new(());
@@ -153,7 +155,7 @@ fn request(method: &Method, uri: &str) -> Result<Request<()>, RealmError> {
 }
 
 impl Explanation {
-    /// The same of a layer that is switched off: it passes.
+    /// The same for a layer that is switched off: the request passes.
     pub(crate) fn switched_off(self) -> Self {
         Self {
             outcome: Outcome::Passes,
@@ -169,7 +171,7 @@ impl Explanation {
         matches!(self.outcome, Outcome::Passes)
     }
 
-    /// What the request locks; `None` if it passes or is refused, or if more than its method and
+    /// The claim of the request; `None` if it passes or is refused, or if more than its method and
     /// URL is needed to know.
     #[must_use]
     pub fn claim(&self) -> Option<&Claim> {

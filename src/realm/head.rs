@@ -1,4 +1,4 @@
-//! What realms are found by, without a request's body.
+//! The parts of a request that name its realm, without its body.
 
 use http::uri::Authority;
 use http::{Extensions, HeaderMap, Method, Request, Uri};
@@ -6,10 +6,9 @@ use http::{Extensions, HeaderMap, Method, Request, Uri};
 use super::path::ParsedPath;
 use super::route::MatchedRoute;
 
-/// What of a request says which realm it is for, without its body.
+/// The parts of a request that name its realm, without its body.
 ///
-/// There is one for each request: it has the one [`ParsedPath`] that everything reads which needs
-/// the path.
+/// There is one for each request: it has the one [`ParsedPath`] that all readers of the path share.
 #[derive(Debug)]
 pub(crate) struct Head<'a> {
     pub(super) method: &'a Method,
@@ -70,7 +69,7 @@ fn original(_: &Extensions) -> Option<&Uri> {
 
 /// The path that a layer sees, with what axum's `nest` took off its beginning.
 ///
-/// `NestedPath` says what that was. `OriginalUri` counts only where it agrees: a layer may have
+/// `NestedPath` holds that beginning. `OriginalUri` counts only where it agrees: a layer may have
 /// rewritten the path since.
 #[cfg(feature = "axum")]
 fn whole_path<'a>(uri: &'a Uri, extensions: &'a Extensions) -> ParsedPath<'a> {
@@ -95,12 +94,12 @@ fn whole_path<'a>(uri: &'a Uri, _: &'a Extensions) -> ParsedPath<'a> {
     ParsedPath::new(uri.path())
 }
 
-/// Whether `rest` is what `nest` leaves of a path that it has matched.
+/// Whether `nest` leaves `rest` of a path that it has matched.
 #[cfg(feature = "axum")]
 fn is_nested(path: &str, nested: &str, rest: &str) -> bool {
     let taken = match path.strip_suffix(rest) {
         Some(taken) => taken,
-        // Of a path that ends with what it takes, a slash is left.
+        // If it takes the whole path, a slash is left.
         None if rest == "/" => path,
         None => return false,
     };

@@ -44,7 +44,8 @@ impl fmt::Display for PathProblem {
                 "in another spelling it is a route whose realms are found in another way; write it as that route is written"
             }
             Self::Rewritten => {
-                "a layer has rewritten it inside a `nest` with parameters; put that layer inside of the lock, or outside of the router"
+                "a layer has rewritten it inside a `nest` with parameters; put that layer inside \
+                 of the lock, or outside of the router"
             }
         })
     }

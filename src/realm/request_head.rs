@@ -9,7 +9,7 @@ use super::route::MatchedRoute;
 
 /// The head of a request, for closures that find its realm or narrow it to resources.
 ///
-/// It is what a handler would see at the place of the layer, with the whole path. Cheap to clone.
+/// It has what a handler in the place of the layer would see, and the whole path. Cheap to clone.
 /// Its `Debug` shows no values of headers and no query: they may be secrets.
 ///
 /// A test of a closure makes one `from` the [`Parts`] of a request:
@@ -67,7 +67,7 @@ impl RequestHead {
         self.0.request.headers()
     }
 
-    /// What layers outside of this one have inserted, such as the claims of a token.
+    /// The extensions that layers outside of this one have inserted, such as the claims of a token.
     #[must_use]
     pub fn extensions(&self) -> &Extensions {
         self.0.request.extensions()
@@ -83,7 +83,7 @@ impl RequestHead {
     ///
     /// It is there inside a router, whose layers run after it has matched. `None` if no route has
     /// matched yet, if the route has no such parameter, if a value of the route is not UTF-8, or if
-    /// two nested routers have parameters of this name with different values: nothing then says
+    /// two nested routers have parameters of this name with different values: then it is unclear
     /// which of them the handler reads.
     #[cfg(feature = "axum")]
     #[must_use]
@@ -91,7 +91,7 @@ impl RequestHead {
         self.0.route.as_ref()?.value(name).ok().flatten()
     }
 
-    /// What the inner service gets.
+    /// The head that the inner service gets.
     pub(crate) fn into_parts(self) -> Parts {
         // A closure may have kept a clone.
         let request = Arc::try_unwrap(self.0)

@@ -1,4 +1,4 @@
-//! What can be seen of a configuration before any request comes.
+//! Checks and a summary of a configuration, before any request comes.
 
 use std::fmt;
 
@@ -15,12 +15,12 @@ pub(crate) struct Summary {
     pub(crate) realms: String,
     /// All rules, in their order.
     pub(crate) rules: String,
-    /// What becomes of a request that names no realm.
+    /// How a request that names no realm is treated.
     pub(crate) unresolved: &'static str,
 }
 
 impl<B> Realms<B> {
-    /// What it locks.
+    /// A summary of what it locks.
     pub(crate) fn summary(&self) -> Summary {
         let realms = self.routes.each().map(|(route, source)| match route {
             Some(route) => format!("{route}: {source}"),
@@ -41,8 +41,8 @@ impl<B> Realms<B> {
         }
     }
 
-    /// What is wrong with rules and routes that no request can show: each a sentence with its
-    /// remedy.
+    /// Rules and routes that cannot take effect, which no request can show: each a sentence with
+    /// its remedy.
     pub(crate) fn warnings(&self) -> Vec<String> {
         let of_rules = self.rules.selectors().filter_map(|rule| self.warning(rule));
         let of_routes = self.routes.each().filter_map(|(route, source)| {
@@ -62,7 +62,8 @@ impl<B> Realms<B> {
         }
         if let Some(meant) = patterns.iter().find_map(|realm| rule.meant_below(realm)) {
             return Some(format!(
-                "the rule `{rule}` leaves out the beginning that the paths of realms have: rules match the whole path; write `{meant}`"
+                "the rule `{rule}` leaves out the beginning that the paths of realms have: rules \
+                 match the whole path; write `{meant}`"
             ));
         }
         // An exempt route need not be in a realm.
@@ -105,7 +106,8 @@ fn nowhere(rule: &Selector, patterns: &[PathTemplate]) -> String {
         .map(|it| format!("`{}`", it.source()))
         .collect();
     format!(
-        "the rule `{rule}` never takes effect: no path that it fits is in a realm, whose paths begin with {}; correct its pattern, or remove it",
+        "the rule `{rule}` never takes effect: no path that it fits is in a realm, whose paths \
+         begin with {}; correct its pattern, or remove it",
         patterns.join(" or ")
     )
 }

@@ -212,7 +212,8 @@ fn parse_literal(text: &str) -> Result<Segment, String> {
     }
     if text.contains('*') {
         return Err(format!(
-            "`{}` has a star; write one segment as `{{name}}`, and the rest of a path as `{{*name}}`",
+            "`{}` has a star; write one segment as `{{name}}`, and the rest of a path as \
+             `{{*name}}`",
             shown(text)
         ));
     }

@@ -1,4 +1,4 @@
-/// What becomes of a request that is to be locked and names no realm.
+/// How a layer treats a request that must be locked but names no realm.
 ///
 /// Used by [`unresolved`](crate::RealmWriteLockLayer::unresolved) of the layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -26,7 +26,7 @@ pub enum Unresolved {
     /// - what a rule locks explicitly, with [`LockRules::lock`](crate::LockRules::lock).
     ///
     /// With it, a wrong pattern is a write without a lock. The line that the layer logs when it
-    /// starts says that it is set, and [`explain`](crate::RealmWriteLockLayer::explain) shows for
-    /// which requests.
+    /// starts shows that it is set, and [`explain`](crate::RealmWriteLockLayer::explain) shows the
+    /// requests that it lets pass.
     Pass,
 }

@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn a_segment_that_a_server_could_read_as_another_path_is_not_joined() {
         let base = RealmUrl::parse("http://h/a").unwrap();
-        for (segment, says) in [
+        for (segment, part) in [
             ("", "it is empty"),
             (".", "a step to another path"),
             ("..", "a step to another path"),
@@ -263,7 +263,7 @@ mod tests {
         ] {
             let error = base.join(["x", segment]).unwrap_err().to_string();
             let shown = format!("`{}` cannot be a segment", segment.escape_debug());
-            assert!(error.starts_with(&shown) && error.contains(says), "{error}");
+            assert!(error.starts_with(&shown) && error.contains(part), "{error}");
         }
         assert_eq!(base.join::<&str>([]).unwrap(), base);
         for (segment, encoded) in [("%2e%2e", "%252e%252e"), ("ü?#", "%C3%BC%3F%23")] {

@@ -1,5 +1,5 @@
-//! `tenants`: in each scheme the writes of one tenant take turns on the key that the example says,
-//! those of two tenants do not, and routes of no tenant pass.
+//! `tenants`: in each scheme the writes of one tenant take turns on the documented key, those of
+//! two tenants do not, and routes of no tenant pass.
 
 use futures_util::future::join_all;
 use reqwest::{RequestBuilder, StatusCode};
@@ -15,15 +15,15 @@ type Post = (&'static str, Option<(&'static str, &'static str)>);
 
 struct Case {
     scheme: &'static str,
-    /// What names one tenant.
+    /// Requests for one tenant.
     one: Vec<Post>,
-    /// What that tenant's lock is on.
+    /// The key of that tenant's lock.
     key: i64,
     /// Another tenant.
     other: Post,
     /// A route of no tenant.
     login: Post,
-    /// Who gets no lock, and the answer.
+    /// Requests that get no lock, and their status.
     refused: Vec<(Post, u16)>,
 }
 

@@ -24,7 +24,7 @@ use crate::realm::url::RealmUrl;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Rejection {
-    /// The request's realm could not be told.
+    /// The request's realm could not be determined.
     Realm(RealmError),
     /// The request's body, which the layer reads before the lock, could not be read.
     Body(BodyError),

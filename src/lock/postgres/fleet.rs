@@ -1,15 +1,15 @@
 //! Replicas of one fleet find out that they are configured differently.
 //!
-//! Each process publishes what its layers lock by as shared advisory locks of two keys: the first
-//! stands for a fleet and a component, such as its rules, and the second for the text of that
+//! Each process publishes the fingerprints of its layers as shared advisory locks of two keys: the
+//! first stands for a fleet and a component, such as its rules, and the second for the text of that
 //! component. They are held in one open transaction on a connection of its own. Now and then the
 //! process looks into `pg_locks`: another second key under a first key of its own is a replica that
 //! disagrees. Realms are locked by one key, which PostgreSQL keeps apart from two.
 //!
-//! The transaction is read committed and writes nothing, so between two looks it has no snapshot and
-//! no transaction id, and holds back no VACUUM. A look is its sign of life: without one the server
-//! ends it, and with it what a dead replica has published. Behind a pooler in transaction mode it
-//! keeps one server connection.
+//! The transaction is read committed and writes nothing, so between two looks it has no snapshot
+//! and no transaction id, and holds back no VACUUM. A look is its sign of life: without one the
+//! server ends it, and with it the fingerprints of a dead replica. Behind a pooler in transaction
+//! mode it keeps one server connection.
 //!
 //! Source: PostgreSQL manual, 13.3.5 *Advisory Locks*, and the view `pg_locks`.
 
@@ -34,14 +34,14 @@ const PAUSE: Duration = Duration::from_secs(10);
 /// The pause after the first look, and after the first attempt to connect that has failed. Each
 /// further one is twice as long: replicas are often started together.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-/// How long the server keeps what a silent replica has published.
+/// How long the server keeps the fingerprints of a silent replica.
 const SILENCE: Duration = Duration::from_secs(60);
 /// How many characters of a text are logged.
 const SHOWN: usize = 400;
 
-/// What the layers of one process lock by, published to the other replicas of their fleets.
+/// The fingerprints of one process's layers, published to the other replicas of their fleets.
 ///
-/// A task publishes it and looks at the others. It ends with a shutdown, or when this is dropped.
+/// A task publishes them and looks at the others. It ends with a shutdown, or when this is dropped.
 #[derive(Debug)]
 pub(in crate::lock) struct Fleets {
     connector: Connector,
@@ -49,7 +49,7 @@ pub(in crate::lock) struct Fleets {
     layers: Mutex<Option<mpsc::UnboundedSender<Membership>>>,
 }
 
-/// The fleet of a layer, and what the layer locks by.
+/// The fleet of a layer, and the layer's fingerprint.
 #[derive(Debug)]
 pub(in crate::lock) struct Membership {
     pub(in crate::lock) fleet: Arc<str>,
@@ -65,7 +65,7 @@ impl Fleets {
         }
     }
 
-    /// Publishes what a layer locks by, on a task that the first call starts.
+    /// Publishes a layer's fingerprint, on a task that the first call starts.
     pub(in crate::lock) fn join(&self, layer: Membership, tasks: &Tasks) {
         // An `Option` that is filled is never half changed.
         let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
@@ -202,7 +202,7 @@ impl Lookout {
         self.ask(connection, &publish).await.map(drop)
     }
 
-    /// Compares what other replicas have published with what this process has.
+    /// Compares the fingerprints of other replicas with those of this process.
     async fn look(&mut self, connection: &LockConnection) -> Result<(), LockError> {
         let classes: Vec<String> = self.views.keys().map(ToString::to_string).collect();
         let rows = self.ask(connection, &look(&classes.join(", "))).await?;
@@ -263,8 +263,8 @@ impl View {
                 other_application = other.application,
                 other_address = other.address,
                 other_replicas = replicas.len(),
-                "another replica of this fleet locks by other {component}, so that both may write \
-                 one realm at once: give all replicas the same base URL, patterns, rules and \
+                "another replica of this fleet has other {component}, so that both may write one \
+                 realm at once: give all replicas the same base URL, patterns, rules and \
                  version, or fleets of their own"
             );
         }
@@ -275,10 +275,11 @@ impl View {
         }
     }
 
-    /// What other replicas have that this process does not, by second key.
+    /// The fingerprints of other replicas that this process does not have, by second key.
     ///
-    /// A process has several keys where several of its layers belong to the fleet. One that has only
-    /// some of another's keys does not differ from it: the rest of its layers may be on their way.
+    /// A process has several keys where several of its layers belong to the fleet. One that has
+    /// only some of another's keys does not differ from it: the rest of its layers may be on their
+    /// way.
     fn differences<'a>(
         &self,
         published: impl Iterator<Item = &'a Published>,
@@ -326,24 +327,24 @@ impl Published {
     }
 }
 
-/// Begins the transaction, whose limits are its own: those of a role or a database would end it early.
-/// PostgreSQL 17 and later also limit the time of a whole transaction.
+/// Begins the transaction, whose limits are its own: those of a role or a database would end it
+/// early. PostgreSQL 17 and later also limit the time of a whole transaction.
 fn begin() -> String {
     let silence = milliseconds(SILENCE);
     format!(
         "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; \
-         /* tower-realm-lock: what this replica locks by */ \
+         /* tower-realm-lock: fingerprints of this replica */ \
          SELECT set_config('idle_in_transaction_session_timeout', '{silence}', true); \
          SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout'"
     )
 }
 
-/// Who else has published something under these first keys. A transaction keeps what it has seen of
-/// other sessions' activity, until that is cleared. Of other roles' sessions it shows no address,
-/// unless this role may read all.
+/// Finds the fingerprints of other replicas under these first keys. A transaction keeps its first
+/// view of other sessions' activity until that is cleared. Of other roles' sessions it shows no
+/// address, unless this role may read all.
 fn look(classes: &str) -> String {
     format!(
-        "/* tower-realm-lock: what other replicas lock by */ SELECT pg_stat_clear_snapshot(); \
+        "/* tower-realm-lock: fingerprints of other replicas */ SELECT pg_stat_clear_snapshot(); \
          SELECT classid, objid, pid, application_name, host(client_addr) \
          FROM pg_locks LEFT JOIN pg_stat_activity USING (pid) \
          WHERE locktype = 'advisory' AND objsubid = 2 AND granted AND pid <> pg_backend_pid() \

@@ -101,8 +101,8 @@ pub(super) struct Postgres {
 }
 
 impl Postgres {
-    /// Reads the options. Each connection is opened when it is needed. `group` counts what is left to
-    /// do when a caller has gone. Must be called within a runtime.
+    /// Reads the options. Each connection is opened when it is needed. `group` counts what is left
+    /// to do when a caller has gone. Must be called within a runtime.
     pub(super) fn new(options: &PostgresBuilder, group: &TaskGroup) -> Result<Self, LockError> {
         let connector = Connector::new(options.database()?, options.connect_timeout, group.clone());
         let (lease, fencing) = (options.lease, options.fencing);

@@ -33,7 +33,8 @@ pub(super) struct Pooled {
 }
 
 impl LockPool {
-    /// A pool of at most `size` connections, none of which is open yet. Must be called within a runtime.
+    /// A pool of at most `size` connections, none of which is open yet. Must be called within a
+    /// runtime.
     pub(super) fn new(connector: Connector, size: u32) -> Self {
         let failures = watch::Sender::new(None);
         let pool = Pool::builder()

@@ -70,9 +70,9 @@ impl RequestOrigin {
         Ok(self)
     }
 
-    /// Where the realms of a request begin: its origin, and what its path is below, with this scheme
-    /// and path unless a trusted proxy gives others. Then whether a proxy gives the path, and so has
-    /// removed it.
+    /// Where the realms of a request begin: its origin, and what its path is below, with this
+    /// scheme and path unless a trusted proxy gives others. Then whether a proxy gives the path,
+    /// and so has removed it.
     pub(in crate::realm) fn base_of(
         &self,
         head: &Head<'_>,

@@ -5,7 +5,7 @@ use crate::realm::path::ParsedPath;
 use crate::realm::template::Segment;
 use crate::realm::url::RealmUrl;
 
-/// Parameters of a pattern with what a request has in their places, decoded.
+/// The parameters of a pattern with their values in a request, decoded.
 pub(super) type Captures<'a> = Vec<(&'a str, Cow<'a, str>)>;
 
 /// The value of a parameter.
@@ -98,7 +98,7 @@ impl BaseUrl {
         self.labels.iter().filter_map(Segment::name)
     }
 
-    /// What the host of a URL has in the places of the parameters; none if the URL has another
+    /// The values of the parameters in the host of a URL; none if the URL has another
     /// scheme, port or host.
     pub(super) fn captures<'a>(&'a self, url: &'a RealmUrl) -> Option<Captures<'a>> {
         let own = split_origin(self.url.origin());

@@ -11,7 +11,7 @@ const BASE_URL: &str = "a URL, such as \"https://realms.example.com\",";
 const PATTERN: &str = "a path, such as \"/{owner}/{realm}\",";
 const NAME: &str = "a path or a URL, such as \"/{owner}/{realm}\",";
 
-/// Base URL and patterns as a configuration file has them, in any format that says what it holds.
+/// Base URL and patterns as a configuration file has them, in any self-describing format.
 ///
 /// | key | value |
 /// | --- | --- |
@@ -21,7 +21,7 @@ const NAME: &str = "a path or a URL, such as \"/{owner}/{realm}\",";
 /// | `named` | [`named`](RealmPaths::named). May be left out |
 /// | `base_path_stripped` | `true` as [`base_path_stripped`](RealmPaths::base_path_stripped). May be left out |
 ///
-/// Errors are those of the methods; an unknown key is one that names the nearest right one.
+/// Errors are those of the methods. The error of an unknown key names the nearest right one.
 ///
 /// ```
 /// use tower_realm_lock::RealmPaths;

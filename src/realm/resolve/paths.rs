@@ -14,8 +14,8 @@ use crate::realm::url::RealmUrl;
 
 /// Finds a request's realm by patterns.
 ///
-/// A pattern goes on where the path of the base URL ends, and a request is for a realm if its path
-/// begins with both. What the parameters of the pattern match becomes the name of the realm: by
+/// A pattern continues where the path of the base URL ends, and a request is for a realm if its
+/// path begins with both. The values of the pattern's parameters become the name of the realm: by
 /// default the segments of the pattern, below the base URL. Cheap to clone.
 ///
 /// ```
@@ -44,7 +44,7 @@ use crate::realm::url::RealmUrl;
 /// # Ok::<(), tower_realm_lock::RealmError>(())
 /// ```
 ///
-/// Where a path fits several patterns, the one counts that a router would choose: segment by
+/// Where a path fits several patterns, the one that a router would choose counts: segment by
 /// segment, a literal goes before a parameter.
 ///
 /// # Tenants in host names
@@ -64,16 +64,16 @@ use crate::realm::url::RealmUrl;
 ///
 /// # Which path counts
 ///
-/// The path that the layer sees. A layer outside of it that rewrites paths decides, therefore, and
-/// one inside of it must not.
+/// The path that the layer sees counts. So a layer outside of it may rewrite paths, and one inside
+/// of it must not.
 ///
-/// With the feature `axum`, the path counts that axum's router has matched:
+/// With the feature `axum`, the path that axum's router has matched counts:
 ///
 /// - Inside `nest` it is the whole path, with what `nest` took off its beginning.
 /// - In a route, the realm is named by the parameters that the handler extracts. **A request is for
 ///   a realm only if its route has all parameters of the name**, wherever they are in the route.
 ///   Requests of other routes, such as `/auth/login` under the pattern `/{owner}/{realm}`, are not
-///   locked. The first one of each route is logged.
+///   locked. The layer logs the first one of each route.
 /// - A route that fits the pattern with other names for its parameters is refused, since it may be
 ///   a mistake: name them as the pattern does, or [exempt](crate::LockRules::exempt) the route.
 /// - A route whose parameters cannot be read, because a value is not UTF-8 or two nested routes
@@ -97,10 +97,10 @@ struct Paths {
     is_stripped: bool,
 }
 
-/// What realms are called.
+/// The name of the realms.
 #[derive(Debug, Clone)]
 struct Name {
-    /// What the name is below, unless that is the base URL of the request.
+    /// The URL that the name is below, unless that is the base URL of the request.
     base: Option<BaseUrl>,
     path: PathTemplate,
 }
@@ -112,14 +112,14 @@ struct Origin<'a> {
     is_stripped: bool,
 }
 
-/// What the beginning of a path is for a pattern.
+/// The beginning of a path that fits a pattern.
 struct Beginning<'a> {
     captures: Captures<'a>,
     /// How many segments it has.
     depth: usize,
 }
 
-/// What a route is for the patterns.
+/// How a route relates to the patterns.
 enum Standing<'a> {
     /// It has the parameters of the name.
     Named(Captures<'a>),
@@ -131,7 +131,7 @@ enum Standing<'a> {
     Unrelated,
 }
 
-/// What a request is for.
+/// The target of a request.
 pub(in crate::realm) enum Sought {
     Realm(Found),
     /// A router sends it to a route that has no realm.
@@ -139,7 +139,8 @@ pub(in crate::realm) enum Sought {
 }
 
 impl RealmPaths {
-    /// Realms whose paths go on with `pattern`, such as `/{owner}/{realm}`, below `base_url`.
+    /// Finds realms below `base_url` whose paths continue with `pattern`, such as
+    /// `/{owner}/{realm}`.
     ///
     /// `base_url` is the public URL of the service: its origin, with a path if all of its realms
     /// are below one. Requests have that path as well, unless a proxy
@@ -167,15 +168,15 @@ impl RealmPaths {
 
     /// Gives the realms another name than the pattern's segments: below the base URL, such as
     /// `/{tenant}/{project}`, or a whole URL, such as `https://realms.example.com/{tenant}`, whose
-    /// host may have parameters as that of a base URL.
+    /// host may have parameters as that of a base URL may.
     ///
-    /// A whole URL makes one realm of what is reached below several base URLs. Replicas that share a
-    /// realm must give it one name: the lock key is made of it.
+    /// With a whole URL, paths below several base URLs name one realm. Replicas that share a realm
+    /// must give it one name: the lock key is made of the name.
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new); also if a parameter is in one of the patterns and the host of the base
-    /// URL not.
+    /// As [`new`](Self::new), and [`RealmError::InvalidTemplate`] for a parameter that a pattern
+    /// and the host of the base URL both lack.
     pub fn named(self, name: &str) -> Result<Self, RealmError> {
         let mut paths = Arc::unwrap_or_clone(self.0);
         let (base, path) = if name.contains("://") {
@@ -195,10 +196,10 @@ impl RealmPaths {
         Ok(Self(Arc::new(paths)))
     }
 
-    /// Another pattern for the same realms, below the base URL as the first one.
+    /// Adds a pattern for the same realms, below the base URL as the first one.
     ///
-    /// It must have every parameter that the name has. If the name is too long for it, give a
-    /// shorter one [first](Self::named).
+    /// It must have every parameter that the name has. If it lacks one, first give the realms a
+    /// [name](Self::named) without that parameter.
     ///
     /// # Errors
     ///
@@ -241,8 +242,8 @@ impl RealmPaths {
     /// [`RealmError::NoRealm`] if the path does not begin as a pattern does,
     /// [`RealmError::AmbiguousPath`] if it could be read as another path: with dot segments, empty
     /// segments, control characters, invalid UTF-8 or malformed escapes anywhere, or an encoded
-    /// slash or a backslash in a segment that names the realm. [`RealmError::Origin`] if the host is
-    /// not one of the base URL.
+    /// slash or a backslash in a segment that names the realm. [`RealmError::Origin`] if the host
+    /// is not one of the base URL.
     pub fn resolve(&self, path: &str) -> Result<RealmUrl, RealmError> {
         let paths = &*self.0;
         let host = if path.starts_with('/') {
@@ -269,7 +270,7 @@ impl RealmPaths {
         paths.find_in_path(&origin, &path).map(|found| found.realm)
     }
 
-    /// What a request is for.
+    /// The target of a request.
     pub(in crate::realm) fn find(&self, head: &Head<'_>) -> Result<Sought, RealmError> {
         let paths = &*self.0;
         let Some((route, standing)) = paths.standing(head)? else {
@@ -326,8 +327,8 @@ impl RealmPaths {
         Ok((Found::within(realm, depth), origin.url.into_owned()))
     }
 
-    /// What is missing at the beginning of a request's path: the base URL, if a proxy removes its
-    /// path.
+    /// The URL whose path is missing at the beginning of a request's path: the base URL, if a proxy
+    /// removes its path.
     pub(in crate::realm) fn stripped(
         &self,
         head: &Head<'_>,
@@ -348,8 +349,8 @@ impl RealmPaths {
         self.0.has_realm(path)
     }
 
-    /// Whether a route with this pattern has the parameters that name a realm, in a build that reads
-    /// routes.
+    /// Whether a route with this pattern has the parameters that name a realm, in a build that
+    /// reads routes.
     pub(in crate::realm) fn are_named_in(&self, pattern: &PathTemplate) -> bool {
         let paths = &*self.0;
         let mut needed = paths.needed().filter(|name| paths.needs(name));
@@ -367,7 +368,7 @@ impl RealmPaths {
         (repeats && !base.segments().is_empty()).then(|| base.text())
     }
 
-    /// What replicas that share realms must have in common.
+    /// The settings that replicas which share realms must have in common.
     pub(super) fn fingerprint(&self) -> String {
         let found_by = if cfg!(feature = "axum") {
             "routes"
@@ -592,7 +593,7 @@ impl Paths {
         })
     }
 
-    /// What the route of a request is for the patterns; none without a router, and where a path
+    /// How the route of a request relates to the patterns; none without a router, and where a path
     /// without parameters names the realm.
     fn standing<'a>(
         &self,
@@ -726,8 +727,8 @@ fn fits(expected: &Segment, segment: Option<&str>) -> bool {
     }
 }
 
-/// Orders patterns as a router tries them: a literal before a parameter, and a longer pattern before
-/// a shorter one.
+/// Orders patterns as a router tries them: a literal before a parameter, and a longer pattern
+/// before a shorter one.
 fn specificity(pattern: &PathTemplate) -> Vec<u8> {
     let segments = pattern.segments().iter().filter_map(|it| match it {
         Segment::Literal(_) => Some(0),
@@ -737,7 +738,7 @@ fn specificity(pattern: &PathTemplate) -> Vec<u8> {
     segments.chain([2]).collect()
 }
 
-/// What a route that lacks a parameter is for one pattern.
+/// How a route that lacks a parameter relates to one pattern.
 fn standing_of<'p>(
     route: &MatchedRoute,
     pattern: impl Iterator<Item = &'p Segment>,
@@ -818,7 +819,8 @@ fn refuse_rest(template: &PathTemplate) -> Result<(), RealmError> {
     Err(RealmError::InvalidTemplate {
         template: shown(template.source()),
         problem: format!(
-            "`{{*{name}}}` would make every path a realm of its own; name the realm's segments only",
+            "`{{*{name}}}` would make every path a realm of its own; name the realm's segments \
+             only",
             name = shown(name)
         ),
     })

@@ -29,7 +29,7 @@ use crate::realm::template::PathTemplate;
 /// [async closure](Self::from_fn) that can look anywhere. Realms that are named in the body are
 /// found by a [`RealmBodyResolver`]. Cheap to clone.
 ///
-/// # What a closure gives
+/// # What a closure returns
 ///
 /// Anything that becomes a [`Claim`]: a [`RealmUrl`](crate::RealmUrl), a
 /// [`LockKey`](crate::LockKey) of a space of your own, such as that of tenant ids, or a claim on
@@ -84,10 +84,10 @@ pub struct RealmResolver(Routes<Infallible>);
 pub struct RealmBodyResolver(Routes<ReadsBodies>);
 
 impl RealmResolver {
-    /// An async closure, which can look anywhere, such as in a registry.
+    /// Finds what is locked by an async closure, which can look anywhere, such as in a registry.
     ///
-    /// It is asked before anything is locked, and has no time limit: give it your own. What it may
-    /// give is [above](Self#what-a-closure-gives).
+    /// It runs before anything is locked, and has no time limit: give it your own. Its results are
+    /// described [above](Self#what-a-closure-returns).
     ///
     /// ```
     /// use std::collections::HashMap;
@@ -133,15 +133,15 @@ impl RealmResolver {
         Self(Routes::all(Source::Closure(Arc::new(find))))
     }
 
-    /// The value of a header.
+    /// Finds what is locked by the value of a header.
     ///
     /// The header must be one that a client cannot choose at will, or the handler must take the
     /// tenant from the same header: a lock on another tenant's name protects nothing.
     ///
-    /// A request without the header is refused, with [`RealmError::Missing`]. So is one whose header
-    /// cannot be read in one way, with [`RealmError::Unresolved`]: it is there more than once, is
-    /// empty, is not UTF-8, has a control character, or has white space at an end. A proxy may join
-    /// two headers to one with a comma: refuse a comma if no name of yours has one.
+    /// A request without the header is refused, with [`RealmError::Missing`]. So is one whose
+    /// header cannot be read in one way, with [`RealmError::Unresolved`]: it is there more than
+    /// once, is empty, is not UTF-8, has a control character, or has white space at an end. A proxy
+    /// may join two headers to one with a comma: refuse a comma if no name of yours has one.
     ///
     /// ```
     /// use http::HeaderName;
@@ -166,7 +166,8 @@ impl RealmResolver {
         })
     }
 
-    /// A request extension that a layer outside of this one inserts, such as the claims of a token.
+    /// Finds what is locked by a request extension that a layer outside of this one inserts, such
+    /// as the claims of a token.
     ///
     /// A request without the extension is refused, with [`RealmError::Missing`].
     ///
@@ -219,10 +220,10 @@ impl RealmResolver {
         })
     }
 
-    /// Parameters of the route that axum's router has matched, percent-decoded.
+    /// Finds what is locked by parameters of the route that axum's router has matched.
     ///
-    /// They are what handlers read with axum's `Path`, whatever the route is called and however
-    /// deep it is nested. The layer must be inside the router, as `Router::layer` puts it.
+    /// They are percent-decoded, as handlers read them with axum's `Path`, in every route and
+    /// however deep it is nested. The layer must be inside the router, as `Router::layer` puts it.
     ///
     /// **A request whose route lacks one of the parameters is not locked**: `/auth/login` is for no
     /// tenant. So write the names as the routes have them. A request is refused if no route has
@@ -311,8 +312,8 @@ impl RealmResolver {
 }
 
 impl RealmBodyResolver {
-    /// An async closure that gets the request's body too, and is otherwise as that of
-    /// [`RealmResolver::from_fn`].
+    /// Finds what is locked by an async closure that gets the request's body too, and is otherwise
+    /// as that of [`RealmResolver::from_fn`].
     ///
     /// The bytes are those of the request, still in its `Content-Encoding` if it has one.
     ///
@@ -604,7 +605,7 @@ mod tests {
         assert_eq!(read(&[b"acme"]).unwrap(), "acme");
         assert_eq!(read(&["büro 1".as_bytes()]).unwrap(), "büro 1");
         assert!(read(&[]).unwrap_err().is_absent());
-        for (values, says) in [
+        for (values, part) in [
             (&[&b"a"[..], b"b"][..], "more than once"),
             (&[b"a", b"a"], "more than once"),
             (&[b""], "is empty"),
@@ -618,7 +619,7 @@ mod tests {
             assert!(!error.is_absent(), "{error}");
             let error = error.to_string();
             assert!(
-                error.contains(says) && error.contains("`x-tenant`"),
+                error.contains(part) && error.contains("`x-tenant`"),
                 "{error}"
             );
         }

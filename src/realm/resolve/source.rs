@@ -52,7 +52,7 @@ pub(in crate::realm) enum PathSource {
 }
 
 impl PathSource {
-    /// What a request is for.
+    /// The target of a request.
     pub(in crate::realm) fn find(&self, head: &Head<'_>) -> Result<Sought, RealmError> {
         match self {
             Self::Template(paths) => paths.find(head),
@@ -102,8 +102,8 @@ impl Source<Infallible> {
 }
 
 impl<B> Source<B> {
-    /// What all replicas must have in common. Mounts change while replicas run, so which there are is
-    /// not a part of it.
+    /// The settings that all replicas must have in common. Mounts change while replicas run, so
+    /// they are not a part of it.
     pub(super) fn fingerprint(&self) -> String {
         match self {
             Self::Path(PathSource::Mounts(_)) => "RealmMounts".into(),

@@ -42,7 +42,7 @@ const MAX_RESOURCES: usize = 16;
 /// ```
 ///
 /// A locked request takes its realm whole, unless its route has a narrower [`Scope`]: then writers
-/// of two cards of one realm run side by side, and whoever takes the realm whole excludes them all.
+/// of two cards of one realm run side by side, and a writer of the whole realm excludes them all.
 ///
 /// ```
 /// use http::Method;
@@ -187,8 +187,8 @@ impl LockRules {
     ///
     /// Scopes are tried in the order they were added, and the first whose pattern fits any spelling
     /// of the path decides. A narrower scope than the realm counts only if method and path fit it
-    /// to the letter: of another spelling it is not certain what the handler makes of it, so it
-    /// takes the realm whole. A request for several realms takes each of them whole.
+    /// to the letter: another spelling may mean another resource to the handler, so it takes the
+    /// realm whole. A request for several realms takes each of them whole.
     ///
     /// A scope that reads the body needs a layer that does, a
     /// [`RealmBodyLockLayer`](crate::RealmBodyLockLayer).
@@ -271,8 +271,8 @@ impl LockRules {
     /// A header that overrides the method, such as `X-HTTP-Method-Override`, as a layer behind this
     /// one reads it. Default none: no header changes what is locked.
     ///
-    /// `honoured` are the methods that whoever overrides takes from it, in the letter case that it
-    /// takes. A POST with one such header that names one of them is judged as that method: it
+    /// `honoured` are the methods that the overriding layer takes from it, in the letter case that
+    /// it takes. A POST with one such header that names one of them is judged as that method: it
     /// passes as a QUERY. As many layers override nothing but POST, every other request is judged
     /// as both, and locked if either is: a GET that says DELETE, a DELETE that says GET, and a POST
     /// that says what is not honoured. As some fold letter case, `delete` is judged as DELETE too.
@@ -348,8 +348,8 @@ impl Rules<Infallible> {
 }
 
 impl<B> Rules<B> {
-    /// What all replicas must have in common, as text. Limits may differ, and so may how many
-    /// resources a claim names: whoever takes the realm whole excludes the others.
+    /// The settings that all replicas must have in common, as text. Limits may differ, and so may
+    /// `max_resources`: a writer of the whole realm excludes the others.
     pub(in crate::realm) fn fingerprint(&self) -> String {
         let routes = self.routes.iter().map(ToString::to_string);
         let scopes = self.scopes.iter();

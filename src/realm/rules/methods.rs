@@ -115,7 +115,9 @@ impl MethodSet {
         };
         if methods.is_empty() {
             return Err(
-                "it has no method: name at least one, or all that are not safe (`MethodSet::unsafe_methods()`, in a file \"unsafe\")".into(),
+                "it has no method: name at least one, or all that are not safe \
+                 (`MethodSet::unsafe_methods()`, in a file \"unsafe\")"
+                    .into(),
             );
         }
         for method in methods {

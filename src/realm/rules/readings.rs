@@ -13,7 +13,7 @@ pub(in crate::realm) struct Readings {
     first: Method,
     /// Where readers differ.
     others: Vec<Method>,
-    /// Whether the header says something that nobody can rely on.
+    /// Whether the value of the header is unreliable.
     pub(in crate::realm) unclear: bool,
 }
 

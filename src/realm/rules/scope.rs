@@ -128,9 +128,9 @@ impl Scope {
     /// the realm is taken whole if one leaves it. The resource in the `Destination` of a MOVE or
     /// COPY is added to them.
     ///
-    /// The closure is asked before anything is locked, and has no time limit: give it your own.
-    /// All replicas must name the same resources. It is asked about one realm: a request that takes
-    /// several, or a key of another space, is not narrowed.
+    /// The closure runs before anything is locked, and has no time limit: give it your own. All
+    /// replicas must name the same resources. It runs only for a claim on one realm: a request that
+    /// takes several, or a key of another space, is not narrowed.
     ///
     /// Its error rejects the request: with 503 if it is [`RealmError::unavailable`], else with 400.
     ///
@@ -161,7 +161,7 @@ impl Scope {
         Self::of(Kind::Closure(Arc::new(paths)))
     }
 
-    /// The same of a closure that gets the request's body too, still in its `Content-Encoding` if
+    /// The same for a closure that gets the request's body too, still in its `Content-Encoding` if
     /// it has one.
     ///
     /// It needs a layer that [reads bodies](crate::RealmBodyLockLayer).

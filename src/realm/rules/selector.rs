@@ -8,7 +8,7 @@ use super::methods::MethodSet;
 use crate::realm::error::{RealmError, shown};
 use crate::realm::template::{PathTemplate, Segment};
 
-/// What a rule does with the requests that it is for.
+/// The effect of a rule on its requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::realm) enum RuleKind {
     Exempt,
@@ -94,7 +94,8 @@ impl Selector {
             _ => ("rules", "take", "those"),
         };
         Err(self.refused(format!(
-            "it is never reached, because the earlier {rules} {} {takes} every request that it is for; add it before {those}, or remove it",
+            "it is never reached, because the earlier {rules} {} {takes} every request that it is \
+             for; add it before {those}, or remove it",
             taking.join(" and ")
         )))
     }

@@ -142,9 +142,9 @@ impl PostgresBuilder {
     /// Checks the options and the URL, and listens as soon as the database can be reached: for a
     /// service that starts before its database.
     ///
-    /// The stream begins with [`RealmEvent::Interrupted`], and writes follow [`RealmEvent::Resumed`].
-    /// Until then a connection is tried every half second, and each failure is logged as a warning; a
-    /// standby and a pooler are failures too.
+    /// The stream begins with [`RealmEvent::Interrupted`], and writes follow
+    /// [`RealmEvent::Resumed`]. Until then a connection is tried every half second, and each
+    /// failure is logged as a warning; a standby and a pooler are failures too.
     ///
     /// # Errors
     ///

@@ -82,8 +82,8 @@ impl Sessions {
     ///
     /// # Errors
     ///
-    /// [`LockError::Pooler`] and [`LockError::NoSessionTimeout`] if no session could be opened yet and
-    /// none ever will be: the user has asked for what the server does not have.
+    /// [`LockError::Pooler`] and [`LockError::NoSessionTimeout`] if no session could be opened yet
+    /// and none ever will be: the user has asked for what the server does not have.
     ///
     /// # Cancel safety
     ///

@@ -43,9 +43,10 @@ const SCOPES: [(&str, NewScope); 4] = [
 /// | `max_resources` | [`max_resources`](LockRules::max_resources) |
 /// | `method_override` | `{ header, methods }` of [`method_override`](LockRules::method_override) |
 ///
-/// `method` is one method, a list of them, or `"unsafe"` for all that are not safe: see [`MethodSet`].
-/// Methods are written in capital letters, as HTTP has them: `get` is another method than `GET`, and refused here. Errors are
-/// those of the methods named above; an unknown key is one that names the nearest right one.
+/// `method` is one method, a list of them, or `"unsafe"` for all that are not safe: see
+/// [`MethodSet`]. Methods are written in capital letters, as HTTP has them: `get` is another method
+/// than `GET`, and refused here. Errors are those of the methods named above; an unknown key is one
+/// that names the nearest right one.
 ///
 /// ```
 /// use http::Method;
