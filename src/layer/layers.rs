@@ -186,6 +186,34 @@ macro_rules! options {
             }
         }
 
+        /// Explains how the layer treats a request that axum's router sends to `route`, such as
+        /// `/{owner}/{realm}/{*card}`, as [`explain`](Self::explain) does without a router.
+        ///
+        /// The route is the whole one, with all that it is nested in.
+        ///
+        /// ```
+        /// use http::Method;
+        /// use tower_realm_lock::{RealmLocks, RealmPaths, RealmWriteLockLayer};
+        ///
+        /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
+        /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms);
+        /// let login = layer.explain_route(&Method::POST, "/auth/login", "/auth/login");
+        /// assert!(login.passes());
+        /// let card = layer.explain_route(&Method::PATCH, "/{owner}/{realm}/{*card}", "/luke/a/x");
+        /// assert_eq!(card.realms()[0].as_str(), "https://realms.example.com/luke/a/");
+        /// # Ok::<(), tower_realm_lock::RealmError>(())
+        /// ```
+        #[cfg(feature = "axum")]
+        #[must_use]
+        pub fn explain_route(&self, method: &Method, route: &str, uri: &str) -> Explanation {
+            let explanation = self.realms.explain_route(method, route, uri);
+            if self.settings.enabled {
+                explanation
+            } else {
+                explanation.switched_off()
+            }
+        }
+
         /// Logs what is locked when the layer starts, although it has done so before: it has other
         /// options now.
         fn reviewed_anew(mut self) -> Self {

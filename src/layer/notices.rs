@@ -22,6 +22,7 @@ const MOST_CAUSES: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Notices {
     started: AtomicBool,
+    by_path: AtomicBool,
     causes: Mutex<HashMap<Cause, Seen>>,
     /// Routes of a router that were seen to have no realm: no more than the router has.
     other_routes: Mutex<HashSet<Box<str>>>,
@@ -83,23 +84,36 @@ impl Notices {
         );
     }
 
+    /// A request was locked by its path in a build that reads axum's routes. Logged once.
+    pub(super) fn locked_by_path(&self) {
+        if self.by_path.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        tracing::info!(
+            remedy = "inside the router, as `Router::layer` puts it, only routes with the parameters \
+                      of the pattern are locked",
+            "no route of axum's router has matched, so paths decide what is locked: the layer is \
+             around the router, or a fallback answers"
+        );
+    }
+
     /// A request passed because its route has no realm. Logged once for each route: at WARN if the
     /// paths of the route may be meant to be a realm's.
-    pub(super) fn passed(&self, route: &str, names_realm: impl FnOnce() -> bool) {
+    pub(super) fn passed(&self, route: &str, resembles: impl FnOnce() -> bool) {
         let routes = self.other_routes.lock();
         let mut routes = routes.unwrap_or_else(PoisonError::into_inner);
         if routes.contains(route) {
             return;
         }
         routes.insert(route.into());
-        if names_realm() {
+        if resembles() {
             tracing::warn!(
                 route,
                 remedy = "if its handler writes to a realm, name the segments of the realm in the \
                           route as in the pattern, such as `{owner}`; otherwise exempt the route \
                           with `LockRules::exempt`",
-                "writes of this route pass without a lock, although their paths are those of \
-                 realms: the route lacks parameters of the pattern"
+                "writes of this route pass without a lock, although it looks like one of a realm: it \
+                 lacks parameters of the pattern"
             );
         } else {
             tracing::info!(

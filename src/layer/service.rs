@@ -155,11 +155,14 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
                 return ResponseFuture::passed(self.inner.call(request.map(R::unread)));
             }
             Decision::OtherRoute => {
-                self.notice_other_route(&head, route.as_ref());
+                self.notice_other_route(route.as_ref());
                 return ResponseFuture::passed(self.inner.call(request.map(R::unread)));
             }
             Decision::Claim(claim) => {
                 self.notice_repeated_base(&head, &claim);
+                if route.is_none() && self.realms.read_routes() {
+                    self.settings.notices.locked_by_path();
+                }
                 match self.bodies.reads_all() {
                     Some(reads) => {
                         return self.prepared(
@@ -183,10 +186,11 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
         ResponseFuture::locked(answer(settings, inner, prepared))
     }
 
-    fn notice_other_route(&self, head: &Head<'_>, route: Option<&MatchedRoute>) {
-        let route = route.map_or("", MatchedRoute::path);
-        let names_realm = || self.realms.name_in_path(head);
-        self.settings.notices.passed(route, names_realm);
+    fn notice_other_route(&self, route: Option<&MatchedRoute>) {
+        if let Some(route) = route {
+            let resembles = || self.realms.resemble(route);
+            self.settings.notices.passed(route.path(), resembles);
+        }
     }
 
     fn notice_repeated_base(&self, head: &Head<'_>, claim: &Claim) {

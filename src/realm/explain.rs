@@ -9,7 +9,8 @@ use super::classify::{Decision, Realms};
 use super::error::{RealmError, shown};
 use super::head::Head;
 use super::key::LockKey;
-use super::resolve::source::Source;
+use super::resolve::source::{PathSource, Source};
+use super::route::MatchedRoute;
 use super::rules::limits::{MaxHold, RouteLimits};
 use super::url::RealmUrl;
 
@@ -68,6 +69,16 @@ impl<B: Copy> Realms<B> {
     /// The decision of [`classify`](Self::classify) on a request, and its reasons. `uri` is a path,
     /// or a URL with a host.
     pub(crate) fn explain(&self, method: &Method, uri: &str) -> Explanation {
+        self.explained(method, uri, None)
+    }
+
+    /// The same for a request that axum's router sends to this route.
+    #[cfg(feature = "axum")]
+    pub(crate) fn explain_route(&self, method: &Method, route: &str, uri: &str) -> Explanation {
+        self.explained(method, uri, Some(route))
+    }
+
+    fn explained(&self, method: &Method, uri: &str, route: Option<&str>) -> Explanation {
         let mut explanation = Explanation {
             method: method.clone(),
             uri: shown(uri),
@@ -86,6 +97,15 @@ impl<B: Copy> Realms<B> {
             }
         };
         let head = Head::of(&request);
+        let route = route.map(|route| MatchedRoute::explained(route, head.path()));
+        let route = match route.transpose() {
+            Ok(route) => route,
+            Err(error) => {
+                explanation.outcome = Outcome::Refused(error);
+                return explanation;
+            }
+        };
+        let head = head.on_route(route.as_ref());
         let decision = self.classify(&head);
         let readings = self.rules.readings(&head);
         let judged = self.rules.judge(&readings, head.path());
@@ -121,7 +141,12 @@ impl<B: Copy> Realms<B> {
             // A real request may have what is missing here.
             Decision::Pass if !is_of_path => Outcome::NeedsLookup,
             Decision::Reject(error) if !is_of_path && error.is_absent() => Outcome::NeedsLookup,
-            Decision::Pass | Decision::OtherRoute => {
+            Decision::OtherRoute => {
+                explanation.rule += ", but its route lacks parameters that name a realm, and such \
+                                     routes pass";
+                Outcome::Passes
+            }
+            Decision::Pass => {
                 explanation.rule += ", but it names no realm, and such requests pass";
                 Outcome::Passes
             }
@@ -133,12 +158,27 @@ impl<B: Copy> Realms<B> {
                 Outcome::Refused(error)
             }
         };
-        if cfg!(feature = "axum") {
-            let line = "inside axum's router the route that it has matched counts";
-            explanation.at_run_time.push(line.to_owned());
+        if let (None, Ok(source)) = (&route, &source) {
+            explanation.at_run_time.extend(by_route(source));
+        }
+        if let Some(base) = self.repeated_base(&head) {
+            let line = format!("the log warns: the path begins with that of `{base}` twice");
+            explanation.at_run_time.push(line);
         }
         explanation
     }
+}
+
+/// What axum's router changes for a source, if it does.
+fn by_route<B>(source: &Source<B>) -> Option<String> {
+    let Source::Path(PathSource::Template(paths)) = source else {
+        return None;
+    };
+    let names = paths.names_in_routes()?;
+    Some(format!(
+        "in axum's router only routes with {names} are locked, and all others pass; see \
+         `explain_route`"
+    ))
 }
 
 fn request(method: &Method, uri: &str) -> Result<Request<()>, RealmError> {

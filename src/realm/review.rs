@@ -5,6 +5,7 @@ use std::fmt;
 use super::classify::Realms;
 use super::head::Head;
 use super::resolve::source::{PathSource, Source};
+use super::route::MatchedRoute;
 use super::rules::selector::{RuleKind, Selector};
 use super::template::PathTemplate;
 use super::unresolved::Unresolved;
@@ -79,10 +80,18 @@ impl<B> Realms<B> {
         })
     }
 
-    /// Whether the path of a request is that of a realm, whatever its route is.
-    pub(crate) fn name_in_path(&self, head: &Head<'_>) -> bool {
+    /// Whether a route that passes may be meant to be one of a realm.
+    pub(crate) fn resemble(&self, route: &MatchedRoute) -> bool {
         self.routes.each().any(|(_, source)| match source {
-            Source::Path(PathSource::Template(paths)) => paths.has_realm(head.path()),
+            Source::Path(PathSource::Template(paths)) => paths.resembles(route),
+            _ => false,
+        })
+    }
+
+    /// Whether a router decides which requests are for a realm, if there is one.
+    pub(crate) fn read_routes(&self) -> bool {
+        self.routes.each().any(|(_, source)| match source {
+            Source::Path(PathSource::Template(paths)) => paths.names_in_routes().is_some(),
             _ => false,
         })
     }

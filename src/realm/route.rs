@@ -9,6 +9,9 @@ use http::Request;
 use super::error::RealmError;
 #[cfg(feature = "axum")]
 use super::error::shown;
+use super::path::ParsedPath;
+#[cfg(feature = "axum")]
+use super::template::PathTemplate;
 
 /// The route that axum's router has matched, and the parameters that its handler can extract.
 ///
@@ -17,12 +20,24 @@ use super::error::shown;
 #[derive(Debug)]
 pub(crate) struct MatchedRoute {
     #[cfg(feature = "axum")]
-    path: MatchedPath,
-    /// `None` if a parameter is not UTF-8.
-    #[cfg(feature = "axum")]
-    parameters: Option<RawPathParams>,
+    by: MatchedBy,
     #[cfg(not(feature = "axum"))]
     never: std::convert::Infallible,
+}
+
+#[cfg(feature = "axum")]
+#[derive(Debug)]
+enum MatchedBy {
+    Router {
+        path: MatchedPath,
+        /// `None` if a parameter is not UTF-8.
+        parameters: Option<RawPathParams>,
+    },
+    /// No router: a route that is explained.
+    Explained {
+        path: Box<str>,
+        parameters: Vec<(String, String)>,
+    },
 }
 
 /// A segment of a route, as axum writes it.
@@ -44,12 +59,51 @@ impl MatchedRoute {
         let parameters = RawPathParams::from_request_parts(&mut parts, &()).now_or_never();
         std::mem::swap(&mut parts.extensions, request.extensions_mut());
         let parameters = parameters.and_then(Result::ok);
-        Some(Self { path, parameters })
+        let by = MatchedBy::Router { path, parameters };
+        Some(Self { by })
+    }
+
+    /// The route as if a router had matched it for a path.
+    ///
+    /// # Errors
+    ///
+    /// [`RealmError::InvalidTemplate`] if the route cannot be read, and [`RealmError::Unresolved`]
+    /// if the path is not one of it.
+    pub(in crate::realm) fn explained(
+        route: &str,
+        path: &ParsedPath<'_>,
+    ) -> Result<Self, RealmError> {
+        let template = PathTemplate::parse(route)?;
+        let parameters = template.captures(path).ok_or_else(|| {
+            RealmError::unresolved(format_args!(
+                "the router does not send `{}` to `{route}`",
+                path.raw()
+            ))
+        })?;
+        Ok(Self {
+            by: MatchedBy::Explained {
+                path: route.into(),
+                parameters,
+            },
+        })
     }
 
     /// The route as the router has it, with all that it is nested in.
     pub(crate) fn path(&self) -> &str {
-        self.path.as_str()
+        match &self.by {
+            MatchedBy::Router { path, .. } => path.as_str(),
+            MatchedBy::Explained { path, .. } => path,
+        }
+    }
+
+    /// All parameters, decoded; `None` if a value is not UTF-8.
+    fn parameters(&self) -> Option<impl Iterator<Item = (&str, &str)>> {
+        let (matched, explained) = match &self.by {
+            MatchedBy::Router { parameters, .. } => (Some(parameters.as_ref()?.iter()), &[][..]),
+            MatchedBy::Explained { parameters, .. } => (None, &parameters[..]),
+        };
+        let explained = explained.iter().map(|(name, value)| (&**name, &**value));
+        Some(matched.into_iter().flatten().chain(explained))
     }
 
     /// A parameter of one segment, its name and its value, decoded; `None` if the route has none of
@@ -67,7 +121,7 @@ impl MatchedRoute {
         if has(RouteSegment::Rest(name)) {
             return Ok(None);
         }
-        if self.parameters.is_none() && !has(RouteSegment::Parameter(name)) {
+        if self.parameters().is_none() && !has(RouteSegment::Parameter(name)) {
             return Ok(None);
         }
         self.named(name)
@@ -84,12 +138,12 @@ impl MatchedRoute {
     }
 
     fn named(&self, name: &str) -> Result<Option<(&str, &str)>, RealmError> {
-        let Some(parameters) = &self.parameters else {
+        let Some(parameters) = self.parameters() else {
             return Err(RealmError::unresolved(
                 "a part of its path is not UTF-8; percent-encode it as UTF-8",
             ));
         };
-        let mut values = parameters.iter().filter(|(key, _)| *key == name);
+        let mut values = parameters.filter(|(key, _)| *key == name);
         let Some((key, value)) = values.next() else {
             return Ok(None);
         };
@@ -109,6 +163,12 @@ impl MatchedRoute {
 impl MatchedRoute {
     pub(crate) fn of<A>(_: &mut Request<A>) -> Option<Self> {
         None
+    }
+
+    pub(in crate::realm) fn explained(route: &str, _: &ParsedPath<'_>) -> Result<Self, RealmError> {
+        Err(RealmError::unresolved(format_args!(
+            "the route `{route}` needs the feature `axum`"
+        )))
     }
 
     pub(crate) fn path(&self) -> &str {

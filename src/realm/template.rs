@@ -86,6 +86,27 @@ impl PathTemplate {
         path.is_whole() && path.is_absolute() && fits(&self.segments, path.raw_segments(), false)
     }
 
+    /// What stands in the places of the parameters, decoded, if the raw path fits to the letter and
+    /// is UTF-8.
+    #[cfg(feature = "axum")]
+    pub(crate) fn captures(&self, path: &ParsedPath<'_>) -> Option<Vec<(String, String)>> {
+        if !self.matches_exactly(path) {
+            return None;
+        }
+        let raw: Vec<&str> = path.raw().split('/').skip(1).collect();
+        let captures = self.segments.iter().enumerate();
+        let captures = captures.filter_map(|(at, segment)| match segment {
+            Segment::Parameter(name) => Some((name, raw[at].to_owned())),
+            Segment::Rest(name) => Some((name, raw[at..].join("/"))),
+            Segment::Literal(_) | Segment::TrailingSlash => None,
+        });
+        let decoded = captures.map(|(name, value)| {
+            let value = percent_encoding::percent_decode_str(&value).decode_utf8();
+            Some((name.to_string(), value.ok()?.into_owned()))
+        });
+        decoded.collect()
+    }
+
     /// Whether the path fits to the letter once the most lenient reader has resolved what is
     /// ambiguous in it.
     pub(crate) fn matches_resolved(&self, path: &ParsedPath<'_>) -> bool {

@@ -123,6 +123,25 @@ impl BaseUrl {
         labels.next().is_none().then_some(captures)
     }
 
+    /// What to do about a URL that does not fit.
+    pub(super) fn remedy(&self, url: &RealmUrl) -> String {
+        let (scheme, host, _) = split_origin(self.url.origin());
+        let (_, _, port) = split_origin(url.origin());
+        let with_port = port.map_or(String::new(), |port| format!(":{port}"));
+        let same_port = Self {
+            url: RealmUrl::parse(&format!("{scheme}://{host}{with_port}{}", self.path()))
+                .unwrap_or_else(|_| self.url.clone()),
+            ..self.clone()
+        };
+        if same_port.captures(url).is_some() {
+            return format!(
+                "write the port in the base URL: `{}`",
+                shown(&same_port.text())
+            );
+        }
+        "send the request to a host of it, or add another layer for that host".to_owned()
+    }
+
     /// The URL with these parameters; none if one is missing, or is no label of a host.
     pub(super) fn with(&self, captures: &Captures<'_>) -> Option<RealmUrl> {
         if self.labels.is_empty() {

@@ -344,17 +344,11 @@ impl RealmPaths {
         paths.patterns.iter().map(|it| it.below(base)).collect()
     }
 
-    /// Whether a path begins as a pattern does.
-    pub(in crate::realm) fn has_realm(&self, path: &ParsedPath<'_>) -> bool {
-        self.0.has_realm(path)
-    }
-
     /// Whether a route with this pattern has the parameters that name a realm, in a build that
     /// reads routes.
     pub(in crate::realm) fn are_named_in(&self, pattern: &PathTemplate) -> bool {
-        let paths = &*self.0;
-        let mut needed = paths.needed().filter(|name| paths.needs(name));
-        cfg!(feature = "axum") && needed.all(|name| pattern.names().any(|it| it == name))
+        let mut needed = self.needed_in_routes().peekable();
+        needed.peek().is_some() && needed.all(|name| pattern.names().any(|it| it == name))
     }
 
     /// The base URL, if a path, together with what a proxy has removed, begins with its path twice.
@@ -375,17 +369,63 @@ impl RealmPaths {
         } else {
             "paths"
         };
-        format!("{}, {:?}, by {found_by}", self.text(), self.0.origin)
+        match &self.0.origin {
+            Some(origin) => format!("{} by {found_by}, {origin:?}", self.text()),
+            None => format!("{} by {found_by}", self.text()),
+        }
     }
 
-    /// The base URL, patterns and name, for messages.
+    /// The public URLs of the patterns, and the name, for messages.
     pub(in crate::realm) fn text(&self) -> String {
-        let Paths { base, name, .. } = &*self.0;
-        let below = name.base.as_ref().unwrap_or(base);
-        let name = below.text() + &name.path.source()[1..];
-        let patterns = self.patterns();
-        let patterns: Vec<&str> = patterns.iter().map(PathTemplate::source).collect();
-        format!("{} named {name}", patterns.join(", "))
+        let paths = &*self.0;
+        let below = |base: &BaseUrl, path: &PathTemplate| base.text() + &path.source()[1..];
+        let urls = paths.patterns.iter().map(|it| below(&paths.base, it));
+        let urls = urls.collect::<Vec<_>>().join(" or ");
+        let name = below(
+            paths.name.base.as_ref().unwrap_or(&paths.base),
+            &paths.name.path,
+        );
+        let named = if name == urls {
+            String::new()
+        } else {
+            format!(", named {name}")
+        };
+        let stripped = if paths.is_stripped {
+            ", whose base path a proxy removes"
+        } else {
+            ""
+        };
+        format!("{urls}{stripped}{named}")
+    }
+
+    /// The parameters that a route must have to be one of a realm, in a build that reads routes;
+    /// none if the path decides in any case.
+    pub(in crate::realm) fn names_in_routes(&self) -> Option<String> {
+        let names = self.needed_in_routes().map(|name| format!("`{{{name}}}`"));
+        let names: Vec<String> = names.collect();
+        (!names.is_empty()).then(|| names.join(" and "))
+    }
+
+    /// Whether a route that lacks a parameter may be meant to be one of a realm: it has another one
+    /// of the name, or as many as the name.
+    pub(in crate::realm) fn resembles(&self, route: &MatchedRoute) -> bool {
+        let parameters = || {
+            route.segments().filter_map(|segment| match segment {
+                RouteSegment::Parameter(name) => Some(name),
+                _ => None,
+            })
+        };
+        let needed = self.needed_in_routes().count();
+        needed > 0
+            && (parameters().count() >= needed
+                || self
+                    .needed_in_routes()
+                    .any(|name| parameters().any(|it| it == name)))
+    }
+
+    fn needed_in_routes(&self) -> impl Iterator<Item = &str> {
+        let needed = self.0.needed().filter(|name| self.0.needs(name));
+        needed.filter(|_| cfg!(feature = "axum"))
     }
 }
 
@@ -512,9 +552,10 @@ impl Paths {
         if is_free || self.base.captures(url).is_some() {
             return Ok(());
         }
+        let remedy = self.base.remedy(url);
         Err(RealmError::Origin {
             problem: format!(
-                "`{}` is not a host of `{}`",
+                "`{}` is not a host of `{}`; {remedy}",
                 shown(url.origin()),
                 shown(&self.base.text())
             ),
