@@ -17,10 +17,10 @@ pub enum Unresolved {
     /// client can leave out what names the realm, such as a header, the handler must refuse that
     /// request: it has no lock. These are rejected as ever:
     ///
+    /// - a header that is there, but is empty, repeated or malformed, and what a closure rejects
+    ///   with [`RealmError::unresolved`](crate::RealmError::unresolved);
     /// - a path that two servers could read differently, wherever the realm is named, an origin
     ///   that is not allowed, a body that cannot be read;
-    /// - what names no realm although it is there: a closure answers
-    ///   [`RealmError::unresolved`](crate::RealmError::unresolved), or a header is empty;
     /// - a request whose method is overridden in a way that cannot be relied on;
     /// - a MOVE or COPY, whose `Destination` may be in a realm;
     /// - what a rule locks explicitly, with [`LockRules::lock`](crate::LockRules::lock).

@@ -480,18 +480,9 @@ impl Paths {
         })
     }
 
-    /// The part of the base URL's path that requests have.
-    fn base_path(&self) -> &[Segment] {
-        if self.is_stripped {
-            &[]
-        } else {
-            self.base.segments()
-        }
-    }
-
     /// Whether a path, as requests have it, begins as a pattern does.
     fn has_realm(&self, path: &ParsedPath<'_>) -> bool {
-        let base = self.base_path();
+        let base = self.base_path(self.is_stripped);
         self.patterns.iter().any(|pattern| {
             let mut segments = path.segments().into_iter().flatten();
             let expected = base.iter().chain(pattern.segments());
