@@ -11,7 +11,7 @@ use std::{env, io};
 
 use http::Method;
 use support::bouncer::{Bouncer, Pooling};
-use support::cluster::free_port;
+use support::cluster::{Cluster, free_port};
 use support::database::{TestDatabase, database, rows};
 use support::gate::{ORIGIN, answered, at_once, gate, patch, postgres_locks_with};
 use support::page::block;
@@ -19,7 +19,7 @@ use support::wait::{PATIENCE, wait_for};
 use tokio_postgres::Client;
 use tower::{Layer, service_fn};
 use tower_realm_lock::{
-    LockRules, RealmBodyLockLayer, RealmLocks, RealmPaths, RealmWriteLockLayer, Scope,
+    LockRules, RealmBodyLockLayer, RealmLocks, RealmPaths, RealmWriteLockLayer, Scope, Unresolved,
 };
 use tracing::subscriber::DefaultGuard;
 
@@ -54,7 +54,16 @@ impl Log {
 
     /// Waits until there are so many.
     async fn wait_for(&self, count: usize, parts: &[&str]) -> Vec<String> {
-        wait_for(&format!("{count} of {parts:?}"), A_LOOK, async || {
+        self.wait_for_within(A_LOOK, count, parts).await
+    }
+
+    async fn wait_for_within(
+        &self,
+        patience: Duration,
+        count: usize,
+        parts: &[&str],
+    ) -> Vec<String> {
+        wait_for(&format!("{count} of {parts:?}"), patience, async || {
             let lines = self.lines(parts);
             if lines.len() == count {
                 Ok(lines)
@@ -225,6 +234,28 @@ async fn replicas_with_other_base_urls_are_logged_by_each_other_until_one_leaves
     wait_for_published(&client, 0).await;
 }
 
+/// PostgreSQL shows a transaction the sessions that there were when it first asked about any.
+#[tokio::test]
+async fn a_replica_that_comes_after_others_were_seen_is_named() {
+    let database = database().await;
+    let (log, _guard) = Log::start();
+    let twins = [
+        locks(database.url(), "one").await,
+        locks(database.url(), "twin").await,
+    ];
+    for locks in &twins {
+        join(locks, "late", ORIGIN);
+    }
+    wait_until_all_have_looked(&database, 2).await;
+    let late = locks(database.url(), "latecomer").await;
+    join(&late, "late", "https://late.example.com");
+    log.wait_for(3, &["ERROR"]).await;
+    let by_twins = log.lines(&["ERROR", ORIGIN, "other_application=\"latecomer\""]);
+    assert_eq!(by_twins.len(), 2, "{:#?}", log.lines(&["ERROR"]));
+    let by_latecomer = log.lines(&["late.example.com", "other_replicas=2"]);
+    assert_eq!(by_latecomer.len(), 1, "{:#?}", log.lines(&["ERROR"]));
+}
+
 #[tokio::test]
 async fn equal_replicas_and_other_fleets_log_nothing() {
     let database = database().await;
@@ -315,9 +346,18 @@ async fn a_replica_whose_layer_is_switched_off_is_logged_by_the_others() {
 
 #[tokio::test]
 async fn through_pgbouncer_in_transaction_mode_they_find_out_and_writes_go_on() {
+    through_pgbouncer(Pooling::Transaction).await;
+}
+
+#[tokio::test]
+async fn through_pgbouncer_in_session_mode_they_find_out_and_writes_go_on() {
+    through_pgbouncer(Pooling::Session).await;
+}
+
+async fn through_pgbouncer(pooling: Pooling) {
     let database = database().await;
     let (log, _guard) = Log::start();
-    let bouncer = Bouncer::to(database.url(), Pooling::Transaction, 4).await;
+    let bouncer = Bouncer::to(database.url(), pooling, 4).await;
     let url = bouncer.url(database.url());
     let one = locks(&url, "one").await;
     let other = locks(&url, "other").await;
@@ -389,11 +429,106 @@ async fn a_lost_connection_is_reported_once_and_made_again() {
         "lost",
     ];
     log.wait_for(1, &warning).await;
-    log.wait_for(1, &["INFO", "can be compared again"]).await;
+    log.wait_for_within(A_LOOK * 2, 1, &["INFO", "can be compared again"])
+        .await;
     let after = wait_for_published(&client, 1).await;
     assert!(after[0].0 != before[0].0 && after[0].1 == before[0].1);
     assert_eq!(log.lines(&warning).len(), 1);
     log.assert_no_difference();
+}
+
+#[tokio::test]
+async fn a_pooler_that_ends_idle_transactions_is_one_warning_and_differences_are_found() {
+    let database = database().await;
+    let (log, _guard) = Log::start();
+    let short = "idle_transaction_timeout = 1\n";
+    let bouncer = Bouncer::with(database.url(), Pooling::Transaction, 4, short).await;
+    let url = bouncer.url(database.url());
+    let pooled = locks(&url, "pooled").await;
+    let direct = locks(database.url(), "direct").await;
+    join(&pooled, "cut", "https://a.example.com");
+    let warning = ["WARN", "cannot tell", "cut"];
+    log.wait_for(1, &warning).await;
+    // Connections are made again and again, and each of them looks.
+    let client = database.connect().await;
+    let mut seen = BTreeSet::new();
+    wait_for("three connections", A_LOOK * 2, async || {
+        seen.extend(published(&client).await.into_iter().map(|(pid, _)| pid));
+        if seen.len() >= 3 {
+            Ok(())
+        } else {
+            Err(format!("{seen:?}"))
+        }
+    })
+    .await;
+    join(&direct, "cut", "https://b.example.com");
+    log.wait_for(
+        1,
+        &["ERROR", "a.example.com", "other_application=\"direct\""],
+    )
+    .await;
+    assert_eq!(log.lines(&warning).len(), 1);
+    assert!(log.lines(&["again"]).iter().all(|it| it.contains("trying")));
+}
+
+#[tokio::test]
+async fn locks_that_are_dropped_stop_looking_for_a_database_that_is_away() {
+    let (log, _guard) = Log::start();
+    let url = format!("postgres://u@127.0.0.1:{}/realms", free_port());
+    let locks = RealmLocks::postgres_builder(&url).build_lazy().unwrap();
+    let tasks = tokio::runtime::Handle::current().metrics();
+    let before = tasks.num_alive_tasks();
+    drop(join(&locks, "gone", ORIGIN));
+    log.wait_for(1, &["WARN", "cannot tell", "gone"]).await;
+    assert_eq!(tasks.num_alive_tasks(), before + 1);
+    drop(locks);
+    wait_for("the end of its task", PATIENCE, async || {
+        let alive = tasks.num_alive_tasks();
+        if alive <= before {
+            Ok(())
+        } else {
+            Err(format!("{alive} tasks, {before} before"))
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn replicas_that_treat_unresolved_requests_differently_are_logged() {
+    let database = database().await;
+    let (log, _guard) = Log::start();
+    let mut replicas = Vec::new();
+    for (name, unresolved) in [("strict", Unresolved::Refuse), ("lax", Unresolved::Pass)] {
+        let locks = locks(database.url(), name).await;
+        let layer = RealmWriteLockLayer::new(locks, paths(ORIGIN)).unresolved(unresolved);
+        let layer = layer.fleet("unresolved");
+        start(&layer);
+        replicas.push(layer);
+    }
+    let errors = log.wait_for(2, &["ERROR", "component=\"rules\""]).await;
+    let own = |text: &str| errors.iter().filter(|it| it.contains(text)).count();
+    assert_eq!(own("no realm: refused"), 1, "{errors:#?}");
+    assert_eq!(own("no realm: pass without a lock"), 1, "{errors:#?}");
+}
+
+#[tokio::test]
+async fn a_restart_of_the_database_is_neither_an_agreement_nor_a_new_difference() {
+    let cluster = Cluster::create().await;
+    let (log, _guard) = Log::start();
+    let one = locks(&cluster.url(), "one").await;
+    let other = locks(&cluster.url(), "other").await;
+    join(&one, "restarted", "https://a.example.com");
+    join(&other, "restarted", "https://b.example.com");
+    log.wait_for(2, &["ERROR", "component=\"realms\""]).await;
+    cluster.restart_fast().await;
+    log.wait_for_within(A_LOOK * 2, 2, &["INFO", "can be compared again"])
+        .await;
+    assert_eq!(log.lines(&["WARN", "cannot tell"]).len(), 2);
+    assert_eq!(log.lines(&["ERROR"]).len(), 2);
+    assert!(log.lines(&["agree again"]).is_empty());
+    for locks in [one, other] {
+        locks.shutdown(PATIENCE).await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -402,8 +537,11 @@ async fn time_limits_of_the_database_do_not_end_what_is_published() {
     let (log, _guard) = Log::start();
     let admin = database.connect().await;
     let limit = format!(
-        "ALTER DATABASE {} SET idle_in_transaction_session_timeout = '500ms'",
-        database.name()
+        "ALTER DATABASE {name} SET idle_in_transaction_session_timeout = '500ms'; \
+         ALTER DATABASE {name} SET statement_timeout = '500ms'; \
+         ALTER DATABASE {name} SET lock_timeout = '1ms'; \
+         ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'",
+        name = database.name()
     );
     admin.batch_execute(&limit).await.unwrap();
     let locks = locks(database.url(), "patient").await;

@@ -12,7 +12,8 @@ use support::broadcast::{next, next_write};
 use support::claims::realm;
 use support::cluster::Cluster;
 use support::database::database;
-use support::gate::{answered, code, gate, patch, realms, send};
+use support::gate::{Gate, Gated, answered, code, gate, patch, realms, send};
+use support::log::Log;
 use support::standby::Standby;
 use support::wait::{PATIENCE, wait_for};
 use tower_realm_lock::{
@@ -85,6 +86,83 @@ async fn writes_are_refused_until_the_database_is_up_and_then_succeed_with_all_o
         let heard = next_write(&mut writes).await;
         assert_eq!((heard.realm(), heard.token()), (&realm("a"), token));
     }
+}
+
+#[tokio::test]
+async fn first_writes_that_come_together_are_refused_together_and_then_all_get_their_locks() {
+    let cluster = Cluster::create().await;
+    for sessions in SESSIONS {
+        cluster.stop().await;
+        let builder = RealmLocks::postgres_builder(&cluster.url());
+        // Fewer connections than writes.
+        let layer = layer(builder.sessions(sessions).pool_size(2));
+        let (handler, mut gate) = gate();
+        let together = |handler| -> Vec<_> {
+            let paths = (0..10).map(|realm| format!("/luke/r{realm}/card"));
+            paths.map(|path| patch(&layer, handler, &path)).collect()
+        };
+        for write in together(&handler) {
+            assert_eq!(answered(write).await.status(), 503);
+        }
+        cluster.start().await;
+        let writes = together(&handler);
+        for _ in 0..10 {
+            gate.entered().await.answer(200);
+        }
+        for write in writes {
+            assert_eq!(answered(write).await.status(), 200, "{sessions} sessions");
+        }
+        layer_is_idle(&layer, &handler, &mut gate).await;
+    }
+}
+
+/// One more write, after which nothing is left to wait for.
+async fn layer_is_idle(layer: &RealmWriteLockLayer, handler: &Gated, gate: &mut Gate) {
+    let write = patch(layer, handler, PATH);
+    gate.entered().await.answer(200);
+    assert_eq!(answered(write).await.status(), 200);
+}
+
+#[tokio::test]
+async fn the_log_says_what_is_wrong_with_the_server_and_what_to_do() {
+    let database = database().await;
+    let admin = database.connect().await;
+    let name = database.name();
+    let shadow = "CREATE SCHEMA shadow; \
+                  CREATE FUNCTION shadow.pg_advisory_xact_lock_shared(bigint) RETURNS void \
+                  LANGUAGE sql AS ''";
+    admin.batch_execute(shadow).await.unwrap();
+    let log = Log::collect();
+    let warned = async |url: &str, parts: [&str; 2]| {
+        log.take();
+        refusal(&layer(RealmLocks::postgres_builder(url))).await;
+        let lines = log.take_at("WARN");
+        let rejected = lines
+            .iter()
+            .filter(|it| it.contains("a write was rejected"));
+        let rejected: Vec<&String> = rejected.collect();
+        assert_eq!(rejected.len(), 1, "{lines:#?}");
+        for part in parts {
+            assert!(rejected[0].contains(part), "{rejected:#?}");
+        }
+    };
+    let missing = format!("{name}_missing");
+    let url = database.url().replace(name, &missing);
+    warned(&url, [&missing, "create the database, or correct its name"]).await;
+
+    let role = format!("{name}_late");
+    let limited = format!("CREATE ROLE {role} LOGIN CONNECTION LIMIT 0");
+    admin.batch_execute(&limited).await.unwrap();
+    let url = database.url().replace("postgres@", &format!("{role}@"));
+    warned(&url, [&role, "too many connections"]).await;
+    admin
+        .batch_execute(&format!("DROP ROLE {role}"))
+        .await
+        .unwrap();
+
+    let shadowed = format!("ALTER DATABASE {name} SET search_path = shadow, pg_catalog");
+    admin.batch_execute(&shadowed).await.unwrap();
+    warned(database.url(), [name, "connect to a real PostgreSQL"]).await;
 }
 
 #[tokio::test]

@@ -171,7 +171,7 @@ async fn a_server_that_cannot_be_used_is_named_without_the_password() {
     for (place, says) in [
         (
             format!("127.0.0.1:{open}/{name}"),
-            "password authentication failed",
+            "correct the user or the password of the database URL",
         ),
         (format!("127.0.0.1:{closed}/{name}"), "Connection refused"),
         (format!("nowhere.invalid:{open}/{name}"), "nowhere.invalid"),

@@ -175,6 +175,37 @@ async fn nested_holds_lose_the_lock_together() {
 }
 
 #[tokio::test]
+async fn a_nested_hold_that_loses_a_shared_transaction_takes_all_of_it_back() {
+    let database = database().await;
+    let admin = database.connect().await;
+    admin.batch_execute("CREATE TABLE t (n int)").await.unwrap();
+    let locks = postgres_locks_with(database.url(), |it| it).await;
+    let locks = locks.share_transaction(true);
+    let insert = async |held: &HeldLock| {
+        let client = held.transaction().unwrap().client().unwrap();
+        client.batch_execute("INSERT INTO t VALUES (1)").await
+    };
+    let inner_locks = locks.clone();
+    let ended = locks.with_write_lock(whole(["a"]), async move |outer: HeldLock| {
+        insert(&outer).await.unwrap();
+        let inner = inner_locks.with_write_lock(whole(["a"]), async move |inner: HeldLock| {
+            insert(&inner).await.unwrap();
+            inner.lose();
+            Ok::<_, LockError>(())
+        });
+        let inner = inner.await;
+        assert!(matches!(inner, Err(LockError::Lost { .. })), "{inner:?}");
+        assert!(outer.ensure_held().is_err());
+        Ok::<_, LockError>(())
+    });
+    let ended = ended.await;
+    assert!(matches!(ended, Err(LockError::Lost { .. })), "{ended:?}");
+    database.wait_for_granted(realm_key("a"), 0).await;
+    let rows = admin.query("SELECT FROM t", &[]).await.unwrap();
+    assert!(rows.is_empty());
+}
+
+#[tokio::test]
 async fn a_hold_that_has_ended_has_nothing_to_lose() {
     let database = database().await;
     for (strategy, [locks, _]) in strategies(&database).await {

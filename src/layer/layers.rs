@@ -313,20 +313,21 @@ macro_rules! options {
         ///
         /// From the first service that is made of the layer or its clones, this process publishes a
         /// fingerprint through PostgreSQL. Its components are the resolver with its base URL and
-        /// patterns, the rules (or that the layer is not [`enabled`](Self::enabled)), and the
-        /// scheme of the keys. About every 10 seconds it looks at the other replicas of the fleet
-        /// with this `name`. Each difference is logged as an error once, with the name of the
-        /// component, this replica's text of it, and the other's process id, `application_name` and
-        /// address; an INFO follows when it is gone. The feature `metrics` counts them. Nothing is
-        /// refused: the replicas of a rolling update may differ for a while.
+        /// patterns; the rules, how [`unresolved`](Self::unresolved) requests are treated, or that
+        /// the layer is not [`enabled`](Self::enabled); and the scheme of the keys. About every 10
+        /// seconds it looks at the other replicas of the fleet with this `name`. Each difference is
+        /// logged as an error once, with the name of the component, this replica's text of it, and
+        /// the other's process id, `application_name` and address; an INFO follows when it is gone.
+        /// The feature `metrics` counts them. Nothing is refused: the replicas of a rolling update
+        /// may differ for a while.
         ///
-        /// Layers of one process with the same name count together; a process with only some of
-        /// another's layers does not differ from it. A closure counts only as a closure, and
-        /// [`RealmMounts`](crate::RealmMounts) without its realms. Limits, and all other options,
-        /// may differ. Two versions of this crate may write the same configuration as different
-        /// texts.
+        /// Layers with the same name and clones of one [`RealmLocks`] count together; a process
+        /// with only some of another's layers does not differ from it. A closure counts only as a
+        /// closure, and [`RealmMounts`](crate::RealmMounts) without its realms. Limits, and all
+        /// other options, may differ. Two versions of this crate may write the same configuration
+        /// as different texts.
         ///
-        /// It takes one connection per process beside the pool, with a transaction that stays open,
+        /// It takes one connection beside the pool for each [`RealmLocks`], with a transaction that stays open,
         /// writes nothing and holds back no VACUUM. PgBouncer keeps a server connection for it, in
         /// transaction mode too; in statement mode, and while PostgreSQL is away, a warning reports
         /// once that the replicas cannot be compared. With locks in process there is only a

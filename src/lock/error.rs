@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_postgres::error::SqlState;
+
 use crate::realm::claim::Claim;
 
 /// Why a lock was not granted, or did not hold to the end.
@@ -259,9 +261,21 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 
 /// What to do about a failed connection where the network's own text does not say it.
 fn remedy(error: &(dyn std::error::Error + Send + Sync + 'static)) -> &'static str {
-    match error.downcast_ref::<io::Error>().map(io::Error::kind) {
-        Some(io::ErrorKind::ConnectionRefused) => {
-            "; nothing listens there: start PostgreSQL, or correct the address"
+    if let Some(io::ErrorKind::ConnectionRefused) =
+        error.downcast_ref::<io::Error>().map(io::Error::kind)
+    {
+        return "; nothing listens there: start PostgreSQL, or correct the address";
+    }
+    let code = error.downcast_ref::<tokio_postgres::Error>();
+    match code.and_then(tokio_postgres::Error::code) {
+        Some(code) if *code == SqlState::INVALID_PASSWORD => {
+            "; correct the user or the password of the database URL"
+        }
+        Some(code) if *code == SqlState::INVALID_CATALOG_NAME => {
+            "; create the database, or correct its name in the URL"
+        }
+        Some(code) if *code == SqlState::TOO_MANY_CONNECTIONS => {
+            "; raise max_connections, lower pool_size, or use a pooler"
         }
         _ => "",
     }

@@ -151,7 +151,14 @@ impl<B> Realms<B> {
     pub(crate) fn fingerprint(&self) -> Vec<(&'static str, String)> {
         vec![
             ("realms", self.routes.fingerprint()),
-            (RULES, self.rules.fingerprint()),
+            (
+                RULES,
+                format!(
+                    "{}; requests that name no realm: {}",
+                    self.rules.fingerprint(),
+                    self.unresolved
+                ),
+            ),
             ("keys", SCHEME.into()),
         ]
     }
@@ -450,6 +457,8 @@ fn shared_by<B: Copy>(scope: Option<&RouteScope<B>>, claim: Claim) -> Claim {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use http::header::HeaderName;
     use http::{HeaderValue, Method, Request};
 
@@ -459,10 +468,151 @@ mod tests {
     use crate::realm::origin::request::RequestOrigin;
     use crate::realm::resolve::mounts::RealmMounts;
     use crate::realm::resolve::paths::RealmPaths;
+    use crate::realm::rules::methods::MethodSet;
     use crate::realm::rules::scope::Scope;
     use crate::realm::url::RealmUrl;
 
     const ATOMIC: &str = "/{owner}/{realm}/_atomic";
+
+    /// The fingerprint of a layer that finds realms so.
+    fn fingerprint(resolver: impl Into<RealmBodyResolver>) -> Vec<(&'static str, String)> {
+        Realms::of_bodies(resolver.into()).fingerprint()
+    }
+
+    fn ruled(rules: Result<LockRules, RealmError>) -> Vec<(&'static str, String)> {
+        let realms = Realms::of_bodies(paths().into());
+        realms.with_rules(rules.unwrap()).fingerprint()
+    }
+
+    #[test]
+    fn fingerprints_differ_with_all_that_decides_what_is_locked() {
+        let origin = |proxy: &str| RequestOrigin::new(TrustedProxies::new([proxy]).unwrap());
+        let of = |base_url: &str, pattern: &str| RealmPaths::new(base_url, pattern).unwrap();
+        let paths = || of("https://r.example/api", "/{owner}/{realm}");
+        let header = |name| RealmResolver::from_header(name, |id: &str| RealmUrl::parse(id));
+        let routed = |methods: &[Method], pattern: &str, header: RealmResolver| {
+            let resolver = RealmResolver::from(paths());
+            fingerprint(resolver.route(methods, pattern, header).unwrap())
+        };
+        let [one, other] = ["x-one", "x-other"].map(HeaderName::from_static);
+        let pointers = |pointer: &str| RealmPointers::new([pointer]).unwrap();
+        let extension = RealmResolver::from_extension(|url: &RealmUrl| Ok(url.clone()));
+        let scope = |scope| LockRules::new().scope(Method::POST, ATOMIC, scope);
+        let overridden = |header: &HeaderName, method| {
+            ruled(Ok(
+                LockRules::new().method_override(header.clone(), [method])
+            ))
+        };
+        let fingerprints = [
+            fingerprint(paths()),
+            fingerprint(of("https://s.example/api", "/{owner}/{realm}")),
+            fingerprint(of("https://r.example", "/{owner}/{realm}")),
+            fingerprint(of("https://r.example/api", "/{owner}/{realm}/x")),
+            fingerprint(of("https://{realm}.r.example/api", "/{owner}")),
+            fingerprint(of("https://{tenant}.r.example/api", "/{owner}/{realm}")),
+            fingerprint(paths().named("/{realm}/{owner}").unwrap()),
+            fingerprint(paths().named("https://n.example/{owner}/{realm}").unwrap()),
+            fingerprint(paths().also("/admin/{owner}/{realm}").unwrap()),
+            fingerprint(paths().base_path_stripped()),
+            fingerprint(paths().origin_from_request(origin("10.0.0.1"))),
+            fingerprint(paths().origin_from_request(origin("10.0.0.2"))),
+            fingerprint(paths().origin_from_request(origin("unix"))),
+            fingerprint(
+                paths()
+                    .origin_from_request(origin("10.0.0.1").only(["https://a.example"]).unwrap()),
+            ),
+            fingerprint(RealmMounts::new([]).unwrap()),
+            fingerprint(header(one.clone())),
+            fingerprint(header(other.clone())),
+            fingerprint(extension),
+            fingerprint(RealmResolver::from_fn(async |_| {
+                RealmUrl::parse("https://r.example/")
+            })),
+            fingerprint(RealmBodyResolver::from_body_fn(async |_, _| {
+                RealmUrl::parse("https://r.example/")
+            })),
+            fingerprint(pointers("/realm")),
+            fingerprint(pointers("/other")),
+            routed(&[Method::PUT], "/_a", header(one.clone())),
+            routed(&[Method::POST], "/_a", header(one.clone())),
+            routed(&[Method::PUT], "/_b", header(one.clone())),
+            routed(&[Method::PUT], "/_a", header(other.clone())),
+            ruled(LockRules::new().exempt(Method::POST, ATOMIC)),
+            ruled(LockRules::new().exempt(Method::PUT, ATOMIC)),
+            ruled(LockRules::new().exempt(MethodSet::unsafe_methods(), ATOMIC)),
+            ruled(LockRules::new().lock(Method::POST, ATOMIC)),
+            ruled(scope(Scope::realm())),
+            ruled(scope(Scope::shared())),
+            ruled(scope(Scope::resource())),
+            ruled(scope(
+                Scope::resource().named_by(|name| name.to_lowercase()),
+            )),
+            ruled(scope(Scope::atomic_hrefs())),
+            ruled(scope(Scope::from_fn(async |_, _| Ok(None)))),
+            ruled(scope(Scope::from_body_fn(async |_, _, _| Ok(None)))),
+            overridden(&one, Method::PUT),
+            overridden(&one, Method::GET),
+            overridden(&other, Method::PUT),
+            Realms::of_bodies(paths().into())
+                .with_unresolved(Unresolved::Pass)
+                .fingerprint(),
+        ];
+        for (at, fingerprint) in fingerprints.iter().enumerate() {
+            let same = fingerprints
+                .iter()
+                .skip(at + 1)
+                .find(|it| *it == fingerprint);
+            assert!(same.is_none(), "{fingerprint:?}");
+        }
+    }
+
+    #[test]
+    fn fingerprints_are_the_same_whatever_the_order_of_a_set_and_for_what_may_differ() {
+        let exempt = |methods: [Method; 2]| ruled(LockRules::new().exempt(methods, ATOMIC));
+        assert_eq!(
+            exempt([Method::PUT, Method::DELETE]),
+            exempt([Method::DELETE, Method::PUT])
+        );
+        let overriding = |methods: [Method; 2]| {
+            let header = HeaderName::from_static("x-http-method-override");
+            ruled(Ok(LockRules::new().method_override(header, methods)))
+        };
+        assert_eq!(
+            overriding([Method::PUT, Method::DELETE]),
+            overriding([Method::DELETE, Method::PUT])
+        );
+        let routed = |methods: [Method; 2]| {
+            let resolver = RealmResolver::from(paths());
+            let of_route = RealmMounts::new([]).unwrap();
+            fingerprint(resolver.route(methods, "/_move", of_route).unwrap())
+        };
+        assert_eq!(
+            routed([Method::PUT, Method::DELETE]),
+            routed([Method::DELETE, Method::PUT])
+        );
+        let only = |origins: [&str; 2], proxies: [&str; 2]| {
+            let origin = RequestOrigin::new(TrustedProxies::new(proxies).unwrap());
+            fingerprint(paths().origin_from_request(origin.only(origins).unwrap()))
+        };
+        let (a, b) = ("https://a.example", "https://b.example");
+        let (near, far) = ("10.0.0.1", "fd00::/8");
+        assert_eq!(only([a, b], [near, far]), only([b, a], [far, near]));
+        // Whoever takes a realm whole excludes the others.
+        assert_eq!(
+            ruled(Ok(LockRules::new().max_resources(3))),
+            ruled(Ok(LockRules::new()))
+        );
+        let limits = RouteLimits::new().acquire_timeout(Duration::from_secs(1));
+        assert_eq!(
+            ruled(LockRules::new().limits(Method::POST, ATOMIC, limits)),
+            ruled(Ok(LockRules::new()))
+        );
+        let mounts = RealmMounts::new([]).unwrap();
+        let empty = fingerprint(mounts.clone());
+        let realm = RealmUrl::parse("https://r.example/a/").unwrap();
+        assert!(mounts.insert(&realm).unwrap());
+        assert_eq!(fingerprint(mounts), empty);
+    }
 
     fn paths() -> RealmPaths {
         RealmPaths::new("https://r.example", "/{owner}/{realm}").unwrap()

@@ -8,7 +8,6 @@ use super::resolve::source::{PathSource, Source};
 use super::route::MatchedRoute;
 use super::rules::selector::{RuleKind, Selector};
 use super::template::PathTemplate;
-use super::unresolved::Unresolved;
 
 /// What a layer locks, for the line that it logs when it starts.
 pub(crate) struct Summary {
@@ -17,7 +16,7 @@ pub(crate) struct Summary {
     /// All rules, in their order.
     pub(crate) rules: String,
     /// How a request that names no realm is treated.
-    pub(crate) unresolved: &'static str,
+    pub(crate) unresolved: String,
 }
 
 impl<B> Realms<B> {
@@ -35,10 +34,7 @@ impl<B> Realms<B> {
             } else {
                 rules.join("; ")
             },
-            unresolved: match self.unresolved {
-                Unresolved::Refuse => "refused",
-                Unresolved::Pass => "pass without a lock",
-            },
+            unresolved: self.unresolved.to_string(),
         }
     }
 
@@ -158,6 +154,7 @@ mod tests {
     use crate::realm::rules::lock_rules::LockRules;
     use crate::realm::rules::methods::MethodSet;
     use crate::realm::rules::scope::Scope;
+    use crate::realm::unresolved::Unresolved;
     use crate::realm::url::RealmUrl;
 
     fn paths() -> RealmPaths {

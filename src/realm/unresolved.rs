@@ -1,3 +1,5 @@
+use std::fmt;
+
 /// How a layer treats a request that must be locked but names no realm.
 ///
 /// Used by [`unresolved`](crate::RealmWriteLockLayer::unresolved) of the layers.
@@ -29,4 +31,14 @@ pub enum Unresolved {
     /// starts shows that it is set, and [`explain`](crate::RealmWriteLockLayer::explain) shows the
     /// requests that it lets pass.
     Pass,
+}
+
+/// What happens to such requests.
+impl fmt::Display for Unresolved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Refuse => "refused",
+            Self::Pass => "pass without a lock",
+        })
+    }
 }

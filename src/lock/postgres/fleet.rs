@@ -36,8 +36,6 @@ const PAUSE: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// How long the server keeps the fingerprints of a silent replica.
 const SILENCE: Duration = Duration::from_secs(60);
-/// How many characters of a text are logged.
-const SHOWN: usize = 400;
 
 /// The fingerprints of one process's layers, published to the other replicas of their fleets.
 ///
@@ -97,7 +95,7 @@ struct Lookout {
     layers: mpsc::UnboundedReceiver<Membership>,
     /// By first key.
     views: BTreeMap<u32, View>,
-    /// Whether the last attempt to look has failed.
+    /// Whether a look has failed, and no connection has lasted since.
     is_cut_off: bool,
 }
 
@@ -141,21 +139,36 @@ impl Lookout {
                     "cannot tell whether all replicas of a fleet are configured alike; trying again"
                 );
             }
-            sleep(pause).await;
+            tokio::select! {
+                layer = self.layers.recv() => match layer {
+                    Some(layer) => self.add(layer),
+                    None => return,
+                },
+                () = sleep(pause) => {}
+            }
             pause = longer(pause);
         }
     }
 
     /// Publishes, and looks at the others, until the connection fails or nobody can join any more.
+    ///
+    /// A connection has lasted once a whole [`PAUSE`] has not ended it: some poolers, and some
+    /// operators' programs, end transactions that are idle for less. Until then the next failure is
+    /// one with the last, so that it is neither logged again nor followed by a short pause.
     async fn attend(&mut self, pause: &mut Duration) -> Result<Over, LockError> {
         // Busy to its end, so that it is closed when it is dropped.
         let connection = Busy::new(self.connector.open().await?);
         self.ask(&connection, &begin()).await?;
         self.publish(&connection).await?;
         let mut until_next = FIRST_PAUSE;
+        let mut has_lasted = false;
         loop {
             self.look(&connection).await?;
-            *pause = FIRST_PAUSE;
+            if has_lasted && std::mem::take(&mut self.is_cut_off) {
+                let fleets = self.fleets();
+                tracing::info!(?fleets, "the replicas of a fleet can be compared again");
+                *pause = FIRST_PAUSE;
+            }
             tokio::select! {
                 layer = self.layers.recv() => {
                     let Some(layer) = layer else {
@@ -164,7 +177,10 @@ impl Lookout {
                     self.add(layer);
                     self.publish(&connection).await?;
                 }
-                () = sleep(until_next) => until_next = longer(until_next),
+                () = sleep(until_next) => {
+                    has_lasted = until_next == PAUSE;
+                    until_next = longer(until_next);
+                }
                 // The next question fails.
                 () = connection.closed.cancelled() => {}
             }
@@ -206,10 +222,6 @@ impl Lookout {
     async fn look(&mut self, connection: &LockConnection) -> Result<(), LockError> {
         let classes: Vec<String> = self.views.keys().map(ToString::to_string).collect();
         let rows = self.ask(connection, &look(&classes.join(", "))).await?;
-        if std::mem::take(&mut self.is_cut_off) {
-            let fleets = self.fleets();
-            tracing::info!(?fleets, "the replicas of a fleet can be compared again");
-        }
         let published = rows.iter().filter_map(|row| match row {
             SimpleQueryMessage::Row(row) => Published::read(row),
             _ => None,
@@ -217,7 +229,7 @@ impl Lookout {
         let published: Vec<Published> = published.collect();
         for (class, view) in &mut self.views {
             let of_class = published.iter().filter(|it| it.keys.0 == *class);
-            view.compare(of_class);
+            view.compare(of_class, self.is_cut_off);
         }
         Ok(())
     }
@@ -243,8 +255,9 @@ impl Lookout {
 }
 
 impl View {
-    /// Logs each difference that is new, and when all are gone.
-    fn compare<'a>(&mut self, published: impl Iterator<Item = &'a Published>) {
+    /// Logs each difference that is new, and when all are gone. After an outage the others may not
+    /// be back yet, and nothing counts as gone.
+    fn compare<'a>(&mut self, published: impl Iterator<Item = &'a Published>, after_outage: bool) {
         let (fleet, component) = (&*self.fleet, self.component);
         let others = self.differences(published);
         for (object, replicas) in &others {
@@ -267,6 +280,9 @@ impl View {
                  realm at once: give all replicas the same base URL, patterns, rules and \
                  version, or fleets of their own"
             );
+        }
+        if after_outage {
+            return;
         }
         let before = self.others.len();
         self.others.retain(|object| others.contains_key(object));
@@ -304,22 +320,20 @@ impl View {
         differences
     }
 
-    /// The beginning of this process's texts.
+    /// This process's texts, for people.
     fn shown(&self) -> String {
         let texts: Vec<&str> = self.own.values().map(String::as_str).collect();
-        let text = texts.join(" | ");
-        match text.char_indices().nth(SHOWN) {
-            Some((end, _)) => format!("{}…", &text[..end]),
-            None => text,
-        }
+        texts.join(" | ")
     }
 }
 
 impl Published {
+    /// `None` for a row of another statement.
     fn read(row: &SimpleQueryRow) -> Option<Self> {
-        let owned = |column| row.get(column).map(str::to_owned);
+        let text = |column: usize| row.try_get(column).ok().flatten();
+        let owned = |column| text(column).map(str::to_owned);
         Some(Self {
-            keys: (row.get(0)?.parse().ok()?, row.get(1)?.parse().ok()?),
+            keys: (text(0)?.parse().ok()?, text(1)?.parse().ok()?),
             pid: owned(2)?,
             application: owned(3),
             address: owned(4),

@@ -106,6 +106,14 @@ impl TrustedProxies {
         Ok(Self { networks, unix })
     }
 
+    /// All of them, in one order.
+    pub(super) fn fingerprint(&self) -> String {
+        let networks = self.networks.iter().map(ToString::to_string);
+        let mut all: Vec<String> = networks.chain(self.unix.then(|| UNIX.to_owned())).collect();
+        all.sort_unstable();
+        all.join(", ")
+    }
+
     pub(super) fn trusts(&self, peer: Peer) -> bool {
         match peer {
             Peer::Address(address) => {

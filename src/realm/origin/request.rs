@@ -70,6 +70,20 @@ impl RequestOrigin {
         Ok(self)
     }
 
+    /// What replicas that share realms must have in common, in one order.
+    pub(in crate::realm) fn fingerprint(&self) -> String {
+        let only = match &self.only {
+            Some(only) => {
+                let mut only: Vec<&str> = only.iter().map(RealmUrl::as_str).collect();
+                only.sort_unstable();
+                only.join(", ")
+            }
+            None => "any".to_owned(),
+        };
+        let proxies = self.proxies.fingerprint();
+        format!("of requests: {only}, proxies: {proxies}")
+    }
+
     /// Where the realms of a request begin: its origin, and what its path is below, with this
     /// scheme and path unless a trusted proxy gives others. Then whether a proxy gives the path,
     /// and so has removed it.

@@ -339,9 +339,7 @@ impl RealmPaths {
 
     /// The patterns of whole paths, as requests have them.
     pub(in crate::realm) fn patterns(&self) -> Vec<PathTemplate> {
-        let paths = &*self.0;
-        let base = paths.base_path();
-        paths.patterns.iter().map(|it| it.below(base)).collect()
+        self.0.whole_patterns().collect()
     }
 
     /// Whether a route with this pattern has the parameters that name a realm, in a build that
@@ -369,10 +367,11 @@ impl RealmPaths {
         } else {
             "paths"
         };
-        match &self.0.origin {
-            Some(origin) => format!("{} by {found_by}, {origin:?}", self.text()),
-            None => format!("{} by {found_by}", self.text()),
-        }
+        let origin = match &self.0.origin {
+            Some(origin) => origin.fingerprint(),
+            None => "of the base URL".to_owned(),
+        };
+        format!("{}, origin {origin}, by {found_by}", self.text())
     }
 
     /// The public URLs of the patterns, and the name, for messages.
@@ -480,6 +479,21 @@ impl Paths {
         })
     }
 
+    /// The part of the base URL's path that requests have.
+    fn base_path(&self, is_stripped: bool) -> &[Segment] {
+        if is_stripped {
+            &[]
+        } else {
+            self.base.segments()
+        }
+    }
+
+    /// The patterns of whole paths.
+    fn whole_patterns(&self) -> impl Iterator<Item = PathTemplate> {
+        let base = self.base_path(self.is_stripped);
+        self.patterns.iter().map(|pattern| pattern.below(base))
+    }
+
     /// Whether a path, as requests have it, begins as a pattern does.
     fn has_realm(&self, path: &ParsedPath<'_>) -> bool {
         let base = self.base_path(self.is_stripped);
@@ -509,11 +523,7 @@ impl Paths {
 
     /// The patterns, for messages.
     fn texts(&self) -> String {
-        let base = self.base_path();
-        let texts = self
-            .patterns
-            .iter()
-            .map(|it| it.below(base).source().to_owned());
+        let texts = self.whole_patterns().map(|it| it.source().to_owned());
         texts.collect::<Vec<_>>().join("` or `")
     }
 
@@ -596,11 +606,7 @@ impl Paths {
         origin: &'a Origin<'_>,
         segments: &(impl Iterator<Item = &'a str> + Clone),
     ) -> Option<(&'a PathTemplate, Beginning<'a>)> {
-        let base = if origin.is_stripped {
-            &[]
-        } else {
-            self.base.segments()
-        };
+        let base = self.base_path(origin.is_stripped);
         self.patterns.iter().find_map(|pattern| {
             let mut segments = segments.clone();
             let mut beginning = Beginning {

@@ -565,7 +565,7 @@ impl<B> Routes<B> {
     pub(in crate::realm) fn fingerprint(&self) -> String {
         let mut text = self.base.fingerprint();
         for route in &self.routes {
-            let (selector, source) = (&route.selector, route.resolver.fingerprint());
+            let (selector, source) = (route.selector.fingerprint(), route.resolver.fingerprint());
             text = format!("{text}; {selector}: {source}");
         }
         text

@@ -7,7 +7,7 @@ use super::limits::RouteLimits;
 use super::methods::{MethodSet, is_safe};
 use super::readings::Readings;
 use super::scope::{RouteScope, Scope};
-use super::selector::{RuleKind, Selector};
+use super::selector::{RuleKind, Selector, sorted};
 use crate::realm::body::ReadsBodies;
 use crate::realm::error::{RealmError, shown};
 use crate::realm::head::Head;
@@ -351,12 +351,13 @@ impl<B> Rules<B> {
     /// The settings that all replicas must have in common, as text. Limits may differ, and so may
     /// `max_resources`: a writer of the whole realm excludes the others.
     pub(in crate::realm) fn fingerprint(&self) -> String {
-        let routes = self.routes.iter().map(ToString::to_string);
+        let routes = self.routes.iter().map(Selector::fingerprint);
         let scopes = self.scopes.iter();
-        let scopes = scopes.map(|rule| format!("{}: {:?}", rule.selector, rule.given));
-        let overrides = self.method_override.iter();
-        let overrides =
-            overrides.map(|(header, methods)| format!("method_override {header}: {methods:?}"));
+        let scopes = scopes.map(|it| format!("{}: {:?}", it.selector.fingerprint(), it.given));
+        let overrides = self.method_override.iter().map(|(header, methods)| {
+            let methods = sorted(methods).join(", ");
+            format!("method_override {header}: {methods}")
+        });
         let defaults = std::iter::once("default rules".to_owned());
         let all: Vec<String> = defaults
             .chain(routes)

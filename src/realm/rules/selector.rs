@@ -49,6 +49,15 @@ impl Selector {
         }
     }
 
+    /// The same text for the same methods in another order.
+    pub(in crate::realm) fn fingerprint(&self) -> String {
+        let methods = match self.methods.listed() {
+            Some(methods) => sorted(methods).join(", "),
+            None => self.methods.to_string(),
+        };
+        format!("{} {methods} {}", self.kind, self.pattern.source())
+    }
+
     /// Whether it is for requests with this method.
     pub(in crate::realm) fn is_for(&self, method: &Method) -> bool {
         self.methods.contains(method)
@@ -226,6 +235,14 @@ fn has_shape_of(own: &[Segment], realm: &[Segment]) -> bool {
         (own, realm) => own == realm,
     };
     !realm.is_empty() && own.len() >= realm.len() && own.iter().zip(realm).all(is_same)
+}
+
+/// The methods of a set, in one order.
+pub(super) fn sorted(methods: &[Method]) -> Vec<&str> {
+    let mut methods: Vec<&str> = methods.iter().map(Method::as_str).collect();
+    methods.sort_unstable();
+    methods.dedup();
+    methods
 }
 
 /// `exempt POST /{owner}/{realm}/_search`
