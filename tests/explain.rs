@@ -150,7 +150,7 @@ fn an_explanation_names_the_rule_the_realm_and_the_keys() {
             &[
                 "PATCH /luke/a/x is locked",
                 "rule: none; PATCH is not a safe method",
-                "realm found by: RealmPaths /{owner}/{realm} named http://realms.test/{owner}/{realm}",
+                "realm found by: RealmPaths http://realms.test/{owner}/{realm}",
                 "locks: http://realms.test/luke/a/ (x)",
                 ", shared (in pg_locks: classid ",
                 ", exclusive (in pg_locks: classid ",
@@ -249,12 +249,75 @@ fn an_explanation_lists_what_only_a_request_can_show() {
     let moved = layer.explain(&Method::from_bytes(b"MOVE").unwrap(), "/luke/a/x");
     let part = "at run time: the header `Destination` names what is locked as well";
     assert!(moved.to_string().contains(part), "{moved}");
-    let part = "at run time: inside axum's router";
+    let part = "at run time: in axum's router only routes with `{owner}` and `{realm}` are locked";
     assert_eq!(
         atomic.to_string().contains(part),
         cfg!(feature = "axum"),
         "{atomic}"
     );
+}
+
+#[cfg(feature = "axum")]
+#[tokio::test]
+async fn a_route_is_explained_as_its_router_treats_requests() {
+    use axum::body::Body;
+    use axum::routing::any;
+    use axum::{Extension, Router};
+    use http_body_util::BodyExt;
+
+    async fn claimed(held: Option<Extension<HeldLock>>) -> String {
+        held.map_or("none".to_owned(), |held| held.claim().to_string())
+    }
+
+    let realms = RealmPaths::new("https://h/api", "/{owner}/{realm}").unwrap();
+    let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms);
+    for (route, path) in [
+        ("/api/{owner}/{realm}/{*card}", "/api/luke/s%C3%BC/x/y"),
+        ("/admin/{realm}/of/{owner}/purge", "/admin/a/of/luke/purge"),
+        ("/auth/login", "/auth/login"),
+        ("/{owner}/profile", "/luke/profile"),
+        ("/api/{tenant}/{project}", "/api/luke/a"),
+        ("/api/{owner}/{*rest}", "/api/luke/a/x"),
+        ("/{owner}/{realm}", "/luke/a%2Fb"),
+        ("/{owner}/{realm}", "/luke/%FF"),
+    ] {
+        let router = Router::new()
+            .route(route, any(claimed))
+            .layer(layer.clone());
+        let request = Request::post(path).body(Body::empty()).unwrap();
+        let response = router.oneshot(request).await.unwrap();
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let explanation = layer.explain_route(&Method::POST, route, path);
+        match explanation.claim() {
+            Some(claim) => assert_eq!(claim.to_string(), body, "{explanation}"),
+            None if status == 200 => {
+                assert!(explanation.passes() && body == "none", "{explanation}");
+            }
+            None => assert!(explanation.refusal().is_some(), "{explanation}"),
+        }
+        assert!(
+            !explanation.to_string().contains("in axum's router"),
+            "{explanation}"
+        );
+    }
+    let elsewhere = layer.explain_route(&Method::POST, "/auth/login", "/luke/a");
+    let refusal = elsewhere.refusal().unwrap().to_string();
+    assert!(
+        refusal.contains("does not send `/luke/a` to `/auth/login`"),
+        "{refusal}"
+    );
+}
+
+#[test]
+fn a_path_that_begins_twice_as_the_base_url_is_explained_as_the_log_warns() {
+    let realms = RealmPaths::new("https://h/api", "/{owner}/{realm}").unwrap();
+    let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms.base_path_stripped());
+    let explanation = layer.explain(&Method::PUT, "/api/luke/a").to_string();
+    let part = "the path begins with that of `https://h/api/` twice";
+    assert!(explanation.contains(part), "{explanation}");
+    let explanation = layer.explain(&Method::PUT, "/luke/a/x").to_string();
+    assert!(!explanation.contains("twice"), "{explanation}");
 }
 
 #[test]

@@ -178,6 +178,10 @@ async fn tenants_in_host_names_are_realms_of_their_own() {
         let (status, problem) = claimed(realms.clone(), request(host)).await;
         assert_eq!(status, 400, "{host}: {problem}");
     }
+    let other_port = "https://acme.example.com:8443/site/x";
+    let remedy = "write the port in the base URL: `https://{tenant}.example.com:8443/`";
+    let refused = claim(&realms, other_port).await;
+    assert!(refused.contains(remedy), "{refused}");
     // One realm, by whichever way it is reached.
     let name = "https://realms.example.com/{tenant}/{project}";
     let by_host = realms.named(name).unwrap();

@@ -256,7 +256,7 @@ mod tests {
         assert_eq!(
             summary.realms,
             "route POST /_create: RealmMounts; \
-             RealmPaths /realms/{owner}/{realm} named https://r.example/realms/{owner}/{realm}"
+             RealmPaths https://r.example/realms/{owner}/{realm}"
         );
         assert_eq!(
             summary.rules,
