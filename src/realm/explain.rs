@@ -39,7 +39,7 @@ use super::url::RealmUrl;
 /// [`needs_body`](Self::needs_body) report that. A header that overrides the method, and the
 /// `Destination` of a MOVE or COPY, are taken to be missing. So is axum's router:
 /// [`RealmPaths`](crate::RealmPaths) are explained by the path, although a router may send the
-/// request to a route that has no realm.
+/// request to a route that has no realm. With the feature `axum`, `explain_route` explains a route.
 #[derive(Debug, Clone)]
 pub struct Explanation {
     method: Method,

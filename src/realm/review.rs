@@ -63,9 +63,23 @@ impl<B> Realms<B> {
                  match the whole path; write `{meant}`"
             ));
         }
+        if let Some(base) = self.removed_from(rule) {
+            return Some(format!(
+                "the rule `{rule}` begins with the path of the base URL `{base}`, which a proxy \
+                 removes: rules match the path that arrives; leave its beginning out"
+            ));
+        }
         // An exempt route need not be in a realm.
         let needs_realm = rule.kind != RuleKind::Exempt && !self.can_be_of_route(rule);
         (needs_realm && !is_in_one_of(rule, &patterns)).then(|| nowhere(rule, &patterns))
+    }
+
+    /// The base URL whose path a proxy removes, and a rule begins with.
+    fn removed_from(&self, rule: &Selector) -> Option<String> {
+        self.routes.each().find_map(|(_, source)| match source {
+            Source::Path(PathSource::Template(paths)) => paths.removed_from(&rule.pattern),
+            _ => None,
+        })
     }
 
     /// Whether a rule can be for a route that a router matches and that names realms.
@@ -204,6 +218,23 @@ mod tests {
             RealmResolver::from_fn(async |_| Err::<RealmUrl, _>(RealmError::missing("nothing")));
         let resolver = RealmResolver::from(paths()).route(Method::GET, "/_reindex", anywhere);
         assert_eq!(warnings(resolver.unwrap(), rules).len(), 3);
+    }
+
+    #[test]
+    fn a_rule_with_the_path_that_a_proxy_removes_is_warned_of() {
+        let rules = LockRules::new()
+            .exempt(Method::POST, "/api/v1/{tenant}/{project}/_search")
+            .and_then(|rules| rules.exempt(Method::POST, "/{tenant}/{project}/_find"))
+            .unwrap();
+        let paths = RealmPaths::new("https://r.example/api/v1", "/{tenant}/{project}").unwrap();
+        let found = warnings(paths.clone().base_path_stripped(), rules.clone());
+        assert_eq!(found.len(), 1, "{found:#?}");
+        let part = "_search` begins with the path of the base URL `https://r.example/api/v1/`";
+        assert!(found[0].contains(part), "{found:#?}");
+        let found = warnings(paths, rules);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        let part = "write `/api/v1/{tenant}/{project}/_find`";
+        assert!(found[0].contains(part), "{found:#?}");
     }
 
     #[test]

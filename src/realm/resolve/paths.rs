@@ -342,6 +342,15 @@ impl RealmPaths {
         self.0.whole_patterns().collect()
     }
 
+    /// The base URL, if a proxy removes its path and a pattern begins with it.
+    pub(in crate::realm) fn removed_from(&self, pattern: &PathTemplate) -> Option<String> {
+        let Paths {
+            base, is_stripped, ..
+        } = &*self.0;
+        let begins = pattern.segments().starts_with(base.segments());
+        (*is_stripped && begins && !base.segments().is_empty()).then(|| base.text())
+    }
+
     /// Whether a route with this pattern has the parameters that name a realm, in a build that
     /// reads routes.
     pub(in crate::realm) fn are_named_in(&self, pattern: &PathTemplate) -> bool {
