@@ -544,9 +544,7 @@ mod tests {
             ruled(scope(Scope::realm())),
             ruled(scope(Scope::shared())),
             ruled(scope(Scope::resource())),
-            ruled(scope(
-                Scope::resource().named_by(|name| name.to_lowercase()),
-            )),
+            ruled(scope(Scope::resource().named_by(str::to_lowercase))),
             ruled(scope(Scope::atomic_hrefs())),
             ruled(scope(Scope::from_fn(async |_, _| Ok(None)))),
             ruled(scope(Scope::from_body_fn(async |_, _, _| Ok(None)))),
