@@ -12,6 +12,7 @@ use axum::{Extension, Router};
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use support::gate::ORIGIN;
+use tokio::sync::{mpsc, watch};
 use tower::util::MapRequestLayer;
 use tower::{Layer, ServiceExt};
 use tower_realm_lock::{
@@ -152,6 +153,37 @@ async fn what_a_layer_outside_has_rewritten_is_one_realm() {
                 assert_eq!(claim, expected, "{place}, {how}: {path}");
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn writers_of_one_realm_by_two_paths_are_inside_one_after_the_other() {
+    let locks = RealmLocks::in_process();
+    let realms = RealmPaths::new(ORIGIN, "/{owner}/{realm}").unwrap();
+    let (enter, mut entered) = mpsc::unbounded_channel();
+    let (open, gate) = watch::channel(false);
+    let handler = async move || {
+        enter.send(()).unwrap();
+        gate.clone().wait_for(|open| *open).await.unwrap();
+    };
+    let routes = Router::new().route("/{owner}/{realm}/{*card}", patch(handler));
+    let routes = routes.layer(RealmWriteLockLayer::new(locks.clone(), realms));
+    let app = Router::new().fallback_service(strip().layer(routes));
+    let write = |path| tokio::spawn(answer(app.clone(), path));
+    let first = write("/luke/site/c");
+    entered.recv().await.unwrap();
+    let second = write("/v1/luke/site/c");
+    let waits = || locks.status().iter().any(|claim| !claim.is_held());
+    while !waits() {
+        assert!(
+            !second.is_finished() && entered.try_recv().is_err(),
+            "two are inside"
+        );
+        tokio::task::yield_now().await;
+    }
+    open.send(true).unwrap();
+    for write in [first, second] {
+        assert_eq!(write.await.unwrap().0, 200);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -25,7 +25,7 @@ pub(super) struct Notices {
     by_path: AtomicBool,
     causes: Mutex<HashMap<Cause, Seen>>,
     /// Routes of a router that were seen to have no realm: no more than the router has.
-    other_routes: Mutex<HashSet<Box<str>>>,
+    other_routes: RwLock<HashSet<Box<str>>>,
 }
 
 /// Warnings with the same cause are logged together. It never contains a client's text, so there
@@ -98,14 +98,21 @@ impl Notices {
     }
 
     /// A request passed because its route has no realm. Logged once for each route: at WARN if the
-    /// paths of the route may be meant to be a realm's.
+    /// route looks like one of a realm.
     pub(super) fn passed(&self, route: &str, resembles: impl FnOnce() -> bool) {
-        let routes = self.other_routes.lock();
-        let mut routes = routes.unwrap_or_else(PoisonError::into_inner);
-        if routes.contains(route) {
+        // A set that is only added to is never half changed.
+        let known = self.other_routes.read();
+        if known
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(route)
+        {
             return;
         }
-        routes.insert(route.into());
+        let routes = self.other_routes.write();
+        let mut routes = routes.unwrap_or_else(PoisonError::into_inner);
+        if !routes.insert(route.into()) {
+            return;
+        }
         if resembles() {
             tracing::warn!(
                 route,

@@ -65,7 +65,20 @@ use crate::realm::url::RealmUrl;
 /// # Which path counts
 ///
 /// The path that the layer sees counts. So a layer outside of it may rewrite paths, and one inside
-/// of it must not.
+/// of it must not. Any other path can be resolved by name, such as one that an outer layer keeps in
+/// an extension:
+///
+/// ```
+/// use tower_realm_lock::{RealmPaths, RealmResolver};
+///
+/// #[derive(Clone)]
+/// struct ReceivedPath(String);
+///
+/// let paths = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
+/// let realms = RealmResolver::from_extension(move |path: &ReceivedPath| paths.resolve(&path.0));
+/// # let _ = realms;
+/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// ```
 ///
 /// With the feature `axum`, the path that axum's router has matched counts:
 ///
