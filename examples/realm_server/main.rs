@@ -143,9 +143,7 @@ async fn serve(config: &Config, directory: &DataDirectory) -> Result<(), Failure
     }
     let closing = CancellationToken::new();
     let page = locks_page::routes(address, &config.lock, locks.clone(), closing.clone());
-    let app = router(cards.clone(), layers.as_ref())
-        .merge(page)
-        .merge(metrics::routes()?);
+    let metrics = metrics::routes()?;
     let signals = Signals::new()?;
 
     // From here on: a start that fails says so in one line, whatever libraries would log on the way.
@@ -158,6 +156,9 @@ async fn serve(config: &Config, directory: &DataDirectory) -> Result<(), Failure
     for write in locks.iter().flat_map(|_| locks::unlocked(&config.rules)) {
         warn!("the rules let {write} pass without a lock: writes can be lost");
     }
+    let app = router(cards.clone(), layers.as_ref())
+        .merge(page)
+        .merge(metrics);
     announce(address, &config.lock, directory);
     tokio::spawn(cards.settle_all());
     serve_until(signals, listener, app, closing).await?;
