@@ -178,12 +178,7 @@ macro_rules! options {
         /// ```
         #[must_use]
         pub fn explain(&self, method: &Method, uri: &str) -> Explanation {
-            let explanation = self.realms.explain(method, uri);
-            if self.settings.enabled {
-                explanation
-            } else {
-                explanation.switched_off()
-            }
+            self.explained(method, uri, None)
         }
 
         /// Explains how the layer treats a request that axum's router sends to `route`, such as
@@ -206,7 +201,11 @@ macro_rules! options {
         #[cfg(feature = "axum")]
         #[must_use]
         pub fn explain_route(&self, method: &Method, route: &str, uri: &str) -> Explanation {
-            let explanation = self.realms.explain_route(method, route, uri);
+            self.explained(method, uri, Some(route))
+        }
+
+        fn explained(&self, method: &Method, uri: &str, route: Option<&str>) -> Explanation {
+            let explanation = self.realms.explain(method, uri, route);
             if self.settings.enabled {
                 explanation
             } else {

@@ -143,12 +143,14 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
         B: Body + Send + 'static,
         B::Data: Send,
     {
-        if !self.settings.enabled || !self.realms.lock(&Head::of(&request)) {
+        let is_enabled = self.settings.enabled;
+        let judged = is_enabled.then(|| self.realms.judge(&Head::of(&request)));
+        let Some(judged) = judged.flatten() else {
             return ResponseFuture::passed(self.inner.call(request.map(R::unread)));
-        }
+        };
         let route = MatchedRoute::of(&mut request);
         let head = Head::of(&request).on_route(route.as_ref());
-        let decision = self.realms.classify(&head);
+        let decision = self.realms.decide(&head, &judged);
         let settings = self.settings_of(&head, &decision);
         let prepared = match decision {
             Decision::Pass => {

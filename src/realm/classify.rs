@@ -21,9 +21,10 @@ use super::resolve::resolver::{RealmBodyResolver, RealmResolver, Routes};
 use super::resolve::source::{BodyClosureFn, ClosureFn, PathSource, Source};
 use super::route::MatchedRoute;
 use super::rules::limits::RouteLimits;
-use super::rules::lock_rules::{LockRules, Rules};
+use super::rules::lock_rules::{Judgement, LockRules, Rules};
 use super::rules::readings::Readings;
 use super::rules::scope::{RouteScope, rest_of};
+use super::rules::selector::Selector;
 use super::unresolved::Unresolved;
 
 /// The component of a [fingerprint](Realms::fingerprint) that decides which requests are locked.
@@ -37,6 +38,13 @@ pub(crate) struct Realms<B> {
     pub(super) routes: Routes<B>,
     pub(super) rules: Rules<B>,
     pub(super) unresolved: Unresolved,
+}
+
+/// A request that the rules lock.
+pub(crate) struct Judged<'r> {
+    readings: Readings,
+    /// The route of the rules that locks it, if one does.
+    route: Option<&'r Selector>,
 }
 
 /// The decision on a request, made from its head.
@@ -170,30 +178,35 @@ impl<B> Realms<B> {
 }
 
 impl<B: Copy> Realms<B> {
-    /// Whether the rules lock a request. Allocates nothing for one that passes, and decodes its
-    /// path only if a route has to be compared with it.
-    pub(crate) fn lock(&self, head: &Head<'_>) -> bool {
+    /// Judges a request by the rules; `None` if they let it pass. Allocates nothing for one that
+    /// passes, and decodes its path only if a route has to be compared with it.
+    pub(crate) fn judge(&self, head: &Head<'_>) -> Option<Judged<'_>> {
         let readings = self.rules.readings(head);
-        self.rules.judge(&readings, head.path()).locked
+        let Judgement { locked, route } = self.rules.judge(&readings, head.path());
+        locked.then_some(Judged { readings, route })
     }
 
     /// The decision on a request.
     pub(crate) fn classify(&self, head: &Head<'_>) -> Decision<B> {
-        let readings = self.rules.readings(head);
-        let judged = self.rules.judge(&readings, head.path());
-        if !judged.locked {
-            return Decision::Pass;
+        match self.judge(head) {
+            Some(judged) => self.decide(head, &judged),
+            None => Decision::Pass,
         }
+    }
+
+    /// The decision on a request that the rules lock.
+    pub(crate) fn decide(&self, head: &Head<'_>, judged: &Judged<'_>) -> Decision<B> {
+        let Judged { readings, route } = judged;
         // A MOVE or COPY writes to its destination too, which may be in a realm.
         let may_pass = self.unresolved == Unresolved::Pass
-            && judged.route.is_none()
+            && route.is_none()
             && !readings.unclear
             && !readings.have_destination()
             // Another server may read another path, in which there is a realm.
             && head.path().is_unambiguous();
-        match self.locked(head, &readings, may_pass) {
+        match self.locked(head, readings, may_pass) {
             // A rule that locks the route implies that it has a realm.
-            Ok(Decision::OtherRoute) if judged.route.is_some() => {
+            Ok(Decision::OtherRoute) if route.is_some() => {
                 let route = head.route().map_or("", MatchedRoute::path);
                 Decision::Reject(RealmError::unresolved(format_args!(
                     "a rule locks its route `{route}`, which lacks a parameter that names the realm"

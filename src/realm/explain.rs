@@ -67,18 +67,9 @@ enum Outcome {
 
 impl<B: Copy> Realms<B> {
     /// The decision of [`classify`](Self::classify) on a request, and its reasons. `uri` is a path,
-    /// or a URL with a host.
-    pub(crate) fn explain(&self, method: &Method, uri: &str) -> Explanation {
-        self.explained(method, uri, None)
-    }
-
-    /// The same for a request that axum's router sends to this route.
-    #[cfg(feature = "axum")]
-    pub(crate) fn explain_route(&self, method: &Method, route: &str, uri: &str) -> Explanation {
-        self.explained(method, uri, Some(route))
-    }
-
-    fn explained(&self, method: &Method, uri: &str, route: Option<&str>) -> Explanation {
+    /// or a URL with a host; `route` the route that axum's router sends the request to, if it is
+    /// explained for one.
+    pub(crate) fn explain(&self, method: &Method, uri: &str, route: Option<&str>) -> Explanation {
         let mut explanation = Explanation {
             method: method.clone(),
             uri: shown(uri),

@@ -174,6 +174,15 @@ impl BaseUrl {
     }
 }
 
+/// The origin of a URL and what follows it, as they are written; no origin for an absolute path.
+pub(super) fn split_url(text: &str) -> (&str, &str) {
+    if text.starts_with('/') {
+        return ("", text);
+    }
+    let (_, end) = authority(text);
+    text.split_at(end)
+}
+
 /// Where the host and port of a URL begin and end.
 fn authority(text: &str) -> (usize, usize) {
     let start = text.find("://").map_or(0, |at| at + "://".len());

@@ -3,6 +3,7 @@ use std::fmt;
 use http::HeaderMap;
 use http::header::HeaderName;
 
+use super::base::split_url;
 use crate::realm::error::{RealmError, shown};
 use crate::realm::path::ParsedPath;
 use crate::realm::url::RealmUrl;
@@ -66,15 +67,13 @@ impl<'a> Destination<'a> {
         if text.starts_with('/') {
             return Ok(destination);
         }
-        let authority = text.find("://").map(|end| end + "://".len());
-        let Some(authority) = authority else {
+        if !text.contains("://") {
             return Err(destination.refused("it is neither a URL nor an absolute path"));
-        };
-        let end = text[authority..].find('/');
-        let end = end.map_or(text.len(), |slash| authority + slash);
-        let origin = RealmUrl::parse(&text[..end]);
+        }
+        let (origin, path) = split_url(text);
+        let origin = RealmUrl::parse(origin);
         destination.origin = Some(origin.map_err(|error| destination.refused(error))?);
-        destination.path = if end < text.len() { &text[end..] } else { "/" };
+        destination.path = if path.is_empty() { "/" } else { path };
         Ok(destination)
     }
 

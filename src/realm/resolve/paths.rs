@@ -1,7 +1,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::base::{BaseUrl, Captures, captured};
+use super::base::{BaseUrl, Captures, captured, split_url};
 use super::found::{Depth, Found};
 use crate::realm::error::{RealmError, shown};
 use crate::realm::head::Head;
@@ -192,11 +192,10 @@ impl RealmPaths {
     /// and the host of the base URL both lack.
     pub fn named(self, name: &str) -> Result<Self, RealmError> {
         let mut paths = Arc::unwrap_or_clone(self.0);
-        let (base, path) = if name.contains("://") {
-            let start = name.find("://").map_or(0, |at| at + "://".len());
-            let end = name[start..].find('/').map_or(name.len(), |at| start + at);
-            let path = if end == name.len() { "/" } else { &name[end..] };
-            (Some(BaseUrl::parse(&name[..end])?), path)
+        let (base, path) = if name.contains("://") && !name.starts_with('/') {
+            let (base, path) = split_url(name);
+            let path = if path.is_empty() { "/" } else { path };
+            (Some(BaseUrl::parse(base)?), path)
         } else {
             (None, name)
         };
@@ -259,14 +258,7 @@ impl RealmPaths {
     /// is not one of the base URL.
     pub fn resolve(&self, path: &str) -> Result<RealmUrl, RealmError> {
         let paths = &*self.0;
-        let host = if path.starts_with('/') {
-            0
-        } else {
-            let start = path.find("://").map_or(0, |at| at + "://".len());
-            let end = path[start..].find('/');
-            end.map_or(path.len(), |slash| start + slash)
-        };
-        let (host, path) = path.split_at(host);
+        let (host, path) = split_url(path);
         let url = match paths.base.fixed() {
             Some(url) if host.is_empty() => url.clone(),
             _ => {
@@ -286,9 +278,12 @@ impl RealmPaths {
     /// The target of a request.
     pub(in crate::realm) fn find(&self, head: &Head<'_>) -> Result<Sought, RealmError> {
         let paths = &*self.0;
-        let Some((route, standing)) = paths.standing(head)? else {
+        let by_path = || {
             let origin = paths.origin(head)?;
-            return paths.find_in_path(&origin, head.path()).map(Sought::Realm);
+            paths.find_in_path(&origin, head.path()).map(Sought::Realm)
+        };
+        let Some((route, standing)) = paths.standing(head)? else {
+            return by_path();
         };
         match standing {
             Standing::Unrelated => Ok(Sought::OtherRoute),
@@ -296,10 +291,7 @@ impl RealmPaths {
                 route: shown(route.path()),
                 template: shown(&paths.texts()),
             }),
-            Standing::ByPath => {
-                let origin = paths.origin(head)?;
-                paths.find_in_path(&origin, head.path()).map(Sought::Realm)
-            }
+            Standing::ByPath => by_path(),
             Standing::Named(captures) => {
                 // Refused as without a router, although this one has read it.
                 match head.path().segments() {
@@ -374,12 +366,14 @@ impl RealmPaths {
     /// The base URL, if a path, together with what a proxy has removed, begins with its path twice.
     pub(in crate::realm) fn repeated_base(&self, path: &ParsedPath<'_>) -> Option<String> {
         let Paths { base, .. } = &*self.0;
+        let once = base.segments();
         let times = if self.0.is_stripped { 1 } else { 2 };
-        let mut expected = base.segments().iter().cycle();
+        let mut expected = once.iter().cycle().take(once.len() * times).peekable();
+        // Most base URLs have no path.
+        expected.peek()?;
         let mut segments = path.segments().ok()?;
-        let repeats = (0..base.segments().len() * times)
-            .all(|_| expected.next().is_some_and(|it| fits(it, segments.next())));
-        (repeats && !base.segments().is_empty()).then(|| base.text())
+        let repeats = expected.all(|it| fits(it, segments.next()));
+        repeats.then(|| base.text())
     }
 
     /// The settings that replicas which share realms must have in common.
@@ -518,13 +512,8 @@ impl Paths {
 
     /// Whether a path, as requests have it, begins as a pattern does.
     fn has_realm(&self, path: &ParsedPath<'_>) -> bool {
-        let base = self.base_path(self.is_stripped);
-        self.patterns.iter().any(|pattern| {
-            let mut segments = path.segments().into_iter().flatten();
-            let expected = base.iter().chain(pattern.segments());
-            let mut expected = expected.filter(|it| **it != Segment::TrailingSlash);
-            expected.all(|it| fits(it, segments.next()))
-        })
+        let segments = path.segments();
+        segments.is_ok_and(|segments| self.first_fit(self.is_stripped, &segments).is_some())
     }
 
     /// Whether some reader may find a realm in a path whose beginning is known.
@@ -594,7 +583,8 @@ impl Paths {
         let segments = path
             .segments()
             .map_err(|problem| ambiguous(path, problem))?;
-        let Some((pattern, beginning)) = self.first_fit(origin, &segments) else {
+        let is_stripped = origin.is_stripped;
+        let Some((pattern, beginning)) = self.first_fit(is_stripped, &segments) else {
             return Err(RealmError::NoRealm {
                 path: shown(path.raw()),
                 template: shown(&self.texts()),
@@ -607,12 +597,12 @@ impl Paths {
                 other.is_some_and(|(other, _)| std::ptr::eq(other, pattern))
             };
             let raw = path.raw().trim_matches('/').split('/');
-            if !is_same(self.first_fit(origin, &raw)) {
+            if !is_same(self.first_fit(is_stripped, &raw)) {
                 return Err(ambiguous(path, PathProblem::Spelling));
             }
             let split = segments.flat_map(|segment| segment.split(['/', '\\']));
             let split = split.filter(|part| !part.is_empty());
-            if path.has_separators() && !is_same(self.first_fit(origin, &split)) {
+            if path.has_separators() && !is_same(self.first_fit(is_stripped, &split)) {
                 return Err(ambiguous(path, PathProblem::Separator));
             }
         }
@@ -625,10 +615,10 @@ impl Paths {
     /// The first pattern that these segments begin with.
     fn first_fit<'a>(
         &'a self,
-        origin: &'a Origin<'_>,
+        is_stripped: bool,
         segments: &(impl Iterator<Item = &'a str> + Clone),
     ) -> Option<(&'a PathTemplate, Beginning<'a>)> {
-        let base = self.base_path(origin.is_stripped);
+        let base = self.base_path(is_stripped);
         self.patterns.iter().find_map(|pattern| {
             let mut segments = segments.clone();
             let mut beginning = Beginning {
