@@ -116,14 +116,17 @@ fn the_handler_of_the_page_sends_the_statement_of_the_page() {
     assert!(words(block(PAGE, "rust,no_run", "INTO card")).contains(&statement));
 }
 
-#[tokio::test]
-async fn a_text_that_is_no_whole_token_is_refused() {
+/// A database with this table of the page, and a connection to it.
+async fn with_table(create: &str) -> (TestDatabase, Client) {
     let database = database().await;
     let client = database.connect().await;
-    client
-        .batch_execute(sql("CREATE TABLE card"))
-        .await
-        .unwrap();
+    client.batch_execute(sql(create)).await.unwrap();
+    (database, client)
+}
+
+#[tokio::test]
+async fn a_text_that_is_no_whole_token_is_refused() {
+    let (_database, client) = with_table("CREATE TABLE card").await;
     for text in ["", "ab", &token("AB"), &token("x")] {
         let insert = format!("INSERT INTO card VALUES ('r', 'p', 'd', '{text}')");
         let refused = client.batch_execute(&insert).await.unwrap_err();
@@ -159,12 +162,7 @@ async fn late_and_current(database: &TestDatabase) -> [String; 2] {
 
 #[tokio::test]
 async fn a_write_of_a_hold_that_is_over_changes_nothing() {
-    let database = database().await;
-    let client = database.connect().await;
-    client
-        .batch_execute(sql("CREATE TABLE card"))
-        .await
-        .unwrap();
+    let (database, client) = with_table("CREATE TABLE card").await;
     let [late, current] = late_and_current(&database).await;
     let statement = sql("INTO card");
 
@@ -186,12 +184,7 @@ async fn a_write_of_a_hold_that_is_over_changes_nothing() {
 
 #[tokio::test]
 async fn a_realms_token_refuses_late_writes_of_cards_that_nobody_has_written_since() {
-    let database = database().await;
-    let client = database.connect().await;
-    client
-        .batch_execute(sql("CREATE TABLE fence"))
-        .await
-        .unwrap();
+    let (database, client) = with_table("CREATE TABLE fence").await;
     let [late, current] = late_and_current(&database).await;
     let realm = realm("a");
     let raise = async |client: &Client, token: &String| {

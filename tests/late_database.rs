@@ -233,22 +233,11 @@ async fn once_a_session_was_open_transactions_stand_in_for_sessions_that_are_not
     gate.entered().await.answer(200);
     assert_eq!(answered(write).await.status(), 200);
     // From now on it looks like a PostgreSQL of another age.
+    database.without_session_timeout().await;
+    let others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                  WHERE datname = current_database() AND pid <> pg_backend_pid()";
     let admin = database.connect().await;
-    let name = database.name();
-    admin
-        .batch_execute(&format!(
-            "CREATE SCHEMA old; \
-             CREATE FUNCTION old.set_config(text, text, boolean) RETURNS text LANGUAGE plpgsql AS $$ \
-             BEGIN \
-                 IF $1 <> 'idle_session_timeout' THEN RETURN pg_catalog.set_config($1, $2, $3); END IF; \
-                 RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = 'unrecognized'; \
-             END $$; \
-             ALTER DATABASE {name} SET search_path = old, pg_catalog; \
-             SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-             WHERE datname = '{name}' AND pid <> pg_backend_pid()"
-        ))
-        .await
-        .unwrap();
+    admin.batch_execute(others).await.unwrap();
     let fresh = RealmLocks::postgres_builder(database.url()).sessions(1);
     let error = refusal(&RealmWriteLockLayer::new(
         fresh.build_lazy().unwrap(),

@@ -74,7 +74,12 @@ fn apps() -> [(&'static str, Router); 8] {
 }
 
 async fn answer(app: Router, path: &str) -> (StatusCode, String) {
-    let request = Request::patch(path).body(Body::empty()).unwrap();
+    answer_of(app, "PATCH", path).await
+}
+
+async fn answer_of(app: Router, method: &str, path: &str) -> (StatusCode, String) {
+    let request = Request::builder().method(method).uri(path);
+    let request = request.body(Body::empty()).unwrap();
     let response = app.oneshot(request).await.unwrap();
     let status = response.status();
     let body = response.into_body().collect().await.unwrap().to_bytes();
@@ -246,12 +251,7 @@ async fn rules_count_although_the_beginning_of_the_path_is_not_known() {
     let realms = || RealmPaths::new(ORIGIN, "/luke/{realm}").unwrap();
     let in_process = |realms| RealmWriteLockLayer::new(RealmLocks::in_process(), realms);
     let answer_to = async |app: &Router, method: &str, path: &str| {
-        let request = Request::builder().method(method).uri(path);
-        let request = request.body(Body::empty()).unwrap();
-        let response = app.clone().oneshot(request).await.unwrap();
-        let status = response.status();
-        let body = response.into_body().collect().await.unwrap().to_bytes();
-        let body = String::from_utf8(body.to_vec()).unwrap();
+        let (status, body) = answer_of(app.clone(), method, path).await;
         format!("{} {body}", status.as_u16())
     };
 

@@ -175,16 +175,24 @@ async fn columns(client: &Client, query: &str) -> Vec<Vec<String>> {
     filled.collect()
 }
 
+/// Connections of two new roles without any rights, `app` and `operator`.
+async fn ordinary_roles(admin: &Client, as_role: impl Fn(&str) -> String) -> [Client; 2] {
+    let roles = "CREATE ROLE app LOGIN; CREATE ROLE operator LOGIN";
+    admin.batch_execute(roles).await.unwrap();
+    let [app, operator] = ["app", "operator"].map(as_role);
+    [
+        try_connect(&app).await.unwrap(),
+        try_connect(&operator).await.unwrap(),
+    ]
+}
+
 #[tokio::test]
 async fn an_ordinary_role_sees_and_does_what_the_page_says() {
     let cluster = Cluster::create().await;
     let database = database_on(&cluster).await;
     let admin = database.connect().await;
-    let roles = "CREATE ROLE app LOGIN; CREATE ROLE operator LOGIN";
-    admin.batch_execute(roles).await.unwrap();
     let as_role = |role: &str| database.url().replace("postgres@", &format!("{role}@"));
-    let app = try_connect(&as_role("app")).await.unwrap();
-    let operator = try_connect(&as_role("operator")).await.unwrap();
+    let [app, operator] = ordinary_roles(&admin, as_role).await;
     let fenced = postgres_locks_with(&as_role("app"), |builder| builder.fencing(true)).await;
     let session = replica(&as_role("app"), "session", 1).await;
     let telling = postgres_locks_with(&as_role("app"), |builder| builder.broadcast(true)).await;
@@ -270,11 +278,8 @@ async fn what_a_fleet_has_published_is_shown() {
     let cluster = Cluster::create().await;
     let database = database_on(&cluster).await;
     let admin = database.connect().await;
-    let roles = "CREATE ROLE app LOGIN; CREATE ROLE operator LOGIN";
-    admin.batch_execute(roles).await.unwrap();
     let as_role = |role: &str| database.url().replace("postgres@", &format!("{role}@"));
-    let app = try_connect(&as_role("app")).await.unwrap();
-    let operator = try_connect(&as_role("operator")).await.unwrap();
+    let [app, operator] = ordinary_roles(&admin, as_role).await;
     let (handler, _gate) = gate();
     let mut services = Vec::new();
     for name in ["one", "other"] {

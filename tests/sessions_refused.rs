@@ -68,23 +68,9 @@ async fn a_number_that_makes_no_sense_is_refused() {
 
 #[tokio::test]
 async fn a_server_without_the_time_out_is_refused_with_the_remedy() {
-    // A function in front of the built-in one answers as PostgreSQL 13 would.
     let database = database().await;
-    let admin = database.connect().await;
+    database.without_session_timeout().await;
     let name = database.name();
-    admin
-        .batch_execute(&format!(
-            "CREATE SCHEMA old; \
-             CREATE FUNCTION old.set_config(text, text, boolean) RETURNS text LANGUAGE plpgsql AS $$ \
-             BEGIN \
-                 IF $1 <> 'idle_session_timeout' THEN RETURN pg_catalog.set_config($1, $2, $3); END IF; \
-                 RAISE EXCEPTION USING ERRCODE = 'undefined_object', \
-                     MESSAGE = 'unrecognized configuration parameter \"idle_session_timeout\"'; \
-             END $$; \
-             ALTER DATABASE {name} SET search_path = old, pg_catalog"
-        ))
-        .await
-        .unwrap();
     let refused = refusal(database.url()).await;
     assert!(
         matches!(refused, LockError::NoSessionTimeout { .. }),

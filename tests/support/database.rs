@@ -123,6 +123,28 @@ impl TestDatabase {
             .unwrap_or_else(|error| panic!("{}: {error}", self.url))
     }
 
+    /// Makes sessions that begin from now on miss `idle_session_timeout`, as those of PostgreSQL 13
+    /// do: a function in front of the built-in one refuses to set it.
+    pub async fn without_session_timeout(&self) {
+        let name = &self.name;
+        let admin = self.connect().await;
+        admin
+            .batch_execute(&format!(
+                "CREATE SCHEMA old; \
+                 CREATE FUNCTION old.set_config(text, text, boolean) RETURNS text \
+                 LANGUAGE plpgsql AS $$ \
+                 BEGIN \
+                     IF $1 <> 'idle_session_timeout' \
+                     THEN RETURN pg_catalog.set_config($1, $2, $3); END IF; \
+                     RAISE EXCEPTION USING ERRCODE = 'undefined_object', MESSAGE = \
+                         'unrecognized configuration parameter \"idle_session_timeout\"'; \
+                 END $$; \
+                 ALTER DATABASE {name} SET search_path = old, pg_catalog"
+            ))
+            .await
+            .expect("a superuser's session");
+    }
+
     /// A session of the test's own that holds the advisory lock `key` until its transaction ends, as another program would.
     pub async fn hold(&self, key: i64) -> Client {
         let client = self.connect().await;
