@@ -4,7 +4,7 @@ mod support;
 
 use support::history::checker::{Rule, check};
 use support::history::record::{self, Event, Log, Record};
-use support::history::{History, Outcome, Request};
+use support::history::{History, Outcome, Request, Tokens};
 
 const REALM: &str = "luke/a";
 
@@ -37,7 +37,7 @@ fn history(lines: &[&str]) -> History {
         records,
         requests: Vec::new(),
         stored: [(REALM.to_owned(), written)].into(),
-        fenced: true,
+        tokens: Tokens::Checked,
     }
 }
 
@@ -290,8 +290,30 @@ fn a_success_has_done_all_its_work_under_a_token() {
 #[test]
 fn without_fencing_there_are_no_tokens_to_miss() {
     let mut history = history(&["enter a -", "write a -", "leave a -", "enter b -"]);
-    history.fenced = false;
+    history.tokens = Tokens::Absent;
     history.acknowledged("a").is_fine();
+}
+
+#[test]
+fn where_no_store_checks_tokens_a_late_request_may_enter_and_do_nothing() {
+    let unchecked = |lines: &[&str]| {
+        let mut history = history(lines);
+        history.tokens = Tokens::Recorded;
+        history
+    };
+    let late = ["enter a 1", "leave a 1", "enter b 2", "enter c 1+1"];
+    let then = |lines: &[&str]| unchecked(&[&late, lines].concat());
+    then(&["write b 2", "leave b 2", "refused c 1+1"])
+        .acknowledged("b")
+        .is_fine();
+    then(&["write c 1+1"]).breaks(Rule::Overlap, "c");
+    then(&["write b 2", "leave b 2", "write c 1+1"]).breaks(Rule::Overlap, "c");
+    then(&["leave c 1+1"]).breaks(Rule::Overlap, "c");
+    then(&[])
+        .rejected("c", "lock-timeout")
+        .breaks(Rule::RanThoughRejected, "c");
+    // The one that entered last in order has lost its lock to nobody.
+    then(&["enter d 3", "write b 2"]).breaks(Rule::Overlap, "b");
 }
 
 #[test]

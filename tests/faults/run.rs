@@ -18,9 +18,9 @@ use crate::schedule::Schedule;
 use crate::store;
 use crate::strategies::Watch;
 use crate::support::cluster::Cluster;
-use crate::support::history::History;
 use crate::support::history::checker::check;
 use crate::support::history::record::{self, Log};
+use crate::support::history::{History, Tokens};
 
 /// What happens in a run.
 pub struct Plan {
@@ -81,6 +81,10 @@ fn history_of(directory: &Path, lock: Lock, sent: &[Sent]) -> History {
             .iter()
             .map(|realm| ((*realm).to_owned(), stored(realm)))
             .collect(),
-        fenced: matches!(lock, Lock::Layer | Lock::Unfenced),
+        tokens: match lock {
+            Lock::Layer => Tokens::Checked,
+            Lock::Unfenced => Tokens::Recorded,
+            Lock::Naive | Lock::None => Tokens::Absent,
+        },
     }
 }

@@ -21,8 +21,19 @@ pub struct History {
     pub requests: Vec<Request>,
     /// Which requests each realm holds in the end, each as often as it is there.
     pub stored: BTreeMap<String, Vec<String>>,
-    /// Whether a hold has a fencing token.
-    pub fenced: bool,
+    pub tokens: Tokens,
+}
+
+/// What the holds and the store of a history make of fencing tokens.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Tokens {
+    /// Holds have none.
+    #[default]
+    Absent,
+    /// Each hold has one, and the store compares none: it lets a late request in.
+    Recorded,
+    /// Each hold has one, and the store refuses all that are too old.
+    Checked,
 }
 
 /// A request, as its client saw it.
