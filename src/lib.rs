@@ -247,8 +247,6 @@ pub mod layer;
 pub mod lock;
 mod metrics;
 pub mod realm;
-#[cfg(feature = "serde")]
-mod table;
 
 #[cfg(feature = "serde")]
 pub use self::layer::Limits;

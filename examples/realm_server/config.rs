@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, ValueEnum};
+use serde::Deserialize;
 use tower_realm_lock::{Limits, LockRules, PostgresBuilder, RealmLocks};
 use url::Url;
 
@@ -91,7 +92,8 @@ struct Flags {
     fault: Option<Fault>,
 }
 
-#[derive(Clone, Copy, PartialEq, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, ValueEnum, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 enum LockKind {
     Postgres,
     InProcess,

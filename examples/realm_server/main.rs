@@ -42,10 +42,6 @@ mod realms;
 mod routes;
 mod signals;
 mod store;
-// The library's own way to read a table of a configuration file.
-#[path = "../../src/table/mod.rs"]
-#[allow(dead_code)] // The library's tables need more of it.
-mod table;
 
 use std::error::Error;
 use std::io::{self, IsTerminal, Write};

@@ -54,6 +54,8 @@ pub(crate) mod claim;
 pub(crate) mod classify;
 pub(crate) mod error;
 pub(crate) mod explain;
+#[cfg(feature = "serde")]
+mod file;
 pub(crate) mod head;
 pub(crate) mod key;
 mod origin;

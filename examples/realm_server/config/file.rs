@@ -12,24 +12,26 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::de::{Deserialize, Deserializer, MapAccess};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 use tower_realm_lock::{Limits, LockRules, PostgresBuilder};
 use url::Url;
 
 use super::{LockKind, address, origin};
-use crate::table::value::Value;
-use crate::table::words::shown;
-use crate::table::{self, Table};
 
-/// What a file says; what it leaves out is none.
-#[derive(Default)]
+/// The values of a file; those that it leaves out are `None`.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct File {
+    #[serde(deserialize_with = "listen")]
     pub listen: Option<SocketAddr>,
+    #[serde(deserialize_with = "base_url")]
     pub base_url: Option<Url>,
     pub data_dir: Option<PathBuf>,
     pub lock: Option<LockKind>,
+    #[serde(with = "humantime_serde")]
     pub write_delay: Option<Duration>,
     pub cache_cards: Option<usize>,
     pub server_timing: bool,
@@ -37,8 +39,10 @@ pub struct File {
     pub rules: LockRules,
     pub postgres: Option<PostgresBuilder>,
     /// The `url` of `postgres`, for what is not a lock.
+    #[serde(skip)]
     pub database_url: Option<String>,
     /// The `fencing` of `postgres`, for the store.
+    #[serde(skip)]
     pub fencing: bool,
 }
 
@@ -57,7 +61,7 @@ impl File {
 
     /// Reads its text, or says where it is wrong.
     fn parse(text: &str) -> Result<Self, (Option<Range<usize>>, String)> {
-        let tell = |error: toml::de::Error| (error.span(), error.message().to_owned());
+        let tell = |error: toml::de::Error| (error.span(), without_secrets(error.message()));
         let root = DeTable::parse(text).map_err(tell)?;
         let of = |table, key| entry(root.get_ref(), table, key);
         let overrides = of("rules", "method_override").map(|(key, _)| key.span());
@@ -111,52 +115,31 @@ fn place(text: &str, offset: usize) -> String {
     format!("{line}:{column}")
 }
 
-impl<'de> Deserialize<'de> for File {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        table::read(Self::default(), deserializer)
-    }
-}
-
-impl Table for File {
-    type Made = Self;
-
-    const NAME: &'static str = "the file";
-    const KEYS: &'static [&'static str] = &[
-        "listen",
-        "base_url",
-        "data_dir",
-        "lock",
-        "write_delay",
-        "cache_cards",
-        "server_timing",
-        "limits",
-        "rules",
-        "postgres",
-    ];
-
-    fn set<'de, A: MapAccess<'de>>(mut self, value: Value<'_, A>) -> Result<Self, A::Error> {
-        let locks = [LockKind::Postgres, LockKind::InProcess, LockKind::Off];
-        match value.key {
-            "listen" => self.listen = Some(value.text("an address", flag(address))?),
-            "base_url" => self.base_url = Some(value.text("an origin", flag(origin))?),
-            "data_dir" => self.data_dir = Some(value.text("a directory", |it| Ok(it.into()))?),
-            "lock" => self.lock = Some(value.one_of(&locks.map(|it| (it.name(), it)))?),
-            "write_delay" => self.write_delay = Some(value.time(Ok)?),
-            "cache_cards" => self.cache_cards = Some(value.whole(|cards| Ok(cards as usize))?),
-            "server_timing" => self.server_timing = value.flag(Ok)?,
-            "limits" => self.limits = value.map.next_value()?,
-            "rules" => self.rules = value.map.next_value()?,
-            _ => self.postgres = Some(value.map.next_value()?),
+/// What is wrong, without the key or the value where a password may be: serde quotes both before it lists what it expects.
+fn without_secrets(message: &str) -> String {
+    match message.rsplit_once(", expected ") {
+        Some((quoted, expected)) if quoted.contains(['@', '=']) || quoted.contains("://") => {
+            format!(
+                "what is here is not shown, because it may hold a password; expected {expected}"
+            )
         }
-        Ok(self)
-    }
-
-    fn made(self) -> Option<Self> {
-        Some(self)
+        _ => message.to_owned(),
     }
 }
 
-/// What a flag's value is read with, for a file's, which is not repeated by anybody else.
-fn flag<T>(read: fn(&str) -> Result<T, String>) -> impl Fn(&str) -> Result<T, String> {
-    move |text| read(text).map_err(|problem| format!("{} cannot be used: {problem}", shown(text)))
+fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SocketAddr>, D::Error> {
+    flag(deserializer, address)
+}
+
+fn base_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Url>, D::Error> {
+    flag(deserializer, origin)
+}
+
+/// Reads a value of the file as the flag of that name is read.
+fn flag<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    read: fn(&str) -> Result<T, String>,
+) -> Result<Option<T>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    read(&text).map(Some).map_err(D::Error::custom)
 }

@@ -1,201 +1,69 @@
 //! [`PostgresBuilder`] in a configuration file.
 
-use serde::de::{Deserialize, Deserializer, MapAccess};
+use std::time::Duration;
 
-use super::options::PostgresBuilder;
-use crate::table::value::Value;
-use crate::table::{self, Table};
+use humantime_serde::Serde;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error};
 
-impl PostgresBuilder {
-    /// Takes another database URL: one from the environment, so that a file with the other options holds no password.
-    pub fn url(mut self, url: &str) -> Self {
-        url.clone_into(&mut self.url);
-        self
-    }
+use super::options::{HandOff, PostgresBuilder};
 
-    /// With the checks of `build`, so that what a file says is refused where it says it.
-    fn checked(self) -> Result<Self, String> {
-        let checked = self.check().map(|()| self);
-        checked.map_err(|error| error.to_string())
-    }
+const TABLE: &str = "a table of PostgreSQL options";
 
-    /// As [`checked`](Self::checked), for a URL: what it names is read.
-    fn readable(self) -> Result<Self, String> {
-        let readable = self.database().map(|_| self);
-        readable.map_err(|error| error.to_string())
-    }
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table of PostgreSQL options")]
+struct Keys {
+    url: Option<String>,
+    pool_size: Option<u32>,
+    lease: Option<Serde<Duration>>,
+    fencing: Option<bool>,
+    max_hand_offs: Option<u32>,
+    max_hand_off_time: Option<Serde<Duration>>,
+    sessions: Option<u32>,
+    broadcast: Option<bool>,
+    connect_timeout: Option<Serde<Duration>>,
 }
 
-/// Options as a configuration file has them, in any format that says what it holds. The keys are the names of the options, and
-/// `url`. All may be left out; without a [`url`](Self::url) from elsewhere [`build`](Self::build) then fails.
-///
-/// Times are texts with a unit: `"15s"`, `"500ms"`; a bare number is refused. Values are checked as [`build`](Self::build) does. An
-/// unknown key is an error that names the nearest right one.
-///
-/// No error of this crate's shows the URL, which may hold a password. But many formats quote the line of the file in the `Display` of their
-/// errors, or all of it in `Debug`, as `toml` does: print what they give as the message, and the number of the line.
-///
-/// ```
-/// use tower_realm_lock::PostgresBuilder;
-///
-/// let builder: PostgresBuilder = toml::from_str(r#"
-///     url = "postgres://localhost/realms"
-///     pool_size = 20
-///     lease = "15s"
-/// "#)?;
-/// # let _ = builder;
-///
-/// let error = toml::from_str::<PostgresBuilder>("lease = '50ms'").unwrap_err();
-/// assert!(error.message().contains("the option lease cannot be 50ms"));
-/// # Ok::<(), toml::de::Error>(())
-/// ```
+/// The keys are `url` and the names of the options; times have a unit, such as `"15s"`. What
+/// [`build`](Self::build) would refuse is an error, and so is an unknown key. No message of this
+/// crate shows a password, but `toml` and other formats may quote the file around it.
 impl<'de> Deserialize<'de> for PostgresBuilder {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        table::read(Self::new(""), deserializer)
+        let keys = Keys::deserialize(deserializer).map_err(without_secrets)?;
+        let default = Self::new(keys.url.as_deref().unwrap_or_default());
+        let time = |key: Option<Serde<_>>, default| key.map_or(default, Serde::into_inner);
+        let builder = Self {
+            pool_size: keys.pool_size.unwrap_or(default.pool_size),
+            lease: time(keys.lease, default.lease),
+            connect_timeout: time(keys.connect_timeout, default.connect_timeout),
+            fencing: keys.fencing.unwrap_or(default.fencing),
+            hand_off: HandOff {
+                max: keys.max_hand_offs.unwrap_or(default.hand_off.max),
+                max_time: time(keys.max_hand_off_time, default.hand_off.max_time),
+            },
+            sessions: keys.sessions.unwrap_or(default.sessions),
+            broadcast: keys.broadcast.unwrap_or(default.broadcast),
+            ..default
+        };
+        builder.check().map_err(D::Error::custom)?;
+        if keys.url.is_some() {
+            builder.database().map_err(D::Error::custom)?;
+        }
+        Ok(builder)
     }
 }
 
-impl Table for PostgresBuilder {
-    type Made = Self;
-
-    const NAME: &'static str = "the options of PostgreSQL";
-    const KEYS: &'static [&'static str] = &[
-        "url",
-        "pool_size",
-        "lease",
-        "fencing",
-        "max_hand_offs",
-        "max_hand_off_time",
-        "sessions",
-        "broadcast",
-        "connect_timeout",
-    ];
-
-    fn set<'de, A: MapAccess<'de>>(self, value: Value<'_, A>) -> Result<Self, A::Error> {
-        match value.key {
-            "url" => value.text("a database URL", |url| self.url(url).readable()),
-            "pool_size" => value.whole(|size| self.pool_size(size).checked()),
-            "lease" => value.time(|lease| self.lease(lease).checked()),
-            "fencing" => value.flag(|fencing| self.fencing(fencing).checked()),
-            "max_hand_offs" => value.whole(|most| self.max_hand_offs(most).checked()),
-            "max_hand_off_time" => value.time(|time| self.max_hand_off_time(time).checked()),
-            "sessions" => value.whole(|sessions| self.sessions(sessions).checked()),
-            "broadcast" => value.flag(|broadcast| self.broadcast(broadcast).checked()),
-            _ => value.time(|timeout| self.connect_timeout(timeout).checked()),
-        }
+/// Hides an error that may quote a password: in a database URL, in a list of `key=value` pairs, or
+/// in whatever is there instead of a table.
+fn without_secrets<E: Error>(error: E) -> E {
+    let message = error.to_string();
+    let is_pairs = message.contains("password") && message.contains('=');
+    let has = |sign| message.contains(sign);
+    if is_pairs || ["://", "@", TABLE].into_iter().any(has) {
+        return E::custom(format_args!(
+            "expected {TABLE} with values of the right types; what is there is not shown, because \
+             it may hold a password"
+        ));
     }
-
-    fn made(self) -> Option<Self> {
-        Some(self)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::lock::postgres::options::HandOff;
-
-    fn error(file: &str) -> String {
-        let error = toml::from_str::<PostgresBuilder>(file).unwrap_err();
-        error.message().to_owned()
-    }
-
-    #[test]
-    fn each_option_can_be_said_in_a_file() {
-        let file = "
-            url = 'postgres://h/d'
-            pool_size = 3
-            lease = '15s'
-            fencing = true
-            max_hand_offs = 7
-            max_hand_off_time = '20ms'
-            sessions = 4
-            broadcast = true
-            connect_timeout = '1m'
-        ";
-        // All fields by name: a new option must be said in a file too.
-        let PostgresBuilder {
-            url,
-            pool_size,
-            lease,
-            connect_timeout,
-            fencing,
-            hand_off: HandOff { max, max_time },
-            sessions,
-            broadcast,
-            // Not for files: a URL says what a file can say of it.
-            tls: _,
-        } = toml::from_str(file).unwrap();
-        assert_eq!(url, "postgres://h/d");
-        assert_eq!((pool_size, max, sessions), (3, 7, 4));
-        assert!(fencing && broadcast);
-        let times = [lease, max_time, connect_timeout].map(|time| time.as_millis());
-        assert_eq!(times, [15_000, 20, 60_000]);
-        for key in PostgresBuilder::KEYS {
-            assert!(file.contains(&format!(" {key} = ")), "{key}");
-        }
-    }
-
-    #[test]
-    fn what_is_left_out_is_as_by_default() {
-        let shown = |builder| format!("{builder:?}");
-        let by_default = shown(PostgresBuilder::new("postgres://h/d"));
-        let json = serde_json::from_str(r#"{"url":"postgres://h/d"}"#).unwrap();
-        assert_eq!(shown(json), by_default);
-        let without_url: PostgresBuilder = toml::from_str("lease = '9s'").unwrap();
-        let builder = without_url.url("postgres://h/d");
-        assert_eq!(
-            (builder.url.as_str(), builder.lease),
-            ("postgres://h/d", Duration::from_secs(9))
-        );
-    }
-
-    #[tokio::test]
-    async fn without_a_url_nothing_is_built() {
-        let builder: PostgresBuilder = toml::from_str("").unwrap();
-        let error = builder.build().await.unwrap_err().to_string();
-        assert!(error.contains("the database URL cannot be read"), "{error}");
-    }
-
-    #[test]
-    fn a_value_is_checked_as_build_does() {
-        for (file, says) in [
-            ("pool_size = 0", "the option pool_size cannot be 0"),
-            ("lease = '99ms'", "the option lease cannot be 99ms"),
-            ("lease = '25days'", "24 days"),
-            ("sessions = 1001", "the option sessions cannot be 1001"),
-            ("connect_timeout = '0s'", "connect_timeout cannot be 0"),
-            ("url = 'mysql://h/d'", "the database URL cannot be read"),
-        ] {
-            assert!(error(file).contains(says), "{}", error(file));
-        }
-    }
-
-    #[test]
-    fn no_message_shows_a_password() {
-        const URL: &str = "postgres://u:secret@h:port/d";
-        for file in [
-            format!("url = '{URL}'"),
-            format!("url = ['{URL}']"),
-            format!("urll = '{URL}'"),
-            format!("'{URL}' = 1"),
-            format!("pool_size = '{URL}'"),
-            format!("lease = '{URL}'"),
-            format!("fencing = '{URL}'"),
-            format!("url = '{URL}\nlease = '1s'"),
-            format!("url = {URL}"),
-            format!("url = 'postgres://h/d'\nurl = '{URL}'"),
-            "url = 'host=h password=secret port=x'".to_owned(),
-        ] {
-            let error = error(&file);
-            assert!(!error.contains("secret"), "{file}: {error}");
-        }
-        let json = serde_json::from_str::<PostgresBuilder>(&format!(r#""{URL}""#));
-        let error = json.unwrap_err().to_string();
-        assert!(!error.contains("secret"), "{error}");
-        let builder: PostgresBuilder = toml::from_str("url = 'postgres://u:secret@h/d'").unwrap();
-        assert!(!format!("{builder:?}").contains("secret"));
-    }
+    error
 }

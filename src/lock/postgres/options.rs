@@ -84,6 +84,15 @@ impl PostgresBuilder {
         }
     }
 
+    /// Replaces the database URL.
+    ///
+    /// For options from a configuration file: a URL from the environment keeps the password out of
+    /// the file.
+    pub fn url(mut self, url: &str) -> Self {
+        url.clone_into(&mut self.url);
+        self
+    }
+
     /// How many lock connections this process may open: the number of realms, or of single resources, that it can write at the same
     /// time.
     ///

@@ -2,8 +2,6 @@
 
 mod base;
 pub(super) mod destination;
-#[cfg(feature = "serde")]
-mod file;
 pub(super) mod found;
 pub(super) mod json;
 pub(super) mod mounts;

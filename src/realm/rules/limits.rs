@@ -38,8 +38,13 @@ pub struct RouteLimits {
     pub(crate) busy_detail: Option<Arc<str>>,
 }
 
-/// How long a hold may last; `None` for as long as it takes.
+/// How long a hold may last; `None` for as long as it takes, which a file calls `none`.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Deserialize),
+    serde(try_from = "String")
+)]
 pub(crate) struct MaxHold(pub(crate) Option<Duration>);
 
 impl RouteLimits {

@@ -1,7 +1,5 @@
 //! Judging a request: whether it is locked, and how much of its realm.
 
-#[cfg(feature = "serde")]
-mod file;
 pub(crate) mod limits;
 pub(crate) mod lock_rules;
 pub(crate) mod methods;
