@@ -9,9 +9,9 @@ use axum::extract::Path;
 use axum::routing::{patch, post};
 use axum::{Json, Router};
 use http::{Request, StatusCode};
+use percent_encoding::percent_decode_str;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
-use percent_encoding::percent_decode_str;
 use support::gate::realms;
 use tower::ServiceExt;
 use tower_realm_lock::{
