@@ -432,6 +432,12 @@ async fn what_names_no_realm_passes_if_that_is_asked_for_and_nothing_else_does()
     assert_eq!(status(&layer, Method::PUT, "/webhook").await, 200);
     let moves = Method::from_bytes(b"MOVE").unwrap();
     assert_eq!(status(&layer, moves, "/x").await, 400);
+    // A realm is found, whatever its scope says.
+    let no_card = Scope::from_fn(async |_, _| Err(RealmError::missing("no card")));
+    let rules = LockRules::new().scope(Method::PUT, CARD, no_card).unwrap();
+    let scoped = RealmWriteLockLayer::new(RealmLocks::in_process(), realms());
+    let scoped = scoped.rules(rules).unwrap().unresolved(Unresolved::Pass);
+    assert_eq!(status(&scoped, Method::PUT, "/luke/a/x").await, 400);
     // Nobody knows which method it has.
     let header = HeaderName::from_static("x-http-method-override");
     let rules = LockRules::new().method_override(header.clone(), [Method::PATCH]);

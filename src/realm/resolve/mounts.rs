@@ -110,11 +110,10 @@ impl RealmMounts {
         };
         let segments = path.segments().map_err(ambiguous)?;
         let mounted = self.read();
-        let found = longest(&mounted, segments.clone());
+        let found = longest(&mounted, segments);
         if path.has_separators() {
             // A server that splits such a segment may find a longer one.
-            let split = segments.flat_map(|segment| segment.split(['/', '\\']));
-            let split = longest(&mounted, split.filter(|part| !part.is_empty()));
+            let split = longest(&mounted, path.split_segments());
             if split.as_ref().map(|it| &it.realm) != found.as_ref().map(|it| &it.realm) {
                 return Err(ambiguous(PathProblem::Separator));
             }

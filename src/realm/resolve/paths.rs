@@ -600,9 +600,9 @@ impl Paths {
             if !is_same(self.first_fit(is_stripped, &raw)) {
                 return Err(ambiguous(path, PathProblem::Spelling));
             }
-            let split = segments.flat_map(|segment| segment.split(['/', '\\']));
-            let split = split.filter(|part| !part.is_empty());
-            if path.has_separators() && !is_same(self.first_fit(is_stripped, &split)) {
+            if path.has_separators()
+                && !is_same(self.first_fit(is_stripped, &path.split_segments()))
+            {
                 return Err(ambiguous(path, PathProblem::Separator));
             }
         }
