@@ -391,6 +391,9 @@ async fn what_names_no_realm_passes_if_that_is_asked_for_and_nothing_else_does()
         RealmResolver::from_fn(async |_| Err::<RealmUrl, _>(RealmError::unavailable("gone")));
     let header = HeaderName::from_static("x-tenant");
     let header = RealmResolver::from_header(header, |id| Ok(LockKey::in_space("tenant", id)));
+    let extension = RealmResolver::from_extension(|url: &RealmUrl| Ok(url.clone()));
+    #[cfg(feature = "axum")]
+    let by_params = RealmResolver::from_params(["id"], |[id]| Ok(LockKey::in_space("tenant", id)));
     let malformed =
         RealmResolver::from_fn(async |_| Err::<RealmUrl, _>(RealmError::unresolved("no text")));
     let empty = RealmResolver::from_fn(async |_| Claim::of_realms::<RealmUrl>([]));
@@ -403,6 +406,9 @@ async fn what_names_no_realm_passes_if_that_is_asked_for_and_nothing_else_does()
         (mounted.clone().into(), "/login", true),
         (absent.clone(), "/login", true),
         (header, "/login", true),
+        (extension, "/login", true),
+        #[cfg(feature = "axum")]
+        (by_params, "/login", true),
         (malformed, "/login", false),
         (empty, "/login", false),
         (lost, "/login", false),
