@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use futures_util::FutureExt;
 use futures_util::future::poll_fn;
 use http::{HeaderName, HeaderValue, Method, Request, Response};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
 use support::decided::decided;
 use support::gate::{Gate, Gated, Outcome, answered, code, gate, patch, queue, realms};
@@ -474,6 +474,21 @@ async fn a_body_with_an_encoding_is_not_looked_into() {
         let decision = decided(&layer, request).await;
         assert!(decision.contains(expected), "{decision}");
     }
+    let body = Full::from(&b"{\"x\":\"\xff\",\"s\":\"http://h/a\"}"[..]);
+    let refused = decided(&layer, Request::post("/").body(body).unwrap()).await;
+    assert!(refused.contains("it is not UTF-8"), "{refused}");
+}
+
+#[tokio::test]
+async fn an_extension_that_is_missing_is_named() {
+    let by_id = RealmResolver::from_extension(|id: &u8| Ok(LockKey::in_space("tenant", id)));
+    let layer = layer(by_id);
+    let mut request = Request::post("/").body(String::new()).unwrap();
+    let refused = decided(&layer, request.clone()).await;
+    assert!(refused.contains("no extension `u8`"), "{refused}");
+    request.extensions_mut().insert(7_u8);
+    let key = LockKey::in_space("tenant", 7);
+    assert_eq!(decided(&layer, request).await, format!("lock key {key}"));
 }
 
 #[tokio::test]

@@ -64,15 +64,7 @@ pub(crate) enum Decision<B> {
 }
 
 /// A request for which closures of the application's own have to be asked.
-pub(crate) struct NeedsLookup<B> {
-    realms: Lookup,
-    narrowing: Narrowing<B>,
-}
-
-enum Lookup {
-    Found(Found),
-    Closure(Arc<ClosureFn>),
-}
+pub(crate) struct NeedsLookup<B>(Pending<B>);
 
 /// The result of a lookup.
 pub(crate) enum LookedUp<B> {
@@ -83,15 +75,21 @@ pub(crate) enum LookedUp<B> {
 }
 
 /// A request whose body has to be read.
-pub(crate) struct NeedsBody<B> {
-    realms: BodyLookup,
+pub(crate) struct NeedsBody<B>(Pending<B>);
+
+/// A request whose head does not name what it locks.
+struct Pending<B> {
+    place: Place,
     narrowing: Narrowing<B>,
 }
 
-enum BodyLookup {
+/// Where a request names its realms.
+enum Place {
+    /// They are found. It is the scope that needs more.
     Found(Found),
+    Closure(Arc<ClosureFn>),
     Pointers(RealmPointers),
-    Closure(Arc<BodyClosureFn>),
+    BodyClosure(Arc<BodyClosureFn>),
 }
 
 /// How a realm will be narrowed to resources once that is possible.
@@ -236,14 +234,16 @@ impl<B: Copy> Realms<B> {
         let most = self.rules.max_resources();
         let scope = self.rules.scope_of(readings, path);
         let mut scope = scope.map(|rule| &rule.given);
-        let needs_body = |realms, scope, reads| {
-            let narrowing = Narrowing::new(scope, path, most, may_pass);
-            Ok(Decision::NeedsBody(NeedsBody { realms, narrowing }, reads))
+        let pending = |place, scope| Pending {
+            place,
+            narrowing: Narrowing::new(scope, path, most, may_pass),
         };
-        let needs_lookup = |realms, scope| {
-            let narrowing = Narrowing::new(scope, path, most, may_pass);
-            Ok(Decision::NeedsLookup(NeedsLookup { realms, narrowing }))
+        let needs_body = |place, scope, reads| {
+            let needs = NeedsBody(pending(place, scope));
+            Ok(Decision::NeedsBody(needs, reads))
         };
+        let needs_lookup =
+            |place, scope| Ok(Decision::NeedsLookup(NeedsLookup(pending(place, scope))));
         let has_destination = readings.have_destination();
         // A realm that is found elsewhere may be that of the path or that of the `Destination`,
         // and nobody knows what the rules say there.
@@ -267,13 +267,13 @@ impl<B: Copy> Realms<B> {
                     }
                 }
                 Source::Closure(find) => {
-                    return needs_lookup(Lookup::Closure(Arc::clone(find)), elsewhere);
+                    return needs_lookup(Place::Closure(Arc::clone(find)), elsewhere);
                 }
                 Source::Pointers(pointers, reads) => {
-                    return needs_body(BodyLookup::Pointers(pointers.clone()), elsewhere, *reads);
+                    return needs_body(Place::Pointers(pointers.clone()), elsewhere, *reads);
                 }
                 Source::BodyClosure(find, reads) => {
-                    return needs_body(BodyLookup::Closure(Arc::clone(find)), elsewhere, *reads);
+                    return needs_body(Place::BodyClosure(Arc::clone(find)), elsewhere, *reads);
                 }
             };
         if let Some(source) = in_path.filter(|_| has_destination) {
@@ -296,8 +296,8 @@ impl<B: Copy> Realms<B> {
             return Ok(Decision::Claim(claim));
         }
         match scope.needs_body(head.headers) {
-            Some(reads) => needs_body(BodyLookup::Found(found), Some(scope), reads),
-            None => needs_lookup(Lookup::Found(found), Some(scope)),
+            Some(reads) => needs_body(Place::Found(found), Some(scope), reads),
+            None => needs_lookup(Place::Found(found), Some(scope)),
         }
     }
 
@@ -341,23 +341,16 @@ impl<B: Copy> NeedsLookup<B> {
     ///
     /// Nothing is held: dropped, it leaves nothing behind.
     pub(crate) async fn find(self, head: &RequestHead) -> Result<LookedUp<B>, RealmError> {
-        let narrowing = self.narrowing;
-        let found = match self.realms {
-            Lookup::Found(found) => found,
-            Lookup::Closure(find) => {
-                let claim = find(head.clone()).await;
-                match claim.map(|claim| only(narrowing.scope.as_ref(), claim)) {
-                    Ok(Only::Claim(claim)) => return Ok(LookedUp::Claim(claim)),
-                    Ok(Only::Realm(found)) => found,
-                    Err(error) if narrowing.passes(&error) => return Ok(LookedUp::Pass),
-                    Err(error) => return Err(error),
-                }
-            }
+        let Pending { place, narrowing } = self.0;
+        let found = match narrowing.only(place, head, &Bytes::new()).await? {
+            Some(Only::Realm(found)) => found,
+            Some(Only::Claim(claim)) => return Ok(LookedUp::Claim(claim)),
+            None => return Ok(LookedUp::Pass),
         };
         Ok(match narrowing.needs_body(head.headers()) {
             Some(reads) => {
-                let realms = BodyLookup::Found(found);
-                LookedUp::NeedsBody(NeedsBody { realms, narrowing }, reads)
+                let place = Place::Found(found);
+                LookedUp::NeedsBody(NeedsBody(Pending { place, narrowing }), reads)
             }
             None => LookedUp::Claim(narrowing.claim(head, &Bytes::new(), found).await?),
         })
@@ -379,21 +372,12 @@ impl<B: Copy> NeedsBody<B> {
         head: &RequestHead,
         body: &Bytes,
     ) -> Result<Option<Claim>, RealmError> {
-        let narrowing = self.narrowing;
-        let claim = match self.realms {
-            BodyLookup::Found(found) => return narrowing.claim(head, body, found).await.map(Some),
-            BodyLookup::Pointers(pointers) => {
-                let realms = pointers.resolve(head.headers(), body);
-                realms.and_then(Claim::of_realms)
-            }
-            BodyLookup::Closure(find) => find(head.clone(), body.clone()).await,
-        };
-        match claim.map(|claim| only(narrowing.scope.as_ref(), claim)) {
-            Ok(Only::Claim(claim)) => Ok(Some(claim)),
-            Ok(Only::Realm(found)) => narrowing.claim(head, body, found).await.map(Some),
-            Err(error) if narrowing.passes(&error) => Ok(None),
-            Err(error) => Err(error),
-        }
+        let Pending { place, narrowing } = self.0;
+        Ok(match narrowing.only(place, head, body).await? {
+            Some(Only::Realm(found)) => Some(narrowing.claim(head, body, found).await?),
+            Some(Only::Claim(claim)) => Some(claim),
+            None => None,
+        })
     }
 }
 
@@ -424,13 +408,30 @@ impl<B: Copy> Narrowing<B> {
         }
     }
 
-    /// Whether a request for which this was found passes. Logs it if it does.
-    fn passes(&self, error: &RealmError) -> bool {
-        let passes = self.may_pass && error.is_absent();
-        if passes {
-            tracing::debug!(%error, "a request passes without a lock");
+    /// What is named in a place; `None` if no realm is, and the request passes.
+    async fn only(
+        &self,
+        place: Place,
+        head: &RequestHead,
+        body: &Bytes,
+    ) -> Result<Option<Only>, RealmError> {
+        let claim = match place {
+            Place::Found(found) => return Ok(Some(Only::Realm(found))),
+            Place::Closure(find) => find(head.clone()).await,
+            Place::Pointers(pointers) => {
+                let realms = pointers.resolve(head.headers(), body);
+                realms.and_then(Claim::of_realms)
+            }
+            Place::BodyClosure(find) => find(head.clone(), body.clone()).await,
+        };
+        match claim {
+            Ok(claim) => Ok(Some(only(self.scope.as_ref(), claim))),
+            Err(error) if self.may_pass && error.is_absent() => {
+                tracing::debug!(%error, "a request passes without a lock");
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
-        passes
     }
 
     fn needs_body(&self, headers: &HeaderMap) -> Option<B> {
@@ -533,7 +534,6 @@ mod tests {
         let pointers = |pointer: &str| found(RealmPointers::new([pointer]).unwrap());
         let scope = |scope| ruled(LockRules::new().scope(Method::POST, ATOMIC, scope));
         let exempt = |methods: MethodSet| ruled(LockRules::new().exempt(methods, ATOMIC));
-        let url = || RealmUrl::parse("https://r.example/");
         let plain = found(paths());
         let of_realms = [
             of("https://s.example/api", "/{owner}/{realm}"),
@@ -555,8 +555,12 @@ mod tests {
             found(RealmResolver::from_extension(|url: &RealmUrl| {
                 Ok(url.clone())
             })),
-            found(RealmResolver::from_fn(async move |_| url())),
-            found(RealmBodyResolver::from_body_fn(async move |_, _| url())),
+            found(RealmResolver::from_fn(async |_| {
+                RealmUrl::parse("https://h")
+            })),
+            found(RealmBodyResolver::from_body_fn(async |_, _| {
+                RealmUrl::parse("https://h")
+            })),
             pointers("/realm"),
             pointers("/other"),
             routed([Method::PUT], "/_a", ONE),

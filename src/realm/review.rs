@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::classify::Realms;
 use super::head::Head;
+use super::resolve::paths::RealmPaths;
 use super::resolve::source::{PathSource, Source};
 use super::route::MatchedRoute;
 use super::rules::selector::{RuleKind, Selector};
@@ -63,55 +64,46 @@ impl<B> Realms<B> {
                  match the whole path; write `{meant}`"
             ));
         }
-        if let Some(base) = self.removed_from(rule) {
+        let pattern = &rule.pattern;
+        if let Some(base) = self
+            .templates()
+            .find_map(|paths| paths.removed_from(pattern))
+        {
             return Some(format!(
                 "the rule `{rule}` begins with the path of the base URL `{base}`, which a proxy \
                  removes: rules match the path that arrives; leave its beginning out"
             ));
         }
         // An exempt route need not be in a realm.
-        let needs_realm = rule.kind != RuleKind::Exempt && !self.can_be_of_route(rule);
+        let needs_realm = rule.kind != RuleKind::Exempt
+            // Not where a router names the realm.
+            && !self.templates().any(|paths| paths.are_named_in(pattern));
         (needs_realm && !is_in_one_of(rule, &patterns)).then(|| nowhere(rule, &patterns))
     }
 
-    /// The base URL whose path a proxy removes, and a rule begins with.
-    fn removed_from(&self, rule: &Selector) -> Option<String> {
-        self.routes.each().find_map(|(_, source)| match source {
-            Source::Path(PathSource::Template(paths)) => paths.removed_from(&rule.pattern),
+    /// All patterns by which realms are found in paths.
+    fn templates(&self) -> impl Iterator<Item = &RealmPaths> {
+        self.routes.each().filter_map(|(_, source)| match source {
+            Source::Path(PathSource::Template(paths)) => Some(paths),
             _ => None,
-        })
-    }
-
-    /// Whether a rule can be for a route that a router matches and that names realms.
-    fn can_be_of_route(&self, rule: &Selector) -> bool {
-        self.routes.each().any(|(_, source)| match source {
-            Source::Path(PathSource::Template(paths)) => paths.are_named_in(&rule.pattern),
-            _ => false,
         })
     }
 
     /// Whether a route that passes may be meant to be one of a realm.
     pub(crate) fn resemble(&self, route: &MatchedRoute) -> bool {
-        self.routes.each().any(|(_, source)| match source {
-            Source::Path(PathSource::Template(paths)) => paths.resembles(route),
-            _ => false,
-        })
+        self.templates().any(|paths| paths.resembles(route))
     }
 
     /// Whether a router decides which requests are for a realm, if there is one.
     pub(crate) fn read_routes(&self) -> bool {
-        self.routes.each().any(|(_, source)| match source {
-            Source::Path(PathSource::Template(paths)) => paths.names_in_routes().is_some(),
-            _ => false,
-        })
+        self.templates()
+            .any(|paths| paths.names_in_routes().is_some())
     }
 
     /// The base URL with whose path the path of a request begins twice.
     pub(crate) fn repeated_base(&self, head: &Head<'_>) -> Option<String> {
-        self.routes.each().find_map(|(_, source)| match source {
-            Source::Path(PathSource::Template(paths)) => paths.repeated_base(head.path()),
-            _ => None,
-        })
+        self.templates()
+            .find_map(|paths| paths.repeated_base(head.path()))
     }
 }
 

@@ -88,7 +88,6 @@ impl PathTemplate {
 
     /// What stands in the places of the parameters, decoded, if the raw path fits to the letter and
     /// is UTF-8.
-    #[cfg(feature = "axum")]
     pub(crate) fn captures(&self, path: &ParsedPath<'_>) -> Option<Vec<(String, String)>> {
         if !self.matches_exactly(path) {
             return None;

@@ -47,15 +47,10 @@ impl BaseUrl {
         }
         let host = &text[start..end];
         let (url, labels) = if host.contains(['{', '}', '*']) {
-            let (name, port) = match host.rsplit_once(':') {
-                Some((name, port)) => (name, Some(port)),
-                None => (host, None),
-            };
+            let (name, port) = host.split_at(host.rfind(':').unwrap_or(host.len()));
             let labels = labels(name).map_err(invalid)?;
             let filled = filled(&labels, |at, _| Some(placeholder(at))).unwrap_or_default();
-            let filled = [Some(filled.as_str()), port].into_iter().flatten();
-            let filled = filled.collect::<Vec<_>>().join(":");
-            let url = format!("{}{filled}{}", &text[..start], &text[end..]);
+            let url = format!("{}{filled}{port}{}", &text[..start], &text[end..]);
             let url = RealmUrl::parse(&url).map_err(|error| match error {
                 RealmError::InvalidUrl { problem, .. } => invalid(problem),
                 error => error,
@@ -127,10 +122,9 @@ impl BaseUrl {
     pub(super) fn remedy(&self, url: &RealmUrl) -> String {
         let (scheme, host, _) = split_origin(self.url.origin());
         let (_, _, port) = split_origin(url.origin());
-        let with_port = port.map_or(String::new(), |port| format!(":{port}"));
+        let with_port = RealmUrl::parse(&joined(scheme, host, port, self.path()));
         let same_port = Self {
-            url: RealmUrl::parse(&format!("{scheme}://{host}{with_port}{}", self.path()))
-                .unwrap_or_else(|_| self.url.clone()),
+            url: with_port.unwrap_or_else(|_| self.url.clone()),
             ..self.clone()
         };
         if same_port.captures(url).is_some() {
@@ -157,8 +151,7 @@ impl BaseUrl {
             is_label.then(|| value.to_owned())
         })?;
         let (scheme, _, port) = split_origin(self.url.origin());
-        let port = port.map(|port| format!(":{port}")).unwrap_or_default();
-        RealmUrl::parse(&format!("{scheme}://{host}{port}{}", self.path())).ok()
+        RealmUrl::parse(&joined(scheme, &host, port, self.path())).ok()
     }
 
     /// As it is written.
@@ -167,10 +160,8 @@ impl BaseUrl {
             return self.url.to_string();
         }
         let (scheme, _, port) = split_origin(self.url.origin());
-        let host = self.labels.iter().map(ToString::to_string);
-        let host = host.collect::<Vec<_>>().join(".");
-        let port = port.map(|port| format!(":{port}")).unwrap_or_default();
-        format!("{scheme}://{host}{port}{}", self.path())
+        let host: Vec<String> = self.labels.iter().map(ToString::to_string).collect();
+        joined(scheme, &host.join("."), port, self.path())
     }
 }
 
@@ -251,6 +242,12 @@ fn canonical_labels(labels: &[Segment], url: &RealmUrl) -> Option<Box<[Segment]>
         _ => Some(Segment::Literal(text.into())),
     });
     labels.collect()
+}
+
+/// The URL of these parts; the path begins with a slash.
+fn joined(scheme: &str, host: &str, port: Option<&str>, path: &str) -> String {
+    let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+    format!("{scheme}://{host}{port}{path}")
 }
 
 /// Scheme, host and port of a canonical origin.

@@ -308,16 +308,31 @@ impl Rules<ReadsBodies> {
     ///
     /// [`RealmError::BodyNeeded`] for the first scope that needs the body.
     pub(in crate::realm) fn without_bodies(self) -> Result<Rules<Infallible>, RealmError> {
+        self.convert(
+            |Selector {
+                 methods, pattern, ..
+             },
+             _| {
+                let route = shown(&format!("{methods} {}", pattern.source()));
+                Err(RealmError::BodyNeeded { route })
+            },
+        )
+    }
+}
+
+impl Rules<Infallible> {
+    /// The same for a layer that reads bodies.
+    pub(in crate::realm) fn with_bodies(self) -> Rules<ReadsBodies> {
+        let Ok(rules) = self.convert(|_, never| Err(never));
+        rules
+    }
+}
+
+impl<B> Rules<B> {
+    /// The same with another proof that bodies are read, for each scope that needs one.
+    fn convert<C, E>(self, proof: impl Fn(&Selector, B) -> Result<C, E>) -> Result<Rules<C>, E> {
         let scopes = self.scopes.into_iter().map(|Ruled { selector, given }| {
-            let given = given
-                .without_bodies()
-                .ok_or_else(|| RealmError::BodyNeeded {
-                    route: shown(&format!(
-                        "{} {}",
-                        selector.methods,
-                        selector.pattern.source()
-                    )),
-                })?;
+            let given = given.convert(|reads| proof(&selector, reads))?;
             Ok(Ruled { selector, given })
         });
         Ok(Rules {
@@ -328,26 +343,7 @@ impl Rules<ReadsBodies> {
             method_override: self.method_override,
         })
     }
-}
 
-impl Rules<Infallible> {
-    /// The same for a layer that reads bodies.
-    pub(in crate::realm) fn with_bodies(self) -> Rules<ReadsBodies> {
-        let scopes = self.scopes.into_iter().map(|Ruled { selector, given }| {
-            let given = given.with_bodies();
-            Ruled { selector, given }
-        });
-        Rules {
-            routes: self.routes,
-            scopes: scopes.collect(),
-            limits: self.limits,
-            max_resources: self.max_resources,
-            method_override: self.method_override,
-        }
-    }
-}
-
-impl<B> Rules<B> {
     /// The settings that all replicas must have in common, as text. Limits may differ, and so may
     /// `max_resources`: a writer of the whole realm excludes the others.
     pub(in crate::realm) fn fingerprint(&self) -> String {

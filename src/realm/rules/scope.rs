@@ -1,5 +1,4 @@
 use std::collections::BTreeSet;
-use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -226,33 +225,28 @@ impl RouteScope<ReadsBodies> {
     {
         self.name.get_or_insert_with(|| Arc::new(name));
     }
-
-    /// The same for a layer that reads no bodies; `None` if it needs the body.
-    pub(super) fn without_bodies(self) -> Option<RouteScope<Infallible>> {
-        let kind = match self.kind {
-            Kind::Realm => Kind::Realm,
-            Kind::Shared => Kind::Shared,
-            Kind::Resource => Kind::Resource,
-            Kind::Closure(paths) => Kind::Closure(paths),
-            Kind::AtomicHrefs(_) | Kind::BodyClosure(..) => return None,
-        };
-        let name = self.name;
-        Some(RouteScope { kind, name })
-    }
 }
 
-impl RouteScope<Infallible> {
-    /// The same for a layer that reads bodies.
-    pub(super) fn with_bodies(self) -> RouteScope<ReadsBodies> {
+impl<B> RouteScope<B> {
+    /// The same with another proof that bodies are read.
+    ///
+    /// # Errors
+    ///
+    /// That of `proof`, which is asked for one only if the scope needs the body.
+    pub(super) fn convert<C, E>(
+        self,
+        proof: impl FnOnce(B) -> Result<C, E>,
+    ) -> Result<RouteScope<C>, E> {
         let kind = match self.kind {
             Kind::Realm => Kind::Realm,
             Kind::Shared => Kind::Shared,
             Kind::Resource => Kind::Resource,
             Kind::Closure(paths) => Kind::Closure(paths),
-            Kind::AtomicHrefs(never) | Kind::BodyClosure(_, never) => match never {},
+            Kind::AtomicHrefs(reads) => Kind::AtomicHrefs(proof(reads)?),
+            Kind::BodyClosure(paths, reads) => Kind::BodyClosure(paths, proof(reads)?),
         };
         let name = self.name;
-        RouteScope { kind, name }
+        Ok(RouteScope { kind, name })
     }
 }
 
