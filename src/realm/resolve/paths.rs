@@ -49,18 +49,9 @@ use crate::realm::url::RealmUrl;
 ///
 /// # Tenants in host names
 ///
-/// Labels of the base URL's host can be parameters, too. The host is then that of the request, as
-/// [`RequestOrigin`] describes, and only hosts that fit are accepted:
-///
-/// ```
-/// use tower_realm_lock::RealmPaths;
-///
-/// let realms = RealmPaths::new("https://{tenant}.example.com", "/{project}")?;
-/// let realm = realms.resolve("https://acme.example.com/site/docs/1")?;
-/// assert_eq!(realm.as_str(), "https://acme.example.com/site/");
-/// assert!(realms.resolve("https://acme.example.org/site/docs/1").is_err());
-/// # Ok::<(), tower_realm_lock::RealmError>(())
-/// ```
+/// Labels of the base URL's host can be parameters, too: `https://{tenant}.example.com`. The host is
+/// then that of the request, as [`RequestOrigin`] describes, and only hosts that fit are accepted.
+/// The page on [tenancy](crate::guide::tenancy#subdomains) has an example.
 ///
 /// # Which path counts
 ///

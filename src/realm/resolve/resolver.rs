@@ -90,35 +90,21 @@ impl RealmResolver {
     /// described [above](Self#what-a-closure-returns).
     ///
     /// ```
-    /// use std::collections::HashMap;
-    /// use std::sync::Arc;
-    /// use std::time::Duration;
+    /// use tower_realm_lock::{RealmError, RealmResolver, RealmUrl};
     ///
-    /// use tokio::sync::RwLock;
-    /// use tokio::time::timeout;
-    /// use tower_realm_lock::{RealmError, RealmLocks, RealmResolver, RealmUrl, RealmWriteLockLayer};
-    ///
-    /// /// Realms by their custom domains.
-    /// type Registry = Arc<RwLock<HashMap<String, RealmUrl>>>;
-    ///
-    /// fn by_domain(registry: Registry) -> RealmResolver {
-    ///     RealmResolver::from_fn(move |head| {
-    ///         let registry = Arc::clone(&registry);
-    ///         async move {
-    ///             let missing = || RealmError::missing("the header `host` is missing; send it");
-    ///             let host = head.headers().get("host").ok_or_else(missing)?;
-    ///             let host = host.to_str().map_err(RealmError::unresolved)?;
-    ///             let realms = timeout(Duration::from_secs(1), registry.read()).await;
-    ///             let realms = realms.map_err(RealmError::unavailable)?;
-    ///             let realm = realms.get(host).cloned();
-    ///             realm.ok_or_else(|| RealmError::unresolved("nobody has this domain"))
-    ///         }
-    ///     })
-    /// }
-    ///
-    /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), by_domain(Registry::default()));
-    /// # let _ = layer;
+    /// // Realms by their custom domains.
+    /// let realms = RealmResolver::from_fn(|head| async move {
+    ///     let missing = || RealmError::missing("the header `host` is missing; send it");
+    ///     let host = head.headers().get("host").ok_or_else(missing)?;
+    ///     match host.as_bytes() {
+    ///         b"notes.acme.test" => RealmUrl::parse("https://api.example.com/acme"),
+    ///         _ => Err(RealmError::unresolved("no tenant has this domain")),
+    ///     }
+    /// });
+    /// # let _ = realms;
     /// ```
+    ///
+    /// The page on [tenancy](crate::guide::tenancy#custom-domains) asks a registry.
     #[must_use]
     pub fn from_fn<F, R, C>(find: F) -> Self
     where
@@ -172,33 +158,17 @@ impl RealmResolver {
     /// A request without the extension is refused, with [`RealmError::Missing`].
     ///
     /// ```
-    /// use axum::extract::Request;
-    /// use axum::middleware::{Next, from_fn};
-    /// use axum::response::Response;
-    /// use axum::{Router, routing::post};
-    /// use tower_realm_lock::{RealmLocks, RealmResolver, RealmUrl, RealmWriteLockLayer};
+    /// use tower_realm_lock::{RealmResolver, RealmUrl};
     ///
+    /// // A layer outside inserts it once it has checked the token.
     /// #[derive(Clone)]
     /// struct Claims {
     ///     tenant: String,
     /// }
     ///
-    /// async fn authenticate(mut request: Request, next: Next) -> Response {
-    ///     // Here the token is checked.
-    ///     let tenant = "acme".to_owned();
-    ///     request.extensions_mut().insert(Claims { tenant });
-    ///     next.run(request).await
-    /// }
-    /// # async fn create() {}
-    ///
     /// let base = RealmUrl::parse("https://realms.example.com")?;
     /// let realms = RealmResolver::from_extension(move |claims: &Claims| base.join([&claims.tenant]));
-    /// let app: Router = Router::new()
-    ///     .route("/orders", post(create))
-    ///     .layer(RealmWriteLockLayer::new(RealmLocks::in_process(), realms))
-    ///     // What is added last is outermost: it runs first.
-    ///     .layer(from_fn(authenticate));
-    /// # let _ = app;
+    /// # let _ = realms;
     /// # Ok::<(), tower_realm_lock::RealmError>(())
     /// ```
     #[must_use]

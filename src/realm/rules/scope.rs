@@ -167,9 +167,7 @@ impl Scope {
     ///
     /// ```
     /// use http::Method;
-    /// use tower_realm_lock::{
-    ///     LockRules, RealmBodyLockLayer, RealmError, RealmLocks, RealmPaths, Scope,
-    /// };
+    /// use tower_realm_lock::{LockRules, RealmError, Scope};
     ///
     /// // The body is a list of cards, one in each line.
     /// let cards = Scope::from_body_fn(|_head, _realm, body| async move {
@@ -177,9 +175,7 @@ impl Scope {
     ///     Ok(Some(cards.lines().map(str::to_owned).collect()))
     /// });
     /// let rules = LockRules::new().scope(Method::POST, "/{owner}/{realm}/_delete", cards)?;
-    /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
-    /// let layer = RealmBodyLockLayer::new(RealmLocks::in_process(), realms, 64 * 1024).rules(rules);
-    /// # let _ = layer;
+    /// # let _ = rules;
     /// # Ok::<(), RealmError>(())
     /// ```
     #[must_use]
