@@ -549,7 +549,7 @@ fn the_first_route_that_fits_decides() {
     assert!(!rules.locks(&Method::POST, "/a/b/other"));
 }
 
-/// Of two patterns that fit, the first exempts to the letter, the second locks any spelling.
+/// `exempt` compares a path with its pattern to the letter, `lock` in any spelling.
 #[test]
 fn a_pattern_fits_as_a_route_of_axum_does() {
     for (pattern, path, to_the_letter, in_any_spelling) in [
@@ -616,7 +616,7 @@ fn a_bad_pattern_is_refused_with_its_reason() {
     }
 }
 
-/// A kind of rules, which `add` makes of a method and a pattern.
+/// Adds a rule of one kind.
 type Add = fn(LockRules, MethodSet, &str) -> Result<LockRules, RealmError>;
 
 #[test]
