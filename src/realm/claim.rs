@@ -364,14 +364,6 @@ mod tests {
         format!("http://h/{name}/").parse().unwrap()
     }
 
-    fn modes(claim: &Claim) -> Vec<(LockKey, LockMode)> {
-        claim
-            .locks()
-            .iter()
-            .map(|lock| (lock.key, lock.mode))
-            .collect()
-    }
-
     #[test]
     fn keys_are_sorted_and_each_is_there_once() {
         let names = ["a", "b", "c", "d", "a", "c"];
@@ -385,34 +377,6 @@ mod tests {
     }
 
     #[test]
-    fn resources_are_exclusive_and_their_realm_is_shared() {
-        let claim = Claim::resources(&realm("a"), ["x", "y", "x"]);
-        assert_eq!(claim.locks().len(), 3);
-        let shared: Vec<LockKey> = claim
-            .locks()
-            .iter()
-            .filter(|lock| lock.is_shared())
-            .map(|lock| lock.key)
-            .collect();
-        assert_eq!(shared, [LockKey::of(&realm("a"))]);
-        assert_eq!(claim.anchor(), Some(LockKey::of(&realm("a"))));
-        assert_eq!(claim.resources_of(&realm("a")).unwrap(), ["x", "y"]);
-        let none = Claim::resources::<&str>(&realm("a"), []);
-        assert_eq!(modes(&none), [(LockKey::of(&realm("a")), LockMode::Shared)]);
-    }
-
-    #[test]
-    fn a_whole_realm_swallows_its_resources() {
-        let (whole, part) = (
-            Claim::realm(&realm("a")),
-            Claim::resources(&realm("a"), ["x"]),
-        );
-        assert_eq!(whole.and(&part), whole);
-        assert_eq!(part.and(&whole), whole);
-        assert!(part.and(&whole).resources_of(&realm("a")).is_none());
-    }
-
-    #[test]
     fn a_claim_covers_what_its_holder_need_not_wait_for() {
         let a = realm("a");
         let whole = Claim::realm(&a);
@@ -423,83 +387,5 @@ mod tests {
         assert!(covers(&both, &x) && !covers(&x, &both) && !covers(&x, &whole));
         assert!(x.meets(&whole) && x.meets(&both) && !x.meets(&Claim::realm(&realm("b"))));
         assert!(!covers(&whole, &whole.and(&Claim::realm(&realm("b")))));
-    }
-
-    #[test]
-    fn a_list_of_realms_is_taken_whole_and_is_not_empty() {
-        let (a, b) = (realm("a"), realm("b"));
-        let both = Claim::of_realms([&a, &b]).unwrap();
-        assert_eq!(both, Claim::realm(&b).and(&Claim::from(a.clone())));
-        assert_eq!(both.realms(), [a.clone(), b]);
-        assert_eq!(Claim::of_realms([a.clone(), a.clone()]).unwrap(), a.into());
-        let error = Claim::of_realms::<RealmUrl>([]).unwrap_err();
-        assert!(error.to_string().contains("is empty"), "{error}");
-    }
-
-    #[test]
-    fn only_the_claim_on_one_whole_realm_is_that_realm() {
-        let a = realm("a");
-        let key = Claim::from(LockKey::in_space("tenant", "a"));
-        assert_eq!(Claim::realm(&a).as_realm(), Some(&a));
-        for claim in [
-            Claim::resources(&a, ["x"]),
-            Claim::resources::<&str>(&a, []),
-            Claim::realm(&a).and(&Claim::realm(&realm("b"))),
-            Claim::realm(&a).and(&key),
-            // The realm's key, without its name.
-            LockKey::of(&a).into(),
-            key,
-        ] {
-            assert_eq!(claim.as_realm(), None, "{claim}");
-        }
-    }
-
-    #[test]
-    fn what_shares_its_realms_keeps_all_else_for_itself() {
-        let (a, b) = (realm("a"), realm("b"));
-        let key = LockKey::in_space("tenant", "a");
-        let x = Claim::resources(&b, ["x"]);
-        let shared = Claim::realm(&a)
-            .and(&x)
-            .and(&key.into())
-            .with_shared_realms();
-        let share_of_a = Claim::resources::<&str>(&a, []);
-        assert_eq!(shared, share_of_a.and(&x).and(&key.into()));
-        assert_eq!(shared.resources_of(&b).unwrap(), ["x"]);
-        assert_eq!(Claim::from(key).with_shared_realms(), key.into());
-    }
-
-    #[test]
-    fn its_name_says_what_it_is_about_and_escapes_what_a_client_wrote() {
-        let (a, b) = (realm("a"), realm("b"));
-        let publish = Claim::realm(&a).and(&Claim::realm(&b));
-        assert_eq!(publish.to_string(), "http://h/a/ and http://h/b/");
-        let cards = Claim::resources(&a, ["x\n2026 WARN forged", "y"]);
-        assert_eq!(cards.to_string(), "http://h/a/ (x\\n2026 WARN forged, y)");
-        assert_eq!(
-            Claim::resources::<&str>(&a, []).to_string(),
-            "http://h/a/ (shared)"
-        );
-        let many = Claim::resources(
-            &a,
-            (0..20).map(|number| format!("{number}{}", "ü".repeat(9_000))),
-        );
-        let name = many.to_string();
-        assert!(
-            name.len() < 2_000 && name.ends_with("... and 12 more)"),
-            "{name}"
-        );
-        let long = Claim::realm(&realm(&"x".repeat(9_000))).to_string();
-        assert!(long.len() < 600 && long.ends_with("x..."), "{long}");
-        let key = LockKey::in_space("user-cost", "42");
-        assert_eq!(Claim::from(key).to_string(), format!("lock key {key}"));
-        let with_key = Claim::from(key).and(&cards);
-        let cards = "http://h/a/ (x\\n2026 WARN forged, y)";
-        assert_eq!(with_key.to_string(), format!("{cards} and lock key {key}"));
-        let two = Claim::from(key).and(&LockKey::in_space("user-cost", "43").into());
-        assert_eq!(two.to_string().matches(", ").count(), 1, "{two}");
-        let keys = (0..20).map(|id| Claim::from(LockKey::in_space("user-cost", id)));
-        let keys = keys.reduce(|all, one| all.and(&one)).unwrap().to_string();
-        assert!(keys.ends_with(" and 12 more"), "{keys}");
     }
 }

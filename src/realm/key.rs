@@ -88,20 +88,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_agree_with_boxels_realm_servers() {
-        for (url, key) in [
-            (
-                "http://localhost:4201/luke/my-realm/",
-                77_324_559_412_694_263,
-            ),
-            ("http://127.0.0.1:4444/test/", -2_355_824_123_773_129_196),
-            ("https://app.boxel.ai/base/", 7_979_136_420_165_443_927),
-        ] {
-            assert_eq!(LockKey::of(&url.parse().unwrap()).value(), key, "{url}");
-        }
-    }
-
-    #[test]
     fn a_space_meets_neither_realms_nor_other_spaces() {
         let realm: RealmUrl = "http://h/a/".parse().unwrap();
         let keys = [

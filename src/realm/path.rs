@@ -69,6 +69,9 @@ const ENCODED: &AsciiSet = &CONTROLS
     .add(b'/')
     .add(b'\\');
 
+/// What some server takes for the end of a segment, also where it is encoded.
+const SEPARATORS: [char; 2] = ['/', '\\'];
+
 /// A raw path, which is split and percent-decoded when somebody first asks for that, and never
 /// again.
 ///
@@ -87,19 +90,13 @@ pub(crate) struct ParsedPath<'a> {
 struct Parsed {
     /// The decoded segments; `None` if the path has no escape, so that its raw segments are the
     /// decoded ones.
-    decoded: Option<Vec<Decoded<'static>>>,
+    ///
+    /// Bytes that are not UTF-8 are replacement characters.
+    decoded: Option<Vec<String>>,
     /// The first thing that makes the path ambiguous.
     problem: Option<PathProblem>,
     /// Whether a segment has a slash or a backslash in it.
     has_separators: bool,
-}
-
-/// One segment of a path, raw or decoded.
-#[derive(Debug, Clone)]
-pub(crate) struct Decoded<'a> {
-    /// With replacement characters for bytes that are not UTF-8.
-    text: Cow<'a, str>,
-    is_utf8: bool,
 }
 
 impl<'a> ParsedPath<'a> {
@@ -147,7 +144,9 @@ impl<'a> ParsedPath<'a> {
         match self.parsed().problem {
             Some(problem) => Err(problem),
             // Only the one after a trailing slash is empty.
-            None => Ok(self.texts().filter(|segment| !segment.is_empty())),
+            None => Ok(self
+                .lenient_segments()
+                .filter(|segment| !segment.is_empty())),
         }
     }
 
@@ -163,79 +162,54 @@ impl<'a> ParsedPath<'a> {
     }
 
     /// The segments to the letter. The last one is empty if the path ends in a slash.
-    pub(crate) fn raw_segments(&self) -> impl Iterator<Item = Decoded<'_>> {
-        split(&self.raw).map(Decoded::plain)
+    pub(crate) fn raw_segments(&self) -> impl Iterator<Item = &str> + Clone {
+        split(&self.raw)
     }
 
     /// The segments decoded as far as that goes, however ambiguous the path is. The last one is
     /// empty if the path ends in a slash.
-    pub(crate) fn lenient_segments(&self) -> impl Iterator<Item = Decoded<'_>> {
-        let decoded = self.parsed().decoded.as_deref();
+    pub(crate) fn lenient_segments(&self) -> impl Iterator<Item = &str> + Clone {
+        let decoded = self.parsed().decoded.as_ref();
         let plain = decoded.is_none().then(|| self.raw_segments());
-        let decoded = decoded.unwrap_or_default().iter().map(Decoded::borrowed);
+        let decoded = decoded.into_iter().flatten().map(String::as_str);
         plain.into_iter().flatten().chain(decoded)
     }
 
     /// [`lenient_segments`](Self::lenient_segments) of the path without one slash at its end.
-    pub(crate) fn lenient_segments_without_slash(&self) -> impl Iterator<Item = Decoded<'_>> {
+    pub(crate) fn lenient_segments_without_slash(&self) -> impl Iterator<Item = &str> {
         let all = self.lenient_segments().count();
         let slash = usize::from(self.raw.ends_with('/'));
         self.lenient_segments().take(all - slash)
     }
 
+    /// The decoded segments as a server sees them that splits each at its separators. None is
+    /// empty.
+    pub(crate) fn split_segments(&self) -> impl Iterator<Item = &str> + Clone {
+        let parts = self.lenient_segments();
+        let parts = parts.flat_map(|segment| segment.split(SEPARATORS));
+        parts.filter(|part| !part.is_empty())
+    }
+
     /// The segments that the most lenient reader makes of an ambiguous path: escapes decoded,
     /// backslashes taken for slashes, empty segments and dots resolved. One empty segment if none
     /// is left.
-    pub(crate) fn resolved_segments(&self) -> impl Iterator<Item = Decoded<'_>> {
+    pub(crate) fn resolved_segments(&self) -> impl Iterator<Item = &str> {
         let resolved = self.resolved.get_or_init(|| {
             let mut segments: Vec<&str> = Vec::new();
-            for segment in self.texts().flat_map(|text| text.split(['/', '\\'])) {
+            for segment in self.split_segments() {
                 match segment {
-                    "" | "." => {}
+                    "." => {}
                     ".." => drop(segments.pop()),
                     segment => segments.push(segment),
                 }
             }
             segments.join("/")
         });
-        resolved.split('/').map(Decoded::plain)
-    }
-
-    fn texts(&self) -> impl Iterator<Item = &str> + Clone {
-        let decoded = self.parsed().decoded.as_deref();
-        let plain = decoded.is_none().then(|| split(&self.raw));
-        let decoded = decoded.unwrap_or_default().iter();
-        let plain = plain.into_iter().flatten();
-        plain.chain(decoded.map(|segment| &*segment.text))
+        resolved.split('/')
     }
 
     fn parsed(&self) -> &Parsed {
         self.parsed.get_or_init(|| parse(&self.raw, self.problem))
-    }
-}
-
-impl<'a> Decoded<'a> {
-    fn plain(text: &'a str) -> Self {
-        Self {
-            text: Cow::Borrowed(text),
-            is_utf8: true,
-        }
-    }
-
-    fn borrowed(other: &'a Decoded<'_>) -> Self {
-        Self {
-            text: Cow::Borrowed(&other.text),
-            is_utf8: other.is_utf8,
-        }
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.text.is_empty()
-    }
-
-    /// Whether it has the bytes of a literal segment.
-    pub(crate) fn is(&self, literal: &str) -> bool {
-        self.is_utf8 && self.text == literal
     }
 }
 
@@ -244,45 +218,36 @@ fn split(raw: &str) -> std::str::Split<'_, char> {
 }
 
 fn parse(raw: &str, problem: Option<PathProblem>) -> Parsed {
-    let is_escaped = raw.contains('%');
-    let decoded: Option<Vec<_>> = is_escaped.then(|| split(raw).map(decode).collect());
     let mut parsed = Parsed {
-        decoded: None,
+        decoded: raw.contains('%').then(Vec::new),
         problem: problem.or((!raw.starts_with('/')).then_some(PathProblem::Relative)),
         has_separators: false,
     };
-    let mut segments = split(raw).enumerate().peekable();
-    while let Some((at, raw)) = segments.next() {
-        if raw.is_empty() && segments.peek().is_none() {
-            // The root, or a trailing slash.
-            break;
+    let mut segments = split(raw).peekable();
+    while let Some(raw) = segments.next() {
+        let bytes = percent_decode_str(raw);
+        let decoded = bytes.clone().decode_utf8();
+        let is_utf8 = decoded.is_ok();
+        let text = decoded.unwrap_or_else(|_| bytes.decode_utf8_lossy());
+        // The root, or what follows a slash at the end, is no segment.
+        let is_segment = !raw.is_empty() || segments.peek().is_some();
+        if is_segment {
+            parsed.has_separators |= refuse_separators(&text).is_err();
         }
-        let (text, is_utf8) = match &decoded {
-            Some(decoded) => (&*decoded[at].text, decoded[at].is_utf8),
-            None => (raw, true),
-        };
-        parsed.has_separators |= refuse_separators(text).is_err();
-        if parsed.problem.is_none() {
+        if is_segment && parsed.problem.is_none() {
             parsed.problem = if has_malformed_escape(raw) {
                 Some(PathProblem::MalformedEscape)
             } else if is_utf8 {
-                check_segment(text).err()
+                check_segment(&text).err()
             } else {
                 Some(PathProblem::InvalidUtf8)
             };
         }
+        if let Some(all) = &mut parsed.decoded {
+            all.push(text.into_owned());
+        }
     }
-    Parsed { decoded, ..parsed }
-}
-
-fn decode(raw: &str) -> Decoded<'static> {
-    let bytes: Cow<'_, [u8]> = percent_decode_str(raw).into();
-    let text = String::from_utf8_lossy(&bytes);
-    let is_utf8 = matches!(text, Cow::Borrowed(_));
-    Decoded {
-        text: Cow::Owned(text.into_owned()),
-        is_utf8,
-    }
+    parsed
 }
 
 fn has_malformed_escape(raw: &str) -> bool {
@@ -300,7 +265,7 @@ pub(crate) fn check_segment(segment: &str) -> Result<(), PathProblem> {
     if segment.chars().any(char::is_control) {
         return Err(PathProblem::ControlCharacter);
     }
-    let mut parts = segment.split(['/', '\\']);
+    let mut parts = segment.split(SEPARATORS);
     if parts.any(|part| matches!(part, "." | "..")) {
         return Err(PathProblem::DotSegment);
     }
@@ -309,7 +274,7 @@ pub(crate) fn check_segment(segment: &str) -> Result<(), PathProblem> {
 
 /// Refuses a decoded segment that some server would split in two.
 pub(crate) fn refuse_separators(segment: &str) -> Result<(), PathProblem> {
-    if segment.contains(['/', '\\']) {
+    if segment.contains(SEPARATORS) {
         return Err(PathProblem::Separator);
     }
     Ok(())
@@ -336,108 +301,14 @@ pub(crate) fn canonical<'a>(segments: impl Iterator<Item = &'a str>) -> Option<S
 mod tests {
     use super::*;
 
-    fn decoded(path: &str) -> Result<Vec<String>, PathProblem> {
-        let path = ParsedPath::new(path);
-        let segments = path.segments()?.map(str::to_owned);
-        Ok(segments.collect())
-    }
-
-    #[test]
-    fn a_path_is_decoded_segment_by_segment() {
-        assert_eq!(decoded("/").unwrap(), Vec::<String>::new());
-        assert_eq!(decoded("/a/b").unwrap(), ["a", "b"]);
-        assert_eq!(decoded("/a/b/").unwrap(), ["a", "b"]);
-        assert_eq!(decoded("/%61/%C3%BC").unwrap(), ["a", "ü"]);
-        assert_eq!(decoded("/%61/b/").unwrap(), ["a", "b"]);
-        assert_eq!(decoded("/a/ü/...").unwrap(), ["a", "ü", "..."]);
-        assert_eq!(decoded("/a/b%2Fc").unwrap(), ["a", "b/c"]);
-        assert_eq!(decoded("/%2561").unwrap(), ["%61"]);
-    }
-
-    #[test]
-    fn what_could_be_read_as_another_path_is_refused() {
-        use PathProblem::*;
-        for (path, problem) in [
-            ("", Relative),
-            ("*", Relative),
-            ("a/b", Relative),
-            ("//", EmptySegment),
-            ("//a", EmptySegment),
-            ("/a//b", EmptySegment),
-            ("/a/b//", EmptySegment),
-            ("/a/./b", DotSegment),
-            ("/a/..", DotSegment),
-            ("/a/%2e%2E/b", DotSegment),
-            ("/a/b/..%2Fc", DotSegment),
-            ("/a/b/..%5Cc", DotSegment),
-            ("/a/b\\..\\c", DotSegment),
-            ("/a/%00", ControlCharacter),
-            ("/a/b%0A", ControlCharacter),
-            ("/a/%C2%85", ControlCharacter),
-            ("/a/%FF", InvalidUtf8),
-            ("/a/%C0%AF", InvalidUtf8),
-            ("/a/%", MalformedEscape),
-            ("/a/%2", MalformedEscape),
-            ("/a/%zz/b", MalformedEscape),
-            ("/a/%+1", MalformedEscape),
-            ("/%FF%z/b", MalformedEscape),
-            ("/%00/..", ControlCharacter),
-        ] {
-            assert_eq!(decoded(path).unwrap_err(), problem, "{path}");
-            assert!(!ParsedPath::new(path).is_unambiguous(), "{path}");
-        }
-    }
-
-    #[test]
-    fn the_most_lenient_reader_resolves_what_is_ambiguous() {
-        for (path, resolved) in [
-            ("", ""),
-            ("*", "*"),
-            ("//", ""),
-            ("/a/./b//c/", "a/b/c"),
-            ("/a/x/../b", "a/b"),
-            ("/../../a", "a"),
-            ("/a%2Fb\\c", "a/b/c"),
-            ("/a/%2e%2E/b", "b"),
-            ("/%FF/%zz", "\u{fffd}/%zz"),
-        ] {
-            let path = ParsedPath::new(path);
-            let segments: Vec<_> = path.resolved_segments().map(|it| it.text).collect();
-            assert_eq!(segments.join("/"), resolved, "{path:?}");
-        }
-    }
-
-    #[test]
-    fn bytes_that_are_not_utf8_are_no_literal() {
-        let path = ParsedPath::new("/%FF/%EF%BF%BD");
-        let is: Vec<bool> = path
-            .lenient_segments()
-            .map(|it| it.is("\u{fffd}"))
-            .collect();
-        assert_eq!(is, [false, true]);
-    }
-
-    #[test]
-    fn a_segment_that_a_server_would_split_has_no_canonical_spelling() {
-        assert_eq!(
-            canonical(["a b", "ü"].into_iter()).unwrap(),
-            "a%20b/%C3%BC/"
-        );
-        assert_eq!(canonical(["a", "b/c"].into_iter()), None);
-        assert_eq!(canonical(["a", "b\\c"].into_iter()), None);
-    }
-
     /// Where the texts are that each way to read a path gives.
     fn read(path: &ParsedPath<'_>) -> Vec<*const u8> {
         let lenient = path
             .lenient_segments()
             .chain(path.lenient_segments_without_slash());
-        let lenient: Vec<*const u8> = lenient.map(|segment| segment.text.as_ptr()).collect();
-        let strict = path.segments().into_iter().flatten().map(str::as_ptr);
-        let resolved = path
-            .resolved_segments()
-            .map(|segment| segment.text.as_ptr());
-        strict.chain(lenient).chain(resolved).collect()
+        let strict = path.segments().into_iter().flatten();
+        let all = strict.chain(lenient).chain(path.resolved_segments());
+        all.map(str::as_ptr).collect()
     }
 
     #[test]
@@ -454,10 +325,7 @@ mod tests {
         let raw = "/a/b/";
         let path = ParsedPath::new(raw);
         let segments: Vec<&str> = path.segments().unwrap().collect();
-        assert!(
-            raw.as_bytes()
-                .as_ptr_range()
-                .contains(&segments[0].as_ptr())
-        );
+        let own = raw.as_bytes().as_ptr_range();
+        assert!(own.contains(&segments[0].as_ptr()));
     }
 }

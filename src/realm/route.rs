@@ -6,28 +6,17 @@ use axum::extract::{FromRequestParts, MatchedPath, RawPathParams};
 use futures_util::FutureExt;
 use http::Request;
 
-use super::error::RealmError;
-#[cfg(feature = "axum")]
-use super::error::shown;
+use super::error::{RealmError, shown};
 use super::path::ParsedPath;
-#[cfg(feature = "axum")]
 use super::template::PathTemplate;
 
 /// The route that axum's router has matched, and the parameters that its handler can extract.
 ///
 /// What a layer outside of the router has rewritten is in neither: both are of the path that the
-/// router has seen. Without the feature `axum` there is no value of this type.
+/// router has seen.
 #[derive(Debug)]
-pub(crate) struct MatchedRoute {
+pub(crate) enum MatchedRoute {
     #[cfg(feature = "axum")]
-    by: MatchedBy,
-    #[cfg(not(feature = "axum"))]
-    never: std::convert::Infallible,
-}
-
-#[cfg(feature = "axum")]
-#[derive(Debug)]
-enum MatchedBy {
     Router {
         path: MatchedPath,
         /// `None` if a parameter is not UTF-8.
@@ -48,9 +37,9 @@ pub(in crate::realm) enum RouteSegment<'a> {
     Rest(&'a str),
 }
 
-#[cfg(feature = "axum")]
 impl MatchedRoute {
     /// The route of a request; `None` if it is not inside one.
+    #[cfg(feature = "axum")]
     pub(crate) fn of<A>(request: &mut Request<A>) -> Option<Self> {
         let path = request.extensions().get::<MatchedPath>()?.clone();
         // axum gives the parameters only to an extractor, and that reads nothing but extensions.
@@ -59,8 +48,12 @@ impl MatchedRoute {
         let parameters = RawPathParams::from_request_parts(&mut parts, &()).now_or_never();
         std::mem::swap(&mut parts.extensions, request.extensions_mut());
         let parameters = parameters.and_then(Result::ok);
-        let by = MatchedBy::Router { path, parameters };
-        Some(Self { by })
+        Some(Self::Router { path, parameters })
+    }
+
+    #[cfg(not(feature = "axum"))]
+    pub(crate) fn of<A>(_: &mut Request<A>) -> Option<Self> {
+        None
     }
 
     /// The route as if a router had matched it for a path.
@@ -80,30 +73,17 @@ impl MatchedRoute {
                 path.raw()
             ))
         })?;
-        Ok(Self {
-            by: MatchedBy::Explained {
-                path: route.into(),
-                parameters,
-            },
-        })
+        let path = route.into();
+        Ok(Self::Explained { path, parameters })
     }
 
     /// The route as the router has it, with all that it is nested in.
     pub(crate) fn path(&self) -> &str {
-        match &self.by {
-            MatchedBy::Router { path, .. } => path.as_str(),
-            MatchedBy::Explained { path, .. } => path,
+        match self {
+            #[cfg(feature = "axum")]
+            Self::Router { path, .. } => path.as_str(),
+            Self::Explained { path, .. } => path,
         }
-    }
-
-    /// All parameters, decoded; `None` if a value is not UTF-8.
-    fn parameters(&self) -> Option<impl Iterator<Item = (&str, &str)>> {
-        let (matched, explained) = match &self.by {
-            MatchedBy::Router { parameters, .. } => (Some(parameters.as_ref()?.iter()), &[][..]),
-            MatchedBy::Explained { parameters, .. } => (None, &parameters[..]),
-        };
-        let explained = explained.iter().map(|(name, value)| (&**name, &**value));
-        Some(matched.into_iter().flatten().chain(explained))
     }
 
     /// A parameter of one segment, its name and its value, decoded; `None` if the route has none of
@@ -118,10 +98,8 @@ impl MatchedRoute {
         name: &str,
     ) -> Result<Option<(&str, &str)>, RealmError> {
         let has = |segment| self.segments().any(|it| it == segment);
-        if has(RouteSegment::Rest(name)) {
-            return Ok(None);
-        }
-        if self.parameters().is_none() && !has(RouteSegment::Parameter(name)) {
+        let is_missing = self.is_unreadable() && !has(RouteSegment::Parameter(name));
+        if has(RouteSegment::Rest(name)) || is_missing {
             return Ok(None);
         }
         self.named(name)
@@ -133,57 +111,60 @@ impl MatchedRoute {
     ///
     /// [`RealmError::Unresolved`] if a value of the route is not UTF-8, or if nested routes give
     /// this one two values.
+    #[cfg(feature = "axum")]
     pub(in crate::realm) fn value(&self, name: &str) -> Result<Option<&str>, RealmError> {
         Ok(self.named(name)?.map(|(_, value)| value))
     }
 
     fn named(&self, name: &str) -> Result<Option<(&str, &str)>, RealmError> {
-        let Some(parameters) = self.parameters() else {
-            return Err(RealmError::unresolved(
-                "a part of its path is not UTF-8; percent-encode it as UTF-8",
-            ));
-        };
-        let mut values = parameters.filter(|(key, _)| *key == name);
-        let Some((key, value)) = values.next() else {
-            return Ok(None);
-        };
-        if let Some((_, other)) = values.find(|(_, other)| *other != value) {
-            let (value, other) = (shown(value), shown(other));
-            let problem = format!(
-                "two nested routes have a parameter `{name}`, one is `{value}` and the other \
-                 `{other}`; give them different names"
-            );
-            return Err(RealmError::Unresolved { problem });
+        match self {
+            #[cfg(feature = "axum")]
+            Self::Router { parameters, .. } => {
+                let parameters = parameters.as_ref().ok_or_else(|| {
+                    RealmError::unresolved(
+                        "a part of its path is not UTF-8; percent-encode it as UTF-8",
+                    )
+                })?;
+                only(parameters.iter(), name)
+            }
+            Self::Explained { parameters, .. } => {
+                let parameters = parameters.iter();
+                only(parameters.map(|(key, value)| (&**key, &**value)), name)
+            }
         }
-        Ok(Some((key, value)))
-    }
-}
-
-#[cfg(not(feature = "axum"))]
-impl MatchedRoute {
-    pub(crate) fn of<A>(_: &mut Request<A>) -> Option<Self> {
-        None
     }
 
-    pub(in crate::realm) fn explained(route: &str, _: &ParsedPath<'_>) -> Result<Self, RealmError> {
-        Err(RealmError::unresolved(format_args!(
-            "the route `{route}` needs the feature `axum`"
-        )))
+    /// Whether a value of the route is not UTF-8, so that none can be read.
+    fn is_unreadable(&self) -> bool {
+        match self {
+            #[cfg(feature = "axum")]
+            Self::Router { parameters, .. } => parameters.is_none(),
+            Self::Explained { .. } => false,
+        }
     }
 
-    pub(crate) fn path(&self) -> &str {
-        match self.never {}
-    }
-
-    pub(in crate::realm) fn parameter(&self, _: &str) -> Result<Option<(&str, &str)>, RealmError> {
-        match self.never {}
-    }
-}
-
-impl MatchedRoute {
     pub(in crate::realm) fn segments(&self) -> impl Iterator<Item = RouteSegment<'_>> {
         segments(self.path())
     }
+}
+
+/// The parameter of this name, unless nested routes give it two values.
+fn only<'a>(
+    mut parameters: impl Iterator<Item = (&'a str, &'a str)>,
+    name: &str,
+) -> Result<Option<(&'a str, &'a str)>, RealmError> {
+    let Some((key, value)) = parameters.find(|(key, _)| *key == name) else {
+        return Ok(None);
+    };
+    if let Some((_, other)) = parameters.find(|(key, other)| *key == name && *other != value) {
+        let (value, other) = (shown(value), shown(other));
+        let problem = format!(
+            "two nested routes have a parameter `{name}`, one is `{value}` and the other \
+             `{other}`; give them different names"
+        );
+        return Err(RealmError::Unresolved { problem });
+    }
+    Ok(Some((key, value)))
 }
 
 fn segments(route: &str) -> impl Iterator<Item = RouteSegment<'_>> {

@@ -7,10 +7,13 @@ use axum::extract::Path;
 use axum::routing::{patch, post};
 use axum::{Json, Router};
 use http::{Request, StatusCode};
+use percent_encoding::percent_decode_str;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use tower::ServiceExt;
-use tower_realm_lock::{LockKey, RealmLocks, RealmWriteLockLayer};
+use tower_realm_lock::{
+    LockKey, RealmError, RealmLocks, RealmMounts, RealmUrl, RealmWriteLockLayer,
+};
 
 use crate::support::gate::realms;
 
@@ -137,6 +140,64 @@ proptest! {
         } else {
             prop_assert!(!body.contains("#realm-unresolved"), "{}", body);
         }
+    }
+
+    #[test]
+    fn what_is_joined_is_canonical(segments in prop::collection::vec("\\PC{1,8}", 0..4)) {
+        let base = RealmUrl::parse("http://h/a/").unwrap();
+        if let Ok(joined) = base.join(&segments) {
+            prop_assert_eq!(RealmUrl::parse(joined.as_str()).unwrap(), joined.clone());
+            let path = joined.as_str().strip_prefix(base.as_str()).unwrap();
+            let decoded = path.split_terminator('/').map(|segment| {
+                percent_decode_str(segment).decode_utf8().unwrap().into_owned()
+            });
+            prop_assert_eq!(decoded.collect::<Vec<_>>(), segments);
+        }
+    }
+
+    #[test]
+    fn every_way_to_encode_a_segment_gives_one_url(segment in "[^/\\\\\u{0}-\u{1f}\u{7f}-\u{9f}]{1,8}", lower in any::<bool>()) {
+        prop_assume!(segment != "." && segment != "..");
+        let encoded: String = segment
+            .bytes()
+            .map(|byte| if lower { format!("%{byte:02x}") } else { format!("%{byte:02X}") })
+            .collect();
+        let realm = RealmUrl::parse(&format!("http://h/{encoded}/")).unwrap();
+        prop_assert_eq!(realm, RealmUrl::parse("http://h").unwrap().join([segment]).unwrap());
+    }
+}
+
+#[test]
+fn an_ambiguous_path_is_refused_with_the_first_of_its_problems() {
+    for (path, expected) in [
+        ("", "does not start with `/`"),
+        ("*", "does not start with `/`"),
+        ("a/b", "does not start with `/`"),
+        ("//", "empty segment"),
+        ("//a", "empty segment"),
+        ("/a//b", "empty segment"),
+        ("/a/b//", "empty segment"),
+        ("/a/./b", "dot segment"),
+        ("/a/..", "dot segment"),
+        ("/a/%2e%2E/b", "dot segment"),
+        ("/a/b/..%2Fc", "dot segment"),
+        ("/a/b/..%5Cc", "dot segment"),
+        ("/a/b\\..\\c", "dot segment"),
+        ("/a/%00", "control character"),
+        ("/a/b%0A", "control character"),
+        ("/a/%C2%85", "control character"),
+        ("/a/%FF", "not UTF-8"),
+        ("/a/%C0%AF", "not UTF-8"),
+        ("/a/%", "two hexadecimal digits"),
+        ("/a/%2", "two hexadecimal digits"),
+        ("/a/%zz/b", "two hexadecimal digits"),
+        ("/a/%+1", "two hexadecimal digits"),
+        ("/%FF%z/b", "two hexadecimal digits"),
+        ("/%00/..", "control character"),
+    ] {
+        let error = RealmMounts::default().resolve(path).unwrap_err();
+        assert!(matches!(error, RealmError::AmbiguousPath { .. }), "{path}");
+        assert!(error.to_string().contains(expected), "{path}: {error}");
     }
 }
 

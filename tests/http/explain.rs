@@ -390,6 +390,9 @@ async fn what_names_no_realm_passes_if_that_is_asked_for_and_nothing_else_does()
         RealmResolver::from_fn(async |_| Err::<RealmUrl, _>(RealmError::unavailable("gone")));
     let header = HeaderName::from_static("x-tenant");
     let header = RealmResolver::from_header(header, |id| Ok(LockKey::in_space("tenant", id)));
+    let extension = RealmResolver::from_extension(|url: &RealmUrl| Ok(url.clone()));
+    #[cfg(feature = "axum")]
+    let by_params = RealmResolver::from_params(["id"], |[id]| Ok(LockKey::in_space("tenant", id)));
     let malformed =
         RealmResolver::from_fn(async |_| Err::<RealmUrl, _>(RealmError::unresolved("no text")));
     let empty = RealmResolver::from_fn(async |_| Claim::of_realms::<RealmUrl>([]));
@@ -402,6 +405,9 @@ async fn what_names_no_realm_passes_if_that_is_asked_for_and_nothing_else_does()
         (mounted.clone().into(), "/login", true),
         (absent.clone(), "/login", true),
         (header, "/login", true),
+        (extension, "/login", true),
+        #[cfg(feature = "axum")]
+        (by_params, "/login", true),
         (malformed, "/login", false),
         (empty, "/login", false),
         (lost, "/login", false),
@@ -431,6 +437,12 @@ async fn what_names_no_realm_passes_if_that_is_asked_for_and_nothing_else_does()
     assert_eq!(status(&layer, Method::PUT, "/webhook").await, 200);
     let moves = Method::from_bytes(b"MOVE").unwrap();
     assert_eq!(status(&layer, moves, "/x").await, 400);
+    // A realm is found, whatever its scope says.
+    let no_card = Scope::from_fn(async |_, _| Err(RealmError::missing("no card")));
+    let rules = LockRules::new().scope(Method::PUT, CARD, no_card).unwrap();
+    let scoped = RealmWriteLockLayer::new(RealmLocks::in_process(), realms());
+    let scoped = scoped.rules(rules).unwrap().unresolved(Unresolved::Pass);
+    assert_eq!(status(&scoped, Method::PUT, "/luke/a/x").await, 400);
     // Nobody knows which method it has.
     let header = HeaderName::from_static("x-http-method-override");
     let rules = LockRules::new().method_override(header.clone(), [Method::PATCH]);

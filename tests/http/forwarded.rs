@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::{HeaderValue, Request, Response, Version};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -14,9 +14,11 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tower::{Layer, Service, service_fn};
 use tower_realm_lock::{
-    HeldLock, PeerAddr, RealmLocks, RealmPaths, RealmWriteLockLayer, RequestOrigin, TrustedProxies,
+    HeldLock, PeerAddr, RealmBodyLockLayer, RealmLocks, RealmPaths, RealmWriteLockLayer,
+    RequestOrigin, TrustedProxies, UnixPeer,
 };
 
+use crate::support::decided::decided;
 use crate::support::gate::realms;
 use crate::support::raw::raw;
 
@@ -172,6 +174,182 @@ async fn a_trusted_proxy_says_what_its_client_used() {
         let (status, problem) = raw(address, head.as_bytes(), "").await;
         assert_eq!(status, 400, "{headers}");
         assert!(problem.contains("#realm-unresolved"), "{problem}");
+    }
+}
+
+const PROXY: &str = "10.1.2.3:99";
+const STRANGER: &str = "192.0.2.1:1";
+
+/// The origins that requests have; several proxies in front.
+fn origin() -> RequestOrigin {
+    RequestOrigin::new(TrustedProxies::new(["10.0.0.0/8", "2001:db8::/32", "::1"]).unwrap())
+}
+
+/// What a request locks that this peer sends, without a server in between.
+async fn locked(origin: &RequestOrigin, peer: &str, headers: &[(&'static str, &str)]) -> String {
+    let realms = RealmPaths::new("https://base.example", "/{owner}/{realm}").unwrap();
+    let realms = realms.origin_from_request(origin.clone());
+    let layer = RealmBodyLockLayer::new(RealmLocks::in_process(), realms, 64);
+    let mut request = Request::patch("/luke/a/x").body(String::new()).unwrap();
+    for (name, value) in headers {
+        let value = HeaderValue::from_str(value).unwrap();
+        request.headers_mut().append(*name, value);
+    }
+    match peer {
+        "" => {}
+        "unix" => drop(request.extensions_mut().insert(UnixPeer)),
+        peer => {
+            let peer = PeerAddr(peer.parse().unwrap());
+            request.extensions_mut().insert(peer);
+        }
+    }
+    decided(&layer, request).await
+}
+
+#[tokio::test]
+async fn the_outermost_trusted_proxy_says_what_the_client_sent() {
+    for (value, origin_of_realm) in [
+        ("host=a.example;proto=https", "https://a.example"),
+        (
+            "Host=\"a.example:8443\" ; PROTO=https",
+            "https://a.example:8443",
+        ),
+        ("for=192.0.2.1;host=a", "https://a"),
+        ("host=evil, for=192.0.2.1;host=a", "https://a"),
+        (
+            "host=evil, for=192.0.2.1;host=a, for=10.0.0.1;host=b;proto=http",
+            "http://a",
+        ),
+        ("host=evil, for=\"[2001:db8::1]:99\"", "https://evil"),
+        (
+            "for=192.0.2.1;host=a, for=\"10.0.0.1:1234\";host=b",
+            "https://a",
+        ),
+        ("host=evil, for=unknown;host=a", "https://a"),
+        ("host=evil, for=_hidden", "https://inner"),
+        ("host=evil;proto=http, proto=https", "https://inner"),
+        (", ,host=a,", "https://a"),
+        ("for=\"a,b;host=evil\";host=a", "https://a"),
+    ] {
+        let realm = locked(&origin(), PROXY, &[("host", "inner"), ("forwarded", value)]).await;
+        assert_eq!(realm, format!("{origin_of_realm}/luke/a/"), "{value}");
+    }
+    // Of the other headers the last value counts.
+    let headers = [
+        ("host", "inner"),
+        ("x-forwarded-host", "evil, a.example"),
+        ("x-forwarded-proto", "http"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-prefix", "/pre%66ix/"),
+    ];
+    let realm = locked(&origin(), PROXY, &headers).await;
+    assert_eq!(realm, "https://a.example/prefix/luke/a/");
+}
+
+#[tokio::test]
+async fn what_a_trusted_proxy_says_is_read_in_one_way_or_refused() {
+    for headers in [
+        &[("forwarded", "host")][..],
+        &[("forwarded", "host=a;host=b")],
+        &[("forwarded", "host=\"a")],
+        &[("forwarded", "host=")],
+        &[("forwarded", "host=a b")],
+        &[("forwarded", "host=\"a\"b\"")],
+        &[("x-forwarded-host", "a/b")],
+        &[("x-forwarded-host", "")],
+        &[("x-forwarded-host", "outer.")],
+        &[("x-forwarded-proto", "ftp")],
+        &[("x-forwarded-proto", "https://evil/")],
+        &[("x-forwarded-prefix", "prefix")],
+        &[("x-forwarded-prefix", "@evil/")],
+        &[("x-forwarded-prefix", "/a/../b")],
+        &[("x-forwarded-prefix", "/a%2fb")],
+        &[("x-forwarded-prefix", "")],
+        &[("x-forwarded-prefix", "/a, /b")],
+        &[("x-forwarded-prefix", "/a"), ("x-forwarded-prefix", "/a")],
+        // Both kinds, of which one may be the client's.
+        &[("forwarded", "host=a"), ("x-forwarded-host", "b")],
+        &[("forwarded", "host=a"), ("x-forwarded-proto", "http")],
+        &[("forwarded", "for=192.0.2.1"), ("x-forwarded-host", "a")],
+    ] {
+        let headers = [&[("host", "inner")], headers].concat();
+        let refused = locked(&origin(), PROXY, &headers).await;
+        let part = "refused: the origin of the request cannot be told";
+        assert!(refused.starts_with(part), "{headers:?}: {refused}");
+        assert!(!refused.contains(char::is_control), "{refused:?}");
+        let realm = locked(&origin(), STRANGER, &headers).await;
+        assert_eq!(realm, "https://inner/luke/a/", "{headers:?}");
+    }
+    let agreeing = [
+        ("host", "x"),
+        ("forwarded", "host=A"),
+        ("x-forwarded-host", "a"),
+    ];
+    let realm = locked(&origin(), PROXY, &agreeing).await;
+    assert_eq!(realm, "https://a/luke/a/");
+    // Not even a trusted proxy can make two hosts of a request one.
+    let twice = [("host", "a"), ("host", "b"), ("x-forwarded-host", "c")];
+    let refused = locked(&origin(), PROXY, &twice).await;
+    assert!(refused.contains("more than one `Host`"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_proxy_is_an_address_or_a_network_or_any_unix_peer() {
+    for bad in [
+        "",
+        "10.0.0.0/33",
+        "proxy.example",
+        "10.0.0.1:80",
+        "x\n",
+        "Unix",
+        "unix:",
+        // An IPv4 address is compared as what it is.
+        "::ffff:10.0.0.1",
+    ] {
+        let error = TrustedProxies::new([bad]).unwrap_err().to_string();
+        assert!(error.contains("proxy") && !error.contains('\n'), "{error}");
+    }
+    let headers = [("host", "inner"), ("x-forwarded-host", "outer")];
+    let named = || RequestOrigin::new(TrustedProxies::new(["unix", "10.0.0.1"]).unwrap());
+    let default = || RequestOrigin::new(TrustedProxies::default());
+    for (origin, peer, host) in [
+        (origin(), PROXY, "outer"),
+        (origin(), "[::1]:1", "outer"),
+        (origin(), "[::ffff:10.1.2.3]:1", "outer"),
+        (origin(), STRANGER, "inner"),
+        (origin(), "[::ffff:192.0.2.1]:1", "inner"),
+        (origin(), "unix", "inner"),
+        (origin(), "", "inner"),
+        (named(), "10.0.0.1:1", "outer"),
+        (named(), "10.0.0.2:1", "inner"),
+        (named(), "unix", "outer"),
+        (default(), "127.0.0.1:1", "inner"),
+        (default(), "unix", "inner"),
+    ] {
+        let realm = locked(&origin, peer, &headers).await;
+        assert_eq!(realm, format!("https://{host}/luke/a/"), "{peer}");
+    }
+}
+
+#[tokio::test]
+async fn origins_can_be_named() {
+    let only = origin().only(["https://A.example:443", "http://b.example"]);
+    let only = only.unwrap();
+    let realm = locked(&only, "", &[("host", "a.example")]).await;
+    assert_eq!(realm, "https://a.example/luke/a/");
+    // What a proxy passes on may be its client's.
+    let prefixed = [("host", "a.example"), ("x-forwarded-prefix", "/1")];
+    for (peer, headers) in [
+        ("", &[("host", "b.example")][..]),
+        ("", &[("host", "c.example")]),
+        ("", &[("host", "a.example:80")]),
+        (PROXY, &prefixed),
+    ] {
+        let refused = locked(&only, peer, headers).await;
+        assert!(refused.contains("none of the server's"), "{refused}");
+    }
+    for bad in ["a.example", "https://a.example/?x", "ftp://a"] {
+        assert!(origin().only([bad]).is_err(), "{bad}");
     }
 }
 

@@ -75,6 +75,11 @@ async fn it_counts_in_both_directions_and_only_where_configured() {
         // Some fold letter case.
         (Method::GET, &[b"delete"], true, false),
         (Method::POST, &[b"query"], true, true),
+        (Method::DELETE, &[b"Get"], true, true),
+        (Method::POST, &[b"post"], true, true),
+        // White space and an empty value are no method.
+        (Method::POST, &[b"GET\t"], true, true),
+        (Method::POST, &[b""], true, true),
         // Which one counts is not certain.
         (Method::POST, &[b"GET", b"DELETE"], true, true),
         (Method::POST, &[b"GET", b"GET"], true, true),

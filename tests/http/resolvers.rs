@@ -10,18 +10,19 @@ use std::task::{Context, Poll};
 
 use futures_util::FutureExt;
 use futures_util::future::poll_fn;
-use http::{Method, Request, Response};
-use http_body_util::BodyExt;
+use http::{HeaderName, HeaderValue, Method, Request, Response};
+use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::{Layer, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_realm_lock::{
-    Claim, RealmBodyLockLayer, RealmBodyResolver, RealmError, RealmLocks, RealmMounts,
-    RealmPointers, RealmResolver, RealmUrl, RequestBody,
+    Claim, LockKey, RealmBodyLockLayer, RealmBodyResolver, RealmError, RealmLocks, RealmMounts,
+    RealmPointers, RealmResolver, RealmUrl, RequestBody, RequestHead,
 };
 
+use crate::support::decided::decided;
 use crate::support::gate::{Gate, Gated, Outcome, answered, code, gate, patch, queue, realms};
 
 fn url(url: &str) -> RealmUrl {
@@ -325,4 +326,214 @@ async fn looking_up_takes_no_permit_of_the_inner_service() {
     let response = second.call(request("GET").unwrap()).await.unwrap();
     assert_eq!(response.status(), 200);
     call.abort();
+}
+
+fn mounts<const N: usize>(urls: [&str; N]) -> RealmMounts {
+    RealmMounts::new(urls.map(url)).unwrap()
+}
+
+#[test]
+fn of_mounted_realms_the_longest_beginning_counts_segment_by_segment() {
+    let below = mounts(["http://h/a/", "http://h/a/b/c/", "http://h/%C3%BC/"]);
+    let root = mounts(["http://h/", "http://h/a/", "http://h/a/b/"]);
+    for (mounts, path, realm) in [
+        (&below, "/a", "http://h/a/"),
+        (&below, "/a/", "http://h/a/"),
+        (&below, "/a/b", "http://h/a/"),
+        (&below, "/a/b/cc", "http://h/a/"),
+        (&below, "/a/b/c", "http://h/a/b/c/"),
+        (&below, "/%61/b/%63/d/", "http://h/a/b/c/"),
+        (&below, "/%c3%bc/x", "http://h/%C3%BC/"),
+        (&below, "/ü/x", "http://h/%C3%BC/"),
+        (&root, "/", "http://h/"),
+        (&root, "/b/c", "http://h/"),
+        (&root, "/a/c", "http://h/a/"),
+        // However it is split, it is in the same realm.
+        (&root, "/a/b/x%2Fy", "http://h/a/b/"),
+    ] {
+        assert_eq!(mounts.resolve(path).unwrap().as_str(), realm, "{path}");
+    }
+    for path in ["/", "/aa", "/b", "/A/x"] {
+        let error = below.resolve(path).unwrap_err();
+        assert!(matches!(error, RealmError::NotMounted { .. }), "{path}");
+    }
+    for path in [
+        "/a//b/x",
+        "/a/../b",
+        "/a/%2e%2e/b",
+        "/a%2Fb/x",
+        "/a/b%5Cx",
+        "/a/b%2F",
+    ] {
+        let error = root.resolve(path).unwrap_err();
+        let is_ambiguous = matches!(error, RealmError::AmbiguousPath { .. });
+        assert!(is_ambiguous, "{path}: {error}");
+    }
+}
+
+#[test]
+fn every_clone_sees_a_change_and_two_realms_at_one_path_change_nothing() {
+    let mounts = mounts(["http://h/a/"]);
+    let clone = mounts.clone();
+    let below = url("http://h/a/b/");
+    assert!(clone.insert(&below).unwrap());
+    assert!(!clone.insert(&below).unwrap());
+    assert_eq!(mounts.resolve("/a/b/x").unwrap(), below);
+    assert!(!clone.remove(&url("http://other/a/b/")));
+    assert!(clone.remove(&below));
+    assert_eq!(mounts.resolve("/a/b/x").unwrap(), url("http://h/a/"));
+    let other = url("http://other/a/");
+    let error = mounts.insert(&other).unwrap_err().to_string();
+    assert!(error.contains("http://h/a/"), "{error}");
+    let taken = [url("http://h/b/"), other, url("http://h/a/")];
+    assert!(mounts.set(taken).is_err());
+    assert_eq!(mounts.list(), [url("http://h/a/")]);
+    mounts.set([url("http://h/c/")]).unwrap();
+    assert_eq!(clone.list(), [url("http://h/c/")]);
+}
+
+/// What a request with this body locks.
+async fn named_in_body(pointers: &[&str], body: &str) -> String {
+    let layer = layer(RealmPointers::new(pointers).unwrap());
+    let request = Request::post("/").body(body.to_owned()).unwrap();
+    decided(&layer, request).await
+}
+
+#[tokio::test]
+async fn each_pointer_into_a_body_leads_to_a_realm_or_says_why_not() {
+    let both = "http://h/a/ and http://h/b/";
+    for (pointers, body, expected) in [
+        (
+            &["/s", "/data/t~0~1/1"][..],
+            r#"{"s":"http://H/a","data":{"t~/":["x","http://h/%62/"]}}"#,
+            both,
+        ),
+        (&[""], r#""http://h/a""#, "http://h/a/"),
+        (
+            &["/~01"],
+            r#"{"~1":"http://h/a","/":"http://h/b"}"#,
+            "http://h/a/",
+        ),
+        (&["/"], r#"{"":"http://h/a"}"#, "http://h/a/"),
+        (&["/1"], r#"{"1":"http://h/a"}"#, "http://h/a/"),
+        // What stands twice beside the way does not count.
+        (&["/s"], r#"{"c":1,"s":"http://h/a","c":2}"#, "http://h/a/"),
+    ] {
+        assert_eq!(named_in_body(pointers, body).await, expected, "{body}");
+    }
+    let long = format!(r#"{{"s":"http://h/{}"}}"#, "a".repeat(3000));
+    for (pointer, body, reason) in [
+        ("/s", r#"{"t":"http://h/a"}"#, "`/s`"),
+        ("/s", r#"{"s":1}"#, "must be a string"),
+        ("/s", r#"{"s":null}"#, "must be a string"),
+        ("/s", r#"{"s":["http://h/a"]}"#, "must be a string"),
+        ("/s", r#"{"s":{"s":"http://h/a"}}"#, "must be a string"),
+        ("/s/t", r#"{"s":"http://h/a"}"#, "is missing"),
+        ("/01", r#"["http://h/a","http://h/b"]"#, "is missing"),
+        ("/-", r#"["http://h/a"]"#, "is missing"),
+        ("/s", r#"{"s":"a","s":"b"}"#, "twice"),
+        ("/s/t", r#"{"s":{"t":"http://h/a"},"s":{}}"#, "twice"),
+        ("/s/t", r#"{"s":{"t":"a","\u0074":"a"}}"#, "twice"),
+        ("/s/t", r#"{"s":{"t":"a"},"s":1,"s":{"t":"a"}}"#, "twice"),
+        ("/s", r#"{"s":"/luke/a/"}"#, "`/luke/a/` is not a realm URL"),
+        ("/s", r#"{"s":"x\u001b[31m\n`</script>"}"#, r"x\u{1b}[31m\n"),
+        ("/s", r#"{"s":"http://h/a/../b/"}"#, "dot segment"),
+        ("/s", "{", "not JSON"),
+        ("/s", "", "not JSON"),
+        ("/s", "\u{feff}{}", "not JSON"),
+        ("/s", r#"{"s":"http://h/a"} x"#, "not JSON"),
+        ("/s", "{\"s\":'secret'}", "not JSON"),
+        ("/s", &long, "too many"),
+    ] {
+        let refused = named_in_body(&[pointer], body).await;
+        let is_refused = refused.starts_with("refused: ") && refused.contains(reason);
+        assert!(is_refused, "{body}: {refused}");
+        assert!(!refused.contains(char::is_control), "{refused:?}");
+        assert!(refused.len() < 500 && !refused.contains("secret"));
+    }
+    for pointer in ["s", "s/t", "/~", "/a~2b", "#/s"] {
+        let error = RealmPointers::new([pointer]).unwrap_err().to_string();
+        assert!(error.contains(&format!("`{pointer}`")), "{error}");
+    }
+    assert!(RealmPointers::new::<&str>([]).is_err());
+}
+
+#[tokio::test]
+async fn a_body_with_an_encoding_is_not_looked_into() {
+    let layer = layer(RealmPointers::new(["/s"]).unwrap());
+    for (encodings, expected) in [
+        (&["Identity"][..], "http://h/a/"),
+        (&["Identity", "gzip"], "the Content-Encoding `gzip`"),
+    ] {
+        let mut request = Request::post("/");
+        for encoding in encodings {
+            request = request.header("content-encoding", *encoding);
+        }
+        let request = request.body(r#"{"s":"http://h/a"}"#.to_owned()).unwrap();
+        let decision = decided(&layer, request).await;
+        assert!(decision.contains(expected), "{decision}");
+    }
+    let body = Full::from(&b"{\"x\":\"\xff\",\"s\":\"http://h/a\"}"[..]);
+    let refused = decided(&layer, Request::post("/").body(body).unwrap()).await;
+    assert!(refused.contains("it is not UTF-8"), "{refused}");
+}
+
+#[tokio::test]
+async fn an_extension_that_is_missing_is_named() {
+    let by_id = RealmResolver::from_extension(|id: &u8| Ok(LockKey::in_space("tenant", id)));
+    let layer = layer(by_id);
+    let mut request = Request::post("/").body(String::new()).unwrap();
+    let refused = decided(&layer, request.clone()).await;
+    assert!(refused.contains("no extension `u8`"), "{refused}");
+    request.extensions_mut().insert(7_u8);
+    let key = LockKey::in_space("tenant", 7);
+    assert_eq!(decided(&layer, request).await, format!("lock key {key}"));
+}
+
+#[tokio::test]
+async fn a_header_is_read_as_it_is_and_white_space_is_no_part_of_a_name() {
+    let name = HeaderName::from_static("x-tenant");
+    let tenant = |id: &str| Ok(LockKey::in_space("tenant", id));
+    let layer = layer(RealmResolver::from_header(name.clone(), tenant));
+    let read = async |value: &str| {
+        let mut request = Request::post("/").body(String::new()).unwrap();
+        let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
+        request.headers_mut().insert(&name, value);
+        decided(&layer, request).await
+    };
+    let key = LockKey::in_space("tenant", "büro 1");
+    assert_eq!(read("büro 1").await, format!("lock key {key}"));
+    for value in [" ", " a", "a "] {
+        let refused = read(value).await;
+        assert!(refused.contains("white space"), "{value:?}: {refused}");
+    }
+}
+
+#[test]
+fn what_is_shown_of_a_resolver_and_of_a_request_is_no_secret() {
+    let tenant = |id: &str| Ok(LockKey::in_space("tenant", id));
+    let realms = RealmResolver::from_header(HeaderName::from_static("x-tenant"), tenant)
+        .route(
+            Method::PUT,
+            "/x",
+            RealmResolver::from_extension(move |id: &String| tenant(id)),
+        )
+        .unwrap();
+    let shown = format!("{realms:?}");
+    for place in [
+        "the header `x-tenant`",
+        "the extension `alloc::string::String`",
+    ] {
+        assert!(shown.contains(place), "{shown}");
+    }
+    let request = Request::put("https://h.example/luke/a?token=hunter2")
+        .header("authorization", "Bearer hunter2")
+        .header("cookie", "session=hunter2")
+        .extension("hunter2");
+    let (parts, ()) = request.body(()).unwrap().into_parts();
+    let shown = format!("{:?}", RequestHead::from(parts));
+    assert!(!shown.contains("hunter2"), "{shown}");
+    for part in ["PUT", "/luke/a", "authorization", "cookie", "HTTP/1.1"] {
+        assert!(shown.contains(part), "{shown}");
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderName, Method, Request, Response, StatusCode};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -441,6 +441,334 @@ fn a_rule_that_can_never_decide_anything_is_an_error_that_names_the_remedy() {
         assert!(error.to_string().contains(remedy), "{error}");
         // What `main` prints.
         assert_eq!(format!("{error:?}"), error.to_string());
+    }
+}
+
+#[test]
+fn safe_methods_pass_and_all_others_are_locked() {
+    let rules = LockRules::new();
+    for (method, locked) in [
+        ("GET", false),
+        ("HEAD", false),
+        ("OPTIONS", false),
+        ("TRACE", false),
+        ("QUERY", false),
+        ("PROPFIND", false),
+        ("REPORT", false),
+        ("SEARCH", false),
+        ("POST", true),
+        ("PUT", true),
+        ("PATCH", true),
+        ("DELETE", true),
+        ("CONNECT", true),
+        ("PROPPATCH", true),
+        ("MKCOL", true),
+        ("MOVE", true),
+        ("COPY", true),
+        ("LOCK", true),
+        ("UNLOCK", true),
+        ("ACL", true),
+        ("CHECKIN", true),
+        ("UPDATE", true),
+        // The registry calls it safe, and no request has it.
+        ("PRI", true),
+        ("BREW", true),
+        ("get", true),
+        ("propfind", true),
+    ] {
+        let parsed = Method::from_bytes(method.as_bytes()).unwrap();
+        assert_eq!(rules.locks(&parsed, "/a/b/c"), locked, "{method}");
+    }
+}
+
+#[test]
+fn only_the_plain_spelling_is_exempt() {
+    let rules = LockRules::new()
+        .exempt(Method::POST, "/{owner}/{realm}/_search")
+        .unwrap();
+    assert!(!rules.locks(&Method::POST, "/a/b/_search"));
+    for path in [
+        "/a/b/%5Fsearch",
+        "/a/b/c/_search",
+        "/a/../_search",
+        "/a/%2e%2e/_search",
+        "/a/b/_search/",
+        "/a/b/_SEARCH",
+        "/a%2Fb/c/_search",
+        "/a\\b/c/_search",
+    ] {
+        assert!(rules.locks(&Method::POST, path), "{path}");
+    }
+    assert!(rules.locks(&Method::PUT, "/a/b/_search"));
+}
+
+#[test]
+fn every_spelling_of_a_locked_route_is_locked() {
+    let rules = LockRules::new()
+        .lock(Method::GET, "/{owner}/{realm}/_reindex")
+        .unwrap();
+    assert!(rules.locks(&Method::GET, "/a/b/_reindex"));
+    assert!(rules.locks(&Method::GET, "/a/b/%5Freindex"));
+    assert!(rules.locks(&Method::GET, "/a/b/_reindex/"));
+    // What the most lenient reader takes for it.
+    for path in [
+        "/a/b%2F_reindex",
+        "/a/./b/_reindex",
+        "//a/b/_reindex",
+        "/a//_reindex",
+        "///_reindex",
+        "/a/b/_reindex//",
+        "/a/b/x/../_reindex",
+        "/a\\b\\_reindex",
+        "/../../a/b/_reindex",
+        "/%FF/%zz/_reindex",
+    ] {
+        assert!(rules.locks(&Method::GET, path), "{path}");
+    }
+    let with_slash = LockRules::new().lock(Method::GET, "/{owner}/{realm}/");
+    let with_slash = with_slash.unwrap();
+    for path in ["/a/b/", "/a/b", "/a/./b/", "/a%2Fb", "/a/b//"] {
+        assert!(with_slash.locks(&Method::GET, path), "{path}");
+    }
+    assert!(!with_slash.locks(&Method::GET, "/a"));
+    assert!(rules.locks(&Method::HEAD, "/a/b/_reindex"));
+    assert!(!rules.locks(&Method::HEAD, "/a/b/c"));
+    assert!(!rules.locks(&Method::OPTIONS, "/a/b/_reindex"));
+    assert!(!rules.locks(&Method::GET, "/a/b/c"));
+}
+
+#[test]
+fn the_first_route_that_fits_decides() {
+    let rules = LockRules::new()
+        .lock(Method::POST, "/{owner}/{realm}/_search")
+        .unwrap()
+        .exempt(Method::POST, "/{owner}/{realm}/{*rest}")
+        .unwrap();
+    assert!(rules.locks(&Method::POST, "/a/b/_search"));
+    assert!(!rules.locks(&Method::POST, "/a/b/other"));
+}
+
+/// `exempt` compares a path with its pattern to the letter, `lock` in any spelling.
+#[test]
+fn a_pattern_fits_as_a_route_of_axum_does() {
+    for (pattern, path, to_the_letter, in_any_spelling) in [
+        ("/", "/", true, true),
+        ("/", "//", false, true),
+        ("/", "/a", false, false),
+        ("/a", "*", false, false),
+        ("/a/", "/", false, false),
+        ("/{o}/{r}/_search", "/a/b/_search", true, true),
+        ("/{o}/{r}/_search", "/a/b/%5Fsearch", false, true),
+        ("/{o}/{r}/_search", "/a/b/_search/", false, true),
+        ("/{o}/{r}/_search", "/a/b/c/_search", false, false),
+        ("/{o}/{r}/_search", "/a//_search", false, true),
+        ("/{o}/{r}/_search", "///_search", false, true),
+        ("/{o}/{r}/", "///", false, true),
+        ("/{o}/{r}/", "/a/b/", true, true),
+        ("/{o}/{r}/", "/a/b", false, true),
+        ("/{o}/{r}/", "/a/./b/", false, true),
+        ("/{o}/{r}/", "/a%2Fb", false, true),
+        ("/{o}/{r}/", "/a", false, false),
+        ("/{o}/{r}/", "/a/b/c", false, false),
+        ("/{o}/{r}", "/a/", false, false),
+        ("/{o}/{r}", "/a/b/", false, true),
+        ("/{o}/{r}", "/a/./b/", false, true),
+        ("/{o}/{*rest}", "/a/b/c/", true, true),
+        ("/{o}/{*rest}", "/a/", false, false),
+        ("/{o}/{*rest}", "/a", false, false),
+    ] {
+        let exempt = LockRules::new().exempt(Method::POST, pattern).unwrap();
+        let is_exempt = !exempt.locks(&Method::POST, path);
+        assert_eq!(is_exempt, to_the_letter, "{pattern} {path}");
+        let locked = LockRules::new().lock(Method::GET, pattern).unwrap();
+        let is_locked = locked.locks(&Method::GET, path);
+        assert_eq!(is_locked, in_any_spelling, "{pattern} {path}");
+    }
+}
+
+#[test]
+fn a_bad_pattern_is_refused_with_its_reason() {
+    for (pattern, reason) in [
+        ("", "must start with `/`"),
+        ("{owner}/{realm}", "must start with `/`"),
+        ("//{realm}", "empty segment"),
+        ("/{owner}//{realm}", "empty segment"),
+        ("/{}", "plain name"),
+        ("/{*}", "plain name"),
+        ("/{{a}}", "plain name"),
+        ("/a{b}", "only a part"),
+        ("/{a", "only a part"),
+        ("/b:a}", "only a part"),
+        ("/:owner/{realm}", "write a parameter as `{owner}`"),
+        ("/{owner}/*rest", "the rest of a path as `{*rest}`"),
+        ("/{a}/{a}", "twice"),
+        ("/{*a}/b", "last segment"),
+        ("/../{a}", "dot segment"),
+        ("/a%20b/{c}", "without `%`"),
+        ("/a?b", "without `%`"),
+        ("/a*", "has a star"),
+        ("/a\nb", "control character"),
+    ] {
+        let error = LockRules::new().exempt(Method::POST, pattern);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(reason), "{pattern}: {error}");
+    }
+}
+
+/// Adds a rule of one kind.
+type Add = fn(LockRules, MethodSet, &str) -> Result<LockRules, RealmError>;
+
+#[test]
+fn a_rule_that_an_earlier_one_hides_is_refused() {
+    let exempt: Add = |rules, methods, pattern| rules.exempt(methods, pattern);
+    let lock: Add = |rules, methods, pattern| rules.lock(methods, pattern);
+    let scope: Add = |rules, methods, pattern| rules.scope(methods, pattern, Scope::shared());
+    for (earlier, pattern, later, hidden, is_hidden) in [
+        (exempt, "/{o}/{*rest}", lock, "/{o}/x", true),
+        (exempt, "/{o}/{r}", exempt, "/{a}/x", true),
+        (lock, "/{o}/{r}/{*a}", exempt, "/{o}/{r}/{x}/_find", true),
+        (lock, "/{o}/{r}/_find", exempt, "/{o}/{r}/{*a}", false),
+        (exempt, "/{o}/{r}", exempt, "/{o}/{r}/x", false),
+        (exempt, "/a/{r}", exempt, "/{o}/{r}", false),
+        // A slash at the end is another path for exempt routes, and for no others.
+        (exempt, "/{o}/{r}", exempt, "/{o}/{r}/", false),
+        (lock, "/{o}/{r}", exempt, "/{o}/{r}/", true),
+        (scope, "/{o}/{r}/", scope, "/{o}/{r}", true),
+        // The rest of a path is one segment at least.
+        (scope, "/{o}/{*rest}", scope, "/{o}", false),
+        (scope, "/{o}/{*rest}", scope, "/{o}/", false),
+        (exempt, "/{o}/{*rest}", exempt, "/{o}/", false),
+        (scope, "/{*rest}", scope, "/", false),
+        (scope, "/{o}/{*rest}", scope, "/{o}/{r}/{*rest}", true),
+        (scope, "/{o}/{r}/{*rest}", scope, "/{o}/{*rest}", false),
+        (scope, "/{o}/{r}/{x}", scope, "/{o}/{r}/{*rest}", false),
+        (scope, "/", scope, "/", true),
+    ] {
+        let rules = earlier(LockRules::new(), Method::POST.into(), pattern).unwrap();
+        let refused = later(rules, Method::POST.into(), hidden).is_err();
+        assert_eq!(refused, is_hidden, "{hidden} behind {pattern}");
+    }
+    let routes = RealmResolver::from(realms()).route(Method::POST, "/{o}/{r}", realms());
+    let hidden = routes.and_then(|routes| routes.route(Method::POST, "/{o}/{r}/", realms()));
+    assert!(hidden.is_err());
+}
+
+#[test]
+fn a_rule_is_hidden_only_if_each_of_its_methods_is() {
+    let two = LockRules::new()
+        .scope(Method::PUT, "/{o}/{*rest}", Scope::shared())
+        .and_then(|rules| {
+            let methods = [Method::PATCH, Method::POST];
+            rules.scope(methods, "/{o}/{*r}", Scope::shared())
+        })
+        .unwrap();
+    let all = MethodSet::unsafe_methods;
+    let of_all = LockRules::new().scope(all(), "/{o}/{*r}", Scope::shared());
+    let of_all = of_all.unwrap();
+    for (earlier, methods, is_hidden) in [
+        (&two, MethodSet::from([Method::PUT, Method::PATCH]), true),
+        (&two, [Method::PUT, Method::DELETE].into(), false),
+        (&two, all(), false),
+        (&of_all, Method::PUT.into(), true),
+        (&of_all, all(), true),
+        (&of_all, Method::GET.into(), false),
+    ] {
+        let later = earlier
+            .clone()
+            .scope(methods.clone(), "/{o}/x", Scope::realm());
+        assert_eq!(later.is_err(), is_hidden, "{methods}");
+    }
+    let both = two.scope([Method::PUT, Method::PATCH], "/{o}/x", Scope::realm());
+    assert_eq!(
+        both.unwrap_err().to_string(),
+        "the rule `scope PUT, PATCH /{o}/x` cannot be used: it is never reached, because the \
+         earlier rules `scope PUT /{o}/{*rest}` and `scope PATCH, POST /{o}/{*r}` take every \
+         request that it is for; add it before those, or remove it"
+    );
+}
+
+#[tokio::test]
+async fn limits_count_only_for_the_plain_spelling_and_a_certain_method() {
+    let header = HeaderName::from_static("x-method");
+    let limits = |status| RouteLimits::new().busy_status(status).unwrap();
+    let rules = LockRules::new()
+        .limits(
+            Method::POST,
+            "/{owner}/{realm}/_batch",
+            limits(StatusCode::LOCKED),
+        )
+        .and_then(|rules| {
+            let limits = limits(StatusCode::CONFLICT);
+            rules.limits(Method::POST, "/{owner}/{realm}/{*rest}", limits)
+        })
+        .unwrap()
+        .method_override(header.clone(), [Method::POST]);
+    let layer = layer(rules).acquire_timeout(Duration::ZERO);
+    let (handler, mut gate) = gate();
+    let held = patch(&layer, &handler, "/luke/a/x");
+    let inside = gate.entered().await;
+    for (method, path, overriding, expected) in [
+        ("POST", "/luke/a/_batch", "", 423),
+        ("POST", "/l%75ke/a/_batch", "", 423),
+        ("POST", "/luke/a/c/d", "", 409),
+        // The handler may be that of another route.
+        ("POST", "/luke/a/%5Fbatch", "", 503),
+        ("POST", "/luke/a/_batch/", "", 503),
+        ("POST", "/luke/a", "", 503),
+        ("PUT", "/luke/a/_batch", "", 503),
+        ("POST", "/luke/a/_batch", "POST", 423),
+        ("POST", "/luke/a/_batch", "PUT", 503),
+        ("PUT", "/luke/a/_batch", "POST", 503),
+        ("POST", "/luke/a/_batch", "A B", 503),
+    ] {
+        let mut request = Request::builder().method(method).uri(path);
+        if !overriding.is_empty() {
+            request = request.header(&header, overriding);
+        }
+        let request = request.body(String::new()).unwrap();
+        let response = layer.layer(handler.clone()).oneshot(request).await.unwrap();
+        assert_eq!(response.status(), expected, "{method} {path} {overriding}");
+    }
+    inside.answer(200);
+    assert_eq!(answered(held).await.status(), 200);
+}
+
+#[test]
+fn only_a_status_of_an_error_answers_for_a_busy_realm() {
+    for status in [400, 409, 423, 429, 503, 599] {
+        let status = StatusCode::from_u16(status).unwrap();
+        assert!(RouteLimits::new().busy_status(status).is_ok(), "{status}");
+    }
+    for status in [100, 200, 302, 399, 600, 999] {
+        let status = StatusCode::from_u16(status).unwrap();
+        let error = RouteLimits::new().busy_status(status).unwrap_err();
+        let says = format!("`{}` cannot answer", status.as_str());
+        assert!(error.to_string().starts_with(&says), "{error}");
+    }
+}
+
+#[test]
+fn a_layer_that_reads_no_bodies_refuses_a_scope_that_needs_one() {
+    let with = |scope| {
+        let rules = LockRules::new().scope(Method::POST, "/{owner}/{realm}/_atomic", scope);
+        let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms());
+        layer.rules(rules.unwrap())
+    };
+    for scope in [
+        Scope::realm(),
+        Scope::shared(),
+        Scope::resource().named_by(str::to_owned),
+        Scope::from_fn(async |_, _| Ok(None)),
+    ] {
+        assert!(with(scope.clone()).is_ok(), "{scope:?}");
+    }
+    for scope in [
+        Scope::atomic_hrefs(),
+        Scope::from_body_fn(async |_, _, _| Ok(None)),
+    ] {
+        let error = with(scope).unwrap_err().to_string();
+        let part = "the scope of `POST /{owner}/{realm}/_atomic` needs the body of a request";
+        assert!(error.starts_with(part), "{error}");
     }
 }
 

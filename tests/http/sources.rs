@@ -357,6 +357,7 @@ async fn only_the_claim_on_one_whole_realm_is_narrowed_and_only_realms_are_share
     let both_shared = "http://realms.test/luke/a/ (shared) and http://realms.test/luke/b/ (shared)";
     let shared_with_key = format!("http://realms.test/luke/a/ (shared) and lock key {key}");
     let name = format!("lock key {key}");
+    let unnamed = format!("lock key {}", LockKey::of(&realm("a")));
     for (claim, narrowed, shared) in [
         (
             Claim::from(realm("a")),
@@ -378,6 +379,18 @@ async fn only_the_claim_on_one_whole_realm_is_narrowed_and_only_realms_are_share
             cards("a", ["x"]),
             "http://realms.test/luke/a/ (x)",
             "http://realms.test/luke/a/ (x)",
+        ),
+        (
+            cards::<0>("a", []),
+            "http://realms.test/luke/a/ (shared)",
+            "http://realms.test/luke/a/ (shared)",
+        ),
+        // The realm's key, without its name.
+        (Claim::from(LockKey::of(&realm("a"))), &unnamed, &unnamed),
+        (
+            Claim::from(realm("a")).and(&cards("b", ["x"])),
+            "http://realms.test/luke/a/ and http://realms.test/luke/b/ (x)",
+            "http://realms.test/luke/a/ (shared) and http://realms.test/luke/b/ (x)",
         ),
     ] {
         for (scope, expected) in [

@@ -19,9 +19,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tower::{Layer, service_fn};
-use tower_realm_lock::{HeldLock, LockRules, RealmLocks, RealmWriteLockLayer, Scope};
+use tower_realm_lock::{
+    HeldLock, LockKey, LockRules, RealmBodyLockLayer, RealmBodyResolver, RealmLocks, RealmMounts,
+    RealmPaths, RealmResolver, RealmUrl, RealmWriteLockLayer, RequestOrigin, Scope, TrustedProxies,
+};
 
 use crate::support::database::database;
+use crate::support::decided::decided;
 use crate::support::gate::{key, postgres_layer, postgres_layer_with, realms};
 use crate::support::raw::raw;
 use crate::support::wait::PATIENCE;
@@ -267,6 +271,301 @@ fn assert_refused(status: u16, problem: &str, says: &str) {
         detail.contains("send one that is an absolute path"),
         "{detail}"
     );
+}
+
+/// The layer, without a server around it.
+fn layer(realms: impl Into<RealmBodyResolver>) -> RealmBodyLockLayer {
+    RealmBodyLockLayer::new(RealmLocks::in_process(), realms, 64)
+}
+
+fn scoped(realms: impl Into<RealmBodyResolver>, pattern: &str, scope: Scope) -> RealmBodyLockLayer {
+    let rules = LockRules::new().scope(method("MOVE"), pattern, scope);
+    layer(realms).rules(rules.unwrap())
+}
+
+/// What a MOVE with these headers `Destination` locks.
+async fn moved(layer: &RealmBodyLockLayer, path: &str, destinations: &[&str]) -> String {
+    let mut request = Request::builder().method("MOVE").uri(path);
+    for destination in destinations {
+        let value = HeaderValue::from_bytes(destination.as_bytes()).unwrap();
+        request = request.header(DESTINATION, value);
+    }
+    decided(layer, request.body(String::new()).unwrap()).await
+}
+
+#[tokio::test]
+async fn a_move_locks_its_destination_too() {
+    let (a, b) = ("http://realms.test/luke/a/", "http://realms.test/luke/b/");
+    let both = format!("{a} and {b}");
+    let whole = layer(realms());
+    let stem = |path: &str| path.trim_end_matches(".json").to_owned();
+    let resource = scoped(realms(), CARD, Scope::resource().named_by(stem));
+    let shared = scoped(realms(), CARD, Scope::shared());
+    let closure = scoped(
+        realms(),
+        CARD,
+        Scope::from_fn(async |_, _| Ok(Some(vec!["z".into()]))),
+    );
+    for (layer, destination, expected) in [
+        (&whole, "/luke/a/y", a),
+        (&whole, "/luke/b/y", &both),
+        (&whole, "/luke/b", &both),
+        (&whole, "http://realms.test/luke/b/y", &both),
+        (&whole, "HTTP://Realms.test:80/l%75ke/%62", &both),
+        (&resource, "/luke/a/y", &format!("{a} (x, y)")),
+        (&resource, "/luke/a/%79.json", &format!("{a} (x, y)")),
+        (&resource, "/luke/a/x/", &format!("{a} (x)")),
+        // It replaces the realm, or it is not certain what it replaces.
+        (&resource, "/luke/a/", a),
+        (&resource, "/luke/a/y%2Fz", a),
+        (&resource, "/luke/b/y", &both),
+        (&shared, "/luke/a/y", &format!("{a} (shared)")),
+        (
+            &shared,
+            "/luke/b/y",
+            &format!("{a} (shared) and {b} (shared)"),
+        ),
+        // There the rules say nothing.
+        (&shared, "/luke/a/", a),
+        (&shared, "/luke/b", &both),
+        (&closure, "/luke/a/y", &format!("{a} (y, z)")),
+        (&closure, "/luke/b/y", &both),
+    ] {
+        let decision = moved(layer, "/luke/a/x", &[destination]).await;
+        assert_eq!(decision, expected, "{destination}");
+    }
+    // The scope does not fit this spelling.
+    let ambiguous = moved(&resource, "/luke/a/x%2Fz", &["/luke/a/y"]).await;
+    assert_eq!(ambiguous, a);
+}
+
+#[tokio::test]
+async fn a_move_is_narrowed_only_as_the_rules_for_both_its_paths_say() {
+    let shared = Scope::shared;
+    let resource = Scope::resource;
+    let closure = || Scope::from_fn(async |_, _| Ok(Some(vec!["z".into()])));
+    let (a, b) = ("http://realms.test/luke/a/", "http://realms.test/luke/b/");
+    let (both, all_shared) = (format!("{a} and {b}"), format!("{a} (shared)"));
+    let both_shared = format!("{a} (shared) and {b} (shared)");
+    let resources = format!("{a} (drafts/x, site/y)");
+    let named = format!("{a} (site/y, z)");
+    for (from, to, within, across) in [
+        (Some(shared()), None, a, &both),
+        (None, Some(shared()), a, &both),
+        (Some(shared()), Some(Scope::realm()), a, &both),
+        (Some(shared()), Some(shared()), &all_shared, &both_shared),
+        (Some(shared()), Some(resource()), a, &both),
+        (Some(resource()), None, a, &both),
+        (None, Some(resource()), a, &both),
+        (Some(resource()), Some(Scope::realm()), a, &both),
+        (Some(resource()), Some(shared()), a, &both),
+        (Some(resource()), Some(resource()), &resources, &both),
+        (Some(resource()), Some(closure()), a, &both),
+        (Some(closure()), None, a, &both),
+        (Some(closure()), Some(shared()), a, &both),
+        (Some(closure()), Some(closure()), a, &both),
+        // It names the resources of the path, and the destination is one.
+        (Some(closure()), Some(resource()), &named, &both),
+    ] {
+        let case = format!("{from:?} to {to:?}");
+        let mut rules = LockRules::new();
+        let drafts = from.map(|scope| ("/{owner}/{realm}/drafts/{*rest}", scope));
+        let site = to.map(|scope| ("/{owner}/{realm}/site/{*rest}", scope));
+        for (pattern, scope) in drafts.into_iter().chain(site) {
+            rules = rules.scope(method("MOVE"), pattern, scope).unwrap();
+        }
+        let layer = layer(realms()).rules(rules);
+        let decide = async |to| moved(&layer, "/luke/a/drafts/x", &[to]).await;
+        assert_eq!(decide("/luke/a/site/y").await, within, "{case}");
+        assert_eq!(decide("/luke/b/site/y").await, *across, "{case}");
+        // Of another spelling it is not certain which rule the handler's route has.
+        assert_eq!(decide("/luke/a/%73ite/y").await, a, "{case}");
+    }
+}
+
+#[tokio::test]
+async fn a_destination_that_cannot_be_told_is_refused_by_name_and_with_the_remedy() {
+    for (destinations, says) in [
+        (&[][..], "it has no header `Destination`; send one"),
+        (
+            &["/luke/a/y", "/luke/a/z"],
+            "`Destination` more than once, as `/luke/a/y` and as `/luke/a/z`",
+        ),
+        (&[""], "neither a URL nor an absolute path"),
+        (&["y"], "`Destination: y` cannot be used"),
+        (&["luke/a/y"], "neither a URL nor an absolute path"),
+        (&["/luke/a/ü"], "`Destination: /luke/a/ü` has characters"),
+        (&["/luke/a/y?z"], "white space, a query or a fragment"),
+        (&["/luke/a/y#z"], "white space, a query or a fragment"),
+        (&["/luke/a/y z"], "white space, a query or a fragment"),
+        (&["//realms.test/luke/a/y"], "empty segment"),
+        (&["/luke/a/../b/y"], "dot segment"),
+        (&["/luke/a%2Fb/y"], "encoded slash"),
+        (&["/luke"], "the path `/luke` names no realm"),
+        (&["http://realms.test"], "the path `/` names no realm"),
+        (
+            &["https://e.example/luke/b/y"],
+            "one of the realm `http://realms.test/luke/b/`",
+        ),
+        (
+            &["https://realms.test/luke/b/y"],
+            "one of the realm `http://realms.test/luke/b/`",
+        ),
+        (&["http://realms.test:8443/luke/b/y"], "one of the realm"),
+        (&["http://u@realms.test/luke/b/y"], "user information"),
+        (&["http://realms.test.evil/luke/b/y"], "one of the realm"),
+        (&["http://realms.test./luke/b/y"], "ends with a dot"),
+        (&["ftp://realms.test/luke/b/y"], "must be http or https"),
+        (&["://realms.test/luke/b/y"], "must be http or https"),
+        // Below it a closure names realms.
+        (
+            &["/luke/a/_tenant/x"],
+            "`Destination: /luke/a/_tenant/x` cannot be used",
+        ),
+        (
+            &["/luke/a/%5Ftenant/x"],
+            "is ambiguous: in another spelling",
+        ),
+    ] {
+        let tenant = RealmResolver::from_fn(async |_| Ok(LockKey::in_space("tenant", 1)));
+        let resolver = RealmBodyResolver::from(realms())
+            .route(method("MOVE"), "/luke/a/_tenant/{*rest}", tenant)
+            .unwrap();
+        let decision = moved(&layer(resolver), "/luke/a/x", destinations).await;
+        let refused = "refused: the destination of the request cannot be told: ";
+        assert!(
+            decision.starts_with(refused),
+            "{destinations:?}: {decision}"
+        );
+        assert!(decision.contains(says), "{destinations:?}: {decision}");
+    }
+}
+
+#[tokio::test]
+async fn a_destination_is_below_the_path_of_the_base_url() {
+    let paths = RealmPaths::new("http://realms.test/api", "/{owner}/{realm}").unwrap();
+    let whole = layer(paths.clone());
+    let stripped = layer(paths.base_path_stripped());
+    let both = "http://realms.test/api/luke/a/ and http://realms.test/api/luke/b/";
+    for destination in ["/api/luke/b/y", "http://realms.test/api/luke/b/y"] {
+        let claim = moved(&whole, "/api/luke/a/x", &[destination]).await;
+        assert_eq!(claim, both);
+        let claim = moved(&stripped, "/luke/a/x", &[destination]).await;
+        assert_eq!(claim, both);
+    }
+    for destination in ["/luke/b/y", "/apis/luke/b/y", "http://realms.test/luke/b/y"] {
+        let decision = moved(&whole, "/api/luke/a/x", &[destination]).await;
+        assert!(decision.contains("names no realm"), "{decision}");
+        let decision = moved(&stripped, "/luke/a/x", &[destination]).await;
+        let says = "is not below the base URL `http://realms.test/api/`";
+        assert!(decision.contains(says), "{decision}");
+    }
+}
+
+#[tokio::test]
+async fn a_destination_is_at_the_origin_of_the_request_whatever_realms_are_called() {
+    let paths = RealmPaths::new("https://{tenant}.r.example", "/{project}").unwrap();
+    let paths = paths.named("https://realms.example/{tenant}/{project}");
+    let layer = layer(paths.unwrap());
+    let both = "https://realms.example/acme/a/ and https://realms.example/acme/b/";
+    for destination in ["/b/y", "https://acme.r.example/b/y"] {
+        let path = "https://acme.r.example/a/x";
+        assert_eq!(moved(&layer, path, &[destination]).await, both);
+    }
+    for destination in [
+        "https://other.r.example/b/y",
+        "https://realms.example/acme/b/",
+    ] {
+        let decision = moved(&layer, "https://acme.r.example/a/x", &[destination]).await;
+        assert!(decision.contains("cannot be used"), "{decision}");
+    }
+}
+
+#[tokio::test]
+async fn a_destination_is_looked_up_among_mounts_as_the_path_is() {
+    let urls = [
+        "http://realms.test/a/",
+        "http://realms.test/a/b/",
+        "https://other.test/c/",
+    ];
+    let mounts = RealmMounts::new(urls.map(|url| url.parse().unwrap())).unwrap();
+    let layer = layer(mounts);
+    for (destination, expected) in [
+        ("/a/y", "http://realms.test/a/"),
+        (
+            "/a/b/y",
+            "http://realms.test/a/ and http://realms.test/a/b/",
+        ),
+        ("/c/y", "http://realms.test/a/ and https://other.test/c/"),
+        (
+            "https://other.test/c/y",
+            "http://realms.test/a/ and https://other.test/c/",
+        ),
+    ] {
+        let claim = moved(&layer, "/a/x", &[destination]).await;
+        assert_eq!(claim, expected);
+    }
+    for (destination, says) in [
+        ("/d/y", "the path `/d/y` is in no mounted realm"),
+        (
+            "http://realms.test/c/y",
+            "one of the realm `https://other.test/c/` here",
+        ),
+    ] {
+        let decision = moved(&layer, "/a/x", &[destination]).await;
+        assert!(decision.contains(says), "{decision}");
+    }
+}
+
+#[tokio::test]
+async fn a_destination_has_the_origin_of_the_request_where_that_counts() {
+    let origin = RequestOrigin::new(TrustedProxies::default());
+    let layer = layer(realms().origin_from_request(origin));
+    let both = "http://h.example:8443/luke/a/ and http://h.example:8443/luke/b/";
+    for (destination, expected) in [
+        ("/luke/b/y", both),
+        ("http://h.example:8443/luke/b/y", both),
+        (
+            "http://realms.test/luke/b/y",
+            "refused: the destination of the request cannot be told",
+        ),
+    ] {
+        let request = Request::builder().method("COPY").uri("/luke/a/x");
+        let request = request.header("host", "h.example:8443");
+        let request = request.header(DESTINATION, destination);
+        let decision = decided(&layer, request.body(String::new()).unwrap()).await;
+        assert!(decision.starts_with(expected), "{destination}: {decision}");
+    }
+}
+
+#[tokio::test]
+async fn a_move_is_not_narrowed_where_its_realm_is_not_found_in_the_path() {
+    let name = HeaderName::from_static("x-realm");
+    for (scope, narrowed) in [
+        (Scope::resource(), "http://realms.test/ (x)"),
+        (Scope::shared(), "http://realms.test/ (shared)"),
+    ] {
+        for (name_of_method, by_closure, expected) in [
+            ("MOVE", false, "http://realms.test/"),
+            ("MOVE", true, "http://realms.test/"),
+            ("PUT", false, narrowed),
+            ("PUT", true, narrowed),
+        ] {
+            let rules = LockRules::new();
+            let rules = rules.scope(method(name_of_method), "/{*card}", scope.clone());
+            let realms = if by_closure {
+                RealmResolver::from_fn(async |_| RealmUrl::parse("http://realms.test"))
+            } else {
+                RealmResolver::from_header(name.clone(), RealmUrl::parse)
+            };
+            let layer = layer(realms).rules(rules.unwrap());
+            // It need not even have a `Destination`.
+            let request = Request::builder().method(name_of_method).uri("/x");
+            let request = request.header(&name, "http://realms.test");
+            let claim = decided(&layer, request.body(String::new()).unwrap()).await;
+            assert_eq!(claim, expected, "{name_of_method} {by_closure} {scope:?}");
+        }
+    }
 }
 
 /// What is sent comes back.

@@ -56,6 +56,8 @@ async fn a_pattern_goes_on_where_the_base_path_ends() {
         "/acme/site/docs/a",
         "/api/v1/acme",
         "/api/v2/acme/site",
+        "/API/v1/acme/site",
+        "/api",
     ] {
         let refused = claim(&realms, path).await;
         let pattern = "begin with `/api/v1/{tenant}/{project}`";
@@ -66,6 +68,12 @@ async fn a_pattern_goes_on_where_the_base_path_ends() {
     }
     let stripped = realms.base_path_stripped();
     assert_eq!(claim(&stripped, "/acme/site/docs/a").await, realm);
+    // A literal segment belongs to the name, and a URL in a path is no host.
+    let literal = RealmPaths::new("https://h/api/", "/realms/{realm}/").unwrap();
+    let realm = literal.resolve("/api/realms/a/card").unwrap();
+    assert_eq!(realm.as_str(), "https://h/api/realms/a/");
+    let error = literal.resolve("/api/realms/a/http://h/x").unwrap_err();
+    assert!(matches!(error, RealmError::AmbiguousPath { .. }), "{error}");
 }
 
 #[tokio::test]
@@ -202,9 +210,139 @@ async fn tenants_in_host_names_are_realms_of_their_own() {
         claim(&to_host, "/acme/docs").await,
         "https://acme.example.com/"
     );
-    for path in ["/a.b/docs", "/a%40b/docs", "/a%3A1/docs", "/a%20b/docs"] {
+    assert_eq!(
+        claim(&to_host, "/ACME/docs").await,
+        "https://acme.example.com/"
+    );
+    for path in [
+        "/a.b/docs",
+        "/a%40b/docs",
+        "/a%3A1/docs",
+        "/a%20b/docs",
+        "/a%252e/docs",
+        "/*/docs",
+    ] {
         let refused = claim(&to_host, path).await;
         assert!(refused.starts_with("400"), "{path}: {refused}");
+    }
+}
+
+#[test]
+fn a_base_url_takes_only_hosts_that_have_its_scheme_its_port_and_its_labels() {
+    let realms = |base: &str| RealmPaths::new(base, "/{project}").unwrap();
+    let labels = realms("HTTPS://{tenant}.{region}.Example.com:8443/api");
+    let idn = realms("https://{tenant}.bücher.example");
+    let fixed = realms("http://[::1]:4201/a");
+    for (realms, url, expected) in [
+        (
+            &labels,
+            "https://a.eu.example.com:8443/api/x/y",
+            Some("https://a.eu.example.com:8443/api/x/"),
+        ),
+        (&labels, "http://a.eu.example.com:8443/api/x", None),
+        (&labels, "https://a.eu.example.com/api/x", None),
+        (&labels, "https://a.b.eu.example.com:8443/api/x", None),
+        (&labels, "https://eu.example.com:8443/api/x", None),
+        (&labels, "https://a.eu.example.org:8443/api/x", None),
+        (&labels, "https://.eu.example.com:8443/api/x", None),
+        (
+            &idn,
+            "https://a.xn--bcher-kva.example/x",
+            Some("https://a.xn--bcher-kva.example/x/"),
+        ),
+        (
+            &fixed,
+            "http://[::1]:4201/a/x",
+            Some("http://[::1]:4201/a/x/"),
+        ),
+        (&fixed, "http://[::1]/a/x", None),
+    ] {
+        let realm = realms.resolve(url).ok();
+        assert_eq!(realm.as_ref().map(RealmUrl::as_str), expected, "{url}");
+    }
+}
+
+#[test]
+fn spellings_of_one_realm_url_are_equal() {
+    for (spelling, canonical) in [
+        ("https://app.boxel.ai/base/", "https://app.boxel.ai/base/"),
+        ("https://app.boxel.ai/base", "https://app.boxel.ai/base/"),
+        (
+            "HTTPS://APP.Boxel.AI:443/base/",
+            "https://app.boxel.ai/base/",
+        ),
+        ("https://app.boxel.ai", "https://app.boxel.ai/"),
+        (
+            "http://127.0.0.1:4444/t%65st",
+            "http://127.0.0.1:4444/test/",
+        ),
+        ("http://[::1]:80/a", "http://[::1]/a/"),
+        ("http://bücher.example/a", "http://xn--bcher-kva.example/a/"),
+        ("http://h/ü/%c3%bc/", "http://h/%C3%BC/%C3%BC/"),
+        ("http://h/a%20b/~x%7Ey/", "http://h/a%20b/~x~y/"),
+        ("http://h/100%25/", "http://h/100%25/"),
+    ] {
+        let realm = RealmUrl::parse(spelling).unwrap();
+        assert_eq!(realm.as_str(), canonical, "{spelling}");
+    }
+}
+
+#[test]
+fn a_text_that_is_no_realm_url_is_refused_by_name() {
+    for url in [
+        "",
+        "realm",
+        "/luke/realm/",
+        "ftp://h/a/",
+        "file:///a/",
+        "http://",
+        "http:///a/",
+        "http://h:99999/a/",
+        "http://user@h/a/",
+        "http://h\\evil/a/",
+        "http://{tenant}.h/a/",
+        "https://*.h/a/",
+        "http://h/a/?x",
+        "http://h/a/#x",
+        "http://h/a b/",
+        "http://h/a\tb/",
+        "http://h//a/",
+        "http://h./a/",
+        "http://h/a/../b/",
+        "http://h/a%2Fb/",
+        "http://h/a%5cb/",
+        "http://h/%00/",
+        "http://h/%FF/",
+        "http://h/%2",
+    ] {
+        let error = RealmUrl::parse(url).unwrap_err().to_string();
+        let shown = url.escape_debug().to_string();
+        assert!(error.contains(&format!("`{shown}`")), "{url}: {error}");
+    }
+}
+
+#[test]
+fn a_segment_that_a_server_could_read_as_another_path_is_not_joined() {
+    let base = RealmUrl::parse("http://h/a").unwrap();
+    for (segment, part) in [
+        ("", "it is empty"),
+        (".", "a step to another path"),
+        ("..", "a step to another path"),
+        ("a/b", "a slash or a backslash"),
+        ("/", "a slash or a backslash"),
+        ("..\\b", "a slash or a backslash"),
+        ("a\nb", "a control character"),
+        ("\u{0}", "a control character"),
+        ("\u{85}", "a control character"),
+    ] {
+        let error = base.join(["x", segment]).unwrap_err().to_string();
+        let shown = format!("`{}` cannot be a segment", segment.escape_debug());
+        assert!(error.starts_with(&shown) && error.contains(part), "{error}");
+    }
+    assert_eq!(base.join::<&str>([]).unwrap(), base);
+    for (segment, encoded) in [("%2e%2e", "%252e%252e"), ("ü?#", "%C3%BC%3F%23")] {
+        let joined = base.join([segment]).unwrap();
+        assert_eq!(joined.as_str(), format!("http://h/a/{encoded}/"));
     }
 }
 
@@ -250,6 +388,15 @@ fn what_cannot_work_is_refused_with_its_remedy() {
     for (refused, reason) in [
         (new("https://*.example.com", "/"), "whole label"),
         (new("https://a{b}.example.com", "/"), "whole label"),
+        (new("https://{}.example.com", "/"), "whole label"),
+        (new("https://{*tenant}.example.com", "/"), "whole label"),
+        (new("https://{a}.{a}.example.com", "/"), "twice"),
+        (new("https://{tenant}..example.com", "/"), "no label"),
+        (new("https://{tenant}", "/"), "at least one label"),
+        (new("https://{tenant}.example.com:{port}", "/"), "{port}"),
+        (new("https://example.com:{port}", "/"), "{port}"),
+        (new("{tenant}.example.com", "/"), "scheme"),
+        (new("ftp://{tenant}.example.com", "/"), "http or https"),
         (
             new("https://h/{tenant}", "/{project}"),
             "belong in the pattern",

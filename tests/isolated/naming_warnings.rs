@@ -9,8 +9,8 @@ use http::{Method, Request, Response, StatusCode};
 use tokio::time::advance;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
-    LockRules, RealmError, RealmLocks, RealmMounts, RealmPaths, RealmResolver, RealmUrl,
-    RealmWriteLockLayer, Scope, Unresolved,
+    LockRules, MethodSet, RealmError, RealmLocks, RealmMounts, RealmPaths, RealmResolver, RealmUrl,
+    RealmWriteLockLayer, RouteLimits, Scope, Unresolved,
 };
 
 use crate::support::gate::{at_once, realms};
@@ -233,24 +233,122 @@ fn a_layer_that_is_switched_off_warns_when_it_starts() {
     assert!(line.contains("nothing is locked"), "{line}");
 }
 
-#[test]
-fn rules_that_no_realm_fits_are_warned_of_when_a_layer_starts() {
+/// What a layer with these realms and rules warns of when it starts.
+fn warnings(realms: impl Into<RealmResolver>, rules: LockRules) -> Vec<String> {
     let log = Log::collect();
-    let realms = RealmPaths::new("https://api.example.com", "/api/{tenant}/{project}").unwrap();
-    let rules = LockRules::new()
-        .exempt(Method::POST, "/auth/login")
-        .and_then(|rules| rules.exempt(Method::POST, "/{tenant}/{project}/_search"))
-        .and_then(|rules| rules.lock(Method::GET, "/_reindex"));
-    let layer = layer(realms).rules(rules.unwrap()).unwrap();
+    let layer = layer(realms).rules(rules).unwrap();
     for _ in 0..2 {
         let _ = layer.layer(service_fn(at_once));
     }
-    let lines = log.take_at("WARN");
-    assert_eq!(lines.len(), 2, "{lines:#?}");
-    let part = "rules match the whole path; write `/api/{tenant}/{project}/_search`";
-    assert!(lines[0].contains(part), "{lines:#?}");
-    let part = "the rule `lock GET /_reindex` never takes effect";
-    assert!(lines[1].contains(part), "{lines:#?}");
+    log.take_at("WARN")
+}
+
+/// Fails unless these are all of them, each with its part, in this order.
+fn assert_parts(warnings: &[String], parts: &[&str]) {
+    assert_eq!(warnings.len(), parts.len(), "{warnings:#?}");
+    for (warning, part) in warnings.iter().zip(parts) {
+        assert!(warning.contains(part), "{part}: {warning}");
+    }
+}
+
+fn below_a_literal() -> RealmPaths {
+    RealmPaths::new("https://r.example", "/realms/{owner}/{realm}").unwrap()
+}
+
+#[test]
+fn rules_that_no_realm_fits_are_warned_of_when_a_layer_starts() {
+    let rules = LockRules::new()
+        .exempt(Method::POST, "/auth/login")
+        .and_then(|rules| rules.exempt(Method::POST, "/{owner}/{realm}/_search"))
+        .and_then(|rules| rules.exempt(Method::POST, "/realms/{owner}/{realm}/_find"))
+        .and_then(|rules| rules.lock(Method::GET, "/_reindex"))
+        .and_then(|rules| rules.scope(Method::PATCH, "/realm/{o}/{r}/x", Scope::shared()))
+        .and_then(|rules| rules.scope(Method::PUT, "/{*rest}", Scope::shared()))
+        .and_then(|rules| rules.limits(Method::PUT, "/realms/{o}", RouteLimits::new()))
+        .unwrap();
+    let found = warnings(below_a_literal(), rules.clone());
+    let left_out = "the rule `exempt POST /{owner}/{realm}/_search` leaves out the beginning that \
+                    the paths of realms have: rules match the whole path; write \
+                    `/realms/{owner}/{realm}/_search`";
+    let reindex = "the rule `lock GET /_reindex` never takes effect: no path that it fits is in a \
+                   realm, whose paths begin with `/realms/{owner}/{realm}`";
+    let scope = "the rule `scope PATCH /realm/{o}/{r}/x` never takes effect";
+    let limits = "the rule `limits PUT /realms/{o}` never takes effect";
+    assert_parts(&found, &[left_out, reindex, scope, limits]);
+    // Mounted realms can be anywhere, and so can those of a closure.
+    assert!(warnings(RealmMounts::default(), rules.clone()).is_empty());
+    let anywhere =
+        RealmResolver::from_fn(async |_| Err::<RealmUrl, _>(RealmError::missing("nothing")));
+    let resolver = RealmResolver::from(below_a_literal());
+    let resolver = resolver.route(Method::GET, "/_reindex", anywhere).unwrap();
+    assert_parts(&warnings(resolver, rules), &[left_out, scope, limits]);
+}
+
+#[test]
+fn a_rule_is_compared_with_the_beginning_that_paths_of_realms_have() {
+    for (pattern, meant) in [
+        ("/api/v1/{t}/{p}/_search", None),
+        ("/{*rest}", None),
+        ("/api/{*rest}", None),
+        ("/{a}/{b}/{c}/{d}", None),
+        ("/{x}/login", Some("never takes effect")),
+        ("/api/v1/{t}", Some("never takes effect")),
+        ("/api/v1/{t}/", Some("never takes effect")),
+        ("/health", Some("never takes effect")),
+        ("/{t}/{p}/_search", Some("write `/api/v1/{t}/{p}/_search`")),
+        // It may be in a realm, and yet it is named as the realms are below the base path.
+        (
+            "/{tenant}/{project}/docs/{id}",
+            Some("write `/api/v1/{tenant}/{project}/docs/{id}`"),
+        ),
+    ] {
+        let realms = RealmPaths::new("https://h", "/api/v1/{tenant}/{project}/").unwrap();
+        let rules = LockRules::new().lock(Method::GET, pattern).unwrap();
+        assert_parts(&warnings(realms, rules), meant.as_slice());
+    }
+    let realms = RealmPaths::new("https://h", "/{tenant}/{project}").unwrap();
+    let rules = LockRules::new().lock(Method::GET, "/{project}/x").unwrap();
+    assert_parts(&warnings(realms, rules), &[]);
+}
+
+#[test]
+fn a_rule_with_the_path_that_a_proxy_removes_is_warned_of() {
+    let rules = LockRules::new()
+        .exempt(Method::POST, "/api/v1/{tenant}/{project}/_search")
+        .and_then(|rules| rules.exempt(Method::POST, "/{tenant}/{project}/_find"))
+        .unwrap();
+    let paths = RealmPaths::new("https://r.example/api/v1", "/{tenant}/{project}").unwrap();
+    let part = "_search` begins with the path of the base URL `https://r.example/api/v1/`";
+    let stripped = paths.clone().base_path_stripped();
+    assert_parts(&warnings(stripped, rules.clone()), &[part]);
+    let part = "write `/api/v1/{tenant}/{project}/_find`";
+    assert_parts(&warnings(paths, rules), &[part]);
+}
+
+#[test]
+fn a_route_whose_resolver_finds_no_realm_there_is_warned_of() {
+    let resolver = RealmResolver::from(RealmMounts::default())
+        .route(Method::POST, "/_create", below_a_literal())
+        .and_then(|it| it.route(Method::POST, "/realms/{a}/{b}/x", below_a_literal()));
+    let found = warnings(resolver.unwrap(), LockRules::new());
+    assert_parts(
+        &found,
+        &["the rule `route POST /_create` never takes effect"],
+    );
+    // Routes of a route's resolver are seen: a mounted realm may be where the rule is.
+    let inner = RealmResolver::from(below_a_literal())
+        .route(Method::POST, "/jobs/{job}/run", RealmMounts::default())
+        .unwrap();
+    let resolver = RealmResolver::from(below_a_literal())
+        .route(Method::POST, "/jobs/{*rest}", inner)
+        .unwrap();
+    let rules = LockRules::new().scope(Method::POST, "/jobs/{job}/run", Scope::shared());
+    let found = warnings(resolver.clone(), rules.unwrap());
+    assert_parts(&found, &["the rule `route POST /jobs/{*rest}` never"]);
+    let log = Log::collect();
+    let _ = layer(resolver).layer(service_fn(at_once));
+    let part = "route POST /jobs/{job}/run: RealmMounts; route POST /jobs/{*rest}";
+    assert!(log.take_at("INFO")[0].contains(part));
 }
 
 #[test]
@@ -258,6 +356,9 @@ fn a_method_that_no_registry_has_is_warned_of_with_the_nearest_one() {
     let named = |method: &str| Method::from_bytes(method.as_bytes()).unwrap();
     for (method, remedy) in [
         ("PATHC", "did you mean `PATCH`?"),
+        ("PTACH", "did you mean `PATCH`?"),
+        ("DELET", "did you mean `DELETE`?"),
+        ("VERSIONCONTROL", "did you mean `VERSION-CONTROL`?"),
         ("FROBNICATE", "only if your clients send it"),
     ] {
         let log = Log::collect();
@@ -272,6 +373,11 @@ fn a_method_that_no_registry_has_is_warned_of_with_the_nearest_one() {
         );
         assert!(line.contains(remedy), "{line}");
     }
+    let log = Log::collect();
+    let registered = [Method::PATCH, named("PROPFIND"), named("UNLINK")];
+    let rules = LockRules::new().exempt(registered, "/{*all}").unwrap();
+    let rules = rules.scope(MethodSet::unsafe_methods(), "/{*all}", Scope::shared());
+    assert!(rules.is_ok() && log.take_at("WARN").is_empty());
     let log = Log::collect();
     let resolver = RealmResolver::from(realms());
     assert!(resolver.route(named("PSOT"), "/{a}/{b}", realms()).is_ok());

@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use tower_realm_lock::{Claim, LockError, LockKey, RealmLocks};
+use tower_realm_lock::{Claim, LockError, LockKey, RealmLocks, RealmUrl};
 
 use crate::support::claims::{cards, realm, realm_key, strategies, whole, work};
 use crate::support::database::database;
@@ -183,4 +183,53 @@ async fn another_space_is_serialized_alike_and_meets_no_realm() {
         first.end().await;
         second.inside().await.end().await;
     }
+}
+
+#[test]
+fn a_claim_takes_each_realm_once_and_a_whole_one_with_its_resources() {
+    let (a, b) = (realm("a"), realm("b"));
+    let both = Claim::of_realms([&a, &b, &a]).unwrap();
+    assert_eq!(both, Claim::realm(&b).and(&Claim::from(a.clone())));
+    assert_eq!(both.realms(), [a.clone(), b]);
+    let error = Claim::of_realms::<RealmUrl>([]).unwrap_err();
+    assert!(error.to_string().contains("is empty"), "{error}");
+    let part = cards("a", ["x", "y", "x"]);
+    assert_eq!(part.resources_of(&a).unwrap(), ["x", "y"]);
+    assert_eq!(part, cards("a", ["y", "x"]));
+    let swallowed = part.and(&whole(["a"]));
+    assert_eq!(swallowed, whole(["a"]));
+    assert_eq!(whole(["a"]).and(&part), swallowed);
+    assert!(swallowed.resources_of(&a).is_none());
+}
+
+#[test]
+fn its_name_says_what_it_is_about_and_escapes_what_a_client_wrote() {
+    let url = |name: &str| RealmUrl::parse(&format!("http://h/{name}/")).unwrap();
+    let (a, b) = (url("a"), url("b"));
+    let key = LockKey::in_space("user-cost", 0);
+    let keys = |count| {
+        let keys = (0..count).map(|id| Claim::from(LockKey::in_space("user-cost", id)));
+        keys.reduce(|all, one| all.and(&one)).unwrap()
+    };
+    let forged = Claim::resources(&a, ["x\n2026 WARN forged", "y"]);
+    let cards = "http://h/a/ (x\\n2026 WARN forged, y)";
+    for (claim, name) in [
+        (
+            Claim::realm(&a).and(&Claim::realm(&b)),
+            "http://h/a/ and http://h/b/",
+        ),
+        (forged.clone(), cards),
+        (Claim::resources::<&str>(&a, []), "http://h/a/ (shared)"),
+        (keys(1), &format!("lock key {key}")),
+        (keys(1).and(&forged), &format!("{cards} and lock key {key}")),
+    ] {
+        assert_eq!(claim.to_string(), name);
+    }
+    let long = |number| format!("{number}{}", "ü".repeat(9_000));
+    let many = Claim::resources(&a, (0..20).map(long)).to_string();
+    assert!(many.len() < 2_000 && many.ends_with("... and 12 more)"));
+    let long = Claim::realm(&url(&"x".repeat(9_000))).to_string();
+    assert!(long.len() < 600 && long.ends_with("x..."), "{long}");
+    assert_eq!(keys(2).to_string().matches(", ").count(), 1);
+    assert!(keys(20).to_string().ends_with(" and 12 more"));
 }

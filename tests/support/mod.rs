@@ -14,6 +14,7 @@ pub mod client;
 pub mod cluster;
 pub mod contest;
 pub mod database;
+pub mod decided;
 pub mod example;
 pub mod gate;
 pub mod history;

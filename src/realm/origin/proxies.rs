@@ -154,34 +154,3 @@ pub(super) fn peer(head: &Head<'_>) -> Option<Peer> {
     }
     None
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_proxy_is_an_address_or_a_network() {
-        for bad in [
-            "",
-            "10.0.0.0/33",
-            "proxy.example",
-            "10.0.0.1:80",
-            "x\n",
-            "Unix",
-            "unix:",
-        ] {
-            let error = TrustedProxies::new([bad]).unwrap_err().to_string();
-            assert!(error.contains("proxy") && !error.contains('\n'), "{error}");
-        }
-        let address = |text: &str| Peer::Address(text.parse().unwrap());
-        let one = TrustedProxies::new(["10.0.0.1"]).unwrap();
-        assert!(one.trusts(address("10.0.0.1")));
-        assert!(!one.trusts(address("10.0.0.2")));
-        assert!(!one.trusts(Peer::Unix));
-        assert!(!TrustedProxies::default().trusts(address("127.0.0.1")));
-        assert!(!TrustedProxies::default().trusts(Peer::Unix));
-        let unix = TrustedProxies::new(["unix", "10.0.0.1"]).unwrap();
-        assert!(unix.trusts(Peer::Unix) && unix.trusts(address("10.0.0.1")));
-        assert!(!unix.trusts(address("127.0.0.1")));
-    }
-}

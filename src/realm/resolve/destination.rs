@@ -34,28 +34,26 @@ impl<'a> Destination<'a> {
     pub(in crate::realm) fn of(headers: &'a HeaderMap) -> Result<Self, RealmError> {
         let values: Vec<_> = headers.get_all(DESTINATION).iter().collect();
         let told = |value: &[u8]| shown(&String::from_utf8_lossy(value));
-        let value = match *values {
-            [value] => value,
-            [] => {
-                let problem = format!("it has no header `Destination`; {REMEDY}");
-                return Err(RealmError::Destination { problem });
-            }
-            [one, other, ..] => {
-                let (one, other) = (told(one.as_bytes()), told(other.as_bytes()));
-                let problem = format!(
-                    "it has the header `Destination` more than once, as `{one}` and as `{other}`; \
-                     {REMEDY}"
-                );
-                return Err(RealmError::Destination { problem });
-            }
+        let problem = match *values {
+            [] => "it has no header `Destination`".to_owned(),
+            [value] => match value.to_str() {
+                Ok(text) => return Self::read(text),
+                Err(_) => format!(
+                    "`Destination: {}` has characters that must be percent-encoded",
+                    told(value.as_bytes())
+                ),
+            },
+            [one, other, ..] => format!(
+                "it has the header `Destination` more than once, as `{}` and as `{}`",
+                told(one.as_bytes()),
+                told(other.as_bytes())
+            ),
         };
-        let Ok(text) = value.to_str() else {
-            let value = told(value.as_bytes());
-            let problem = format!(
-                "`Destination: {value}` has characters that must be percent-encoded; {REMEDY}"
-            );
-            return Err(RealmError::Destination { problem });
-        };
+        let problem = format!("{problem}; {REMEDY}");
+        Err(RealmError::Destination { problem })
+    }
+
+    fn read(text: &'a str) -> Result<Self, RealmError> {
         let mut destination = Self {
             value: text,
             origin: None,

@@ -49,18 +49,9 @@ use crate::realm::url::RealmUrl;
 ///
 /// # Tenants in host names
 ///
-/// Labels of the base URL's host can be parameters, too. The host is then that of the request, as
-/// [`RequestOrigin`] describes, and only hosts that fit are accepted:
-///
-/// ```
-/// use tower_realm_lock::RealmPaths;
-///
-/// let realms = RealmPaths::new("https://{tenant}.example.com", "/{project}")?;
-/// let realm = realms.resolve("https://acme.example.com/site/docs/1")?;
-/// assert_eq!(realm.as_str(), "https://acme.example.com/site/");
-/// assert!(realms.resolve("https://acme.example.org/site/docs/1").is_err());
-/// # Ok::<(), tower_realm_lock::RealmError>(())
-/// ```
+/// Labels of the base URL's host can be parameters, too: `https://{tenant}.example.com`. The host is
+/// then that of the request, as [`RequestOrigin`] describes, and only hosts that fit are accepted.
+/// The page on [tenancy](crate::guide::tenancy#subdomains) has an example.
 ///
 /// # Which path counts
 ///
@@ -299,9 +290,8 @@ impl RealmPaths {
                     Err(problem) => return Err(ambiguous(head.path(), problem)),
                 }
                 let origin = paths.origin(head)?;
-                let realm = paths.realm(&origin, &captures, head.path())?;
-                let depth = paths.depth(&origin, &realm, route, &captures, head.path());
-                Ok(Sought::Realm(Found::within(realm, depth)))
+                let found = paths.find_by_route(&origin, route, &captures, head.path())?;
+                Ok(Sought::Realm(found))
             }
         }
     }
@@ -327,9 +317,8 @@ impl RealmPaths {
             path: shown(path.raw()),
             template: shown(route.path()),
         })?;
-        let realm = paths.realm(&origin, &captures, path)?;
-        let depth = paths.depth(&origin, &realm, route, &captures, path);
-        Ok((Found::within(realm, depth), origin.url.into_owned()))
+        let found = paths.find_by_route(&origin, route, &captures, path)?;
+        Ok((found, origin.url.into_owned()))
     }
 
     /// The URL whose path is missing at the beginning of a request's path: the base URL, if a proxy
@@ -510,15 +499,10 @@ impl Paths {
         self.patterns.iter().map(|pattern| pattern.below(base))
     }
 
-    /// Whether a path, as requests have it, begins as a pattern does.
-    fn has_realm(&self, path: &ParsedPath<'_>) -> bool {
-        let segments = path.segments();
-        segments.is_ok_and(|segments| self.first_fit(self.is_stripped, &segments).is_some())
-    }
-
     /// Whether some reader may find a realm in a path whose beginning is known.
     fn may_have_realm(&self, path: &ParsedPath<'_>) -> bool {
-        path.is_whole() && (!path.is_unambiguous() || self.has_realm(path))
+        let has_realm = |segments| self.first_fit(self.is_stripped, &segments).is_some();
+        path.is_whole() && (!path.is_unambiguous() || path.segments().is_ok_and(has_realm))
     }
 
     /// The parameters of the name.
@@ -536,6 +520,13 @@ impl Paths {
     fn texts(&self) -> String {
         let texts = self.whole_patterns().map(|it| it.source().to_owned());
         texts.collect::<Vec<_>>().join("` or `")
+    }
+
+    fn no_realm(&self, path: &ParsedPath<'_>) -> RealmError {
+        RealmError::NoRealm {
+            path: shown(path.raw()),
+            template: shown(&self.texts()),
+        }
     }
 
     /// Where the realms of a request begin.
@@ -585,10 +576,7 @@ impl Paths {
             .map_err(|problem| ambiguous(path, problem))?;
         let is_stripped = origin.is_stripped;
         let Some((pattern, beginning)) = self.first_fit(is_stripped, &segments) else {
-            return Err(RealmError::NoRealm {
-                path: shown(path.raw()),
-                template: shown(&self.texts()),
-            });
+            return Err(self.no_realm(path));
         };
         if self.patterns.len() > 1 {
             // A router that compares literals to the letter, or one that splits a segment, may
@@ -600,9 +588,9 @@ impl Paths {
             if !is_same(self.first_fit(is_stripped, &raw)) {
                 return Err(ambiguous(path, PathProblem::Spelling));
             }
-            let split = segments.flat_map(|segment| segment.split(['/', '\\']));
-            let split = split.filter(|part| !part.is_empty());
-            if path.has_separators() && !is_same(self.first_fit(is_stripped, &split)) {
+            if path.has_separators()
+                && !is_same(self.first_fit(is_stripped, &path.split_segments()))
+            {
                 return Err(ambiguous(path, PathProblem::Separator));
             }
         }
@@ -703,10 +691,7 @@ impl Paths {
         }
         let mut all = self.base.captures(&origin.url).unwrap_or_default();
         all.extend(captures.iter().cloned());
-        let no_realm = || RealmError::NoRealm {
-            path: shown(path.raw()),
-            template: shown(&self.texts()),
-        };
+        let no_realm = || self.no_realm(path);
         let base = match &self.name.base {
             Some(base) => Cow::Owned(base.with(&all).ok_or_else(no_realm)?),
             None => Cow::Borrowed(&*origin.url),
@@ -721,24 +706,24 @@ impl Paths {
         Ok(base.below(segments.ok_or_else(no_realm)?))
     }
 
-    /// How much of a path names the realm that a route has named: as much as a pattern takes of it,
-    /// otherwise what comes up to the last parameter of the name.
-    fn depth(
+    /// The realm that the parameters of a route name. As much of the path names it as a pattern
+    /// takes of it, otherwise what comes up to the last parameter of the name.
+    fn find_by_route(
         &self,
         origin: &Origin<'_>,
-        realm: &RealmUrl,
         route: &MatchedRoute,
         captures: &Captures<'_>,
         path: &ParsedPath<'_>,
-    ) -> Depth {
+    ) -> Result<Found, RealmError> {
+        let realm = self.realm(origin, captures, path)?;
         match self.find_in_path(origin, path) {
-            Ok(found) if found.realm == *realm => return found.depth,
+            Ok(found) if found.realm == realm => return Ok(found),
             _ => {}
         }
-        let Ok(segments) = path.segments() else {
-            return Depth::Unknown;
-        };
-        match begins_as_route(route, segments, |name| captured(captures, name).is_some()) {
+        let is_needed = |name: &str| captured(captures, name).is_some();
+        let segments = path.segments().ok();
+        let begins = segments.and_then(|segments| begins_as_route(route, segments, is_needed));
+        let depth = match begins {
             Some((of_path, depth)) if is_same(&of_path, captures) => {
                 let names = route.segments().take(depth).filter_map(|it| match it {
                     RouteSegment::Parameter(name) => Some(name),
@@ -747,7 +732,8 @@ impl Paths {
                 self.depth_at(depth, path, names)
             }
             _ => Depth::Unknown,
-        }
+        };
+        Ok(Found::within(realm, depth))
     }
 
     /// That so many segments name the realm, which have these parameters.
@@ -874,92 +860,4 @@ fn refuse_rest(template: &PathTemplate) -> Result<(), RealmError> {
             name = shown(name)
         ),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn realms() -> RealmPaths {
-        RealmPaths::new("https://r.example", "/{owner}/{realm}").unwrap()
-    }
-
-    #[test]
-    fn every_path_of_a_realm_gives_its_url() {
-        for path in [
-            "/luke/my-realm",
-            "/luke/my-realm/",
-            "/luke/my-realm/_atomic",
-            "/%6cuke/my%2Drealm/a/b.json",
-            "/luke/my-realm/a%2Fb",
-        ] {
-            let realm = realms().resolve(path).unwrap();
-            assert_eq!(realm.as_str(), "https://r.example/luke/my-realm/", "{path}");
-        }
-    }
-
-    #[test]
-    fn a_base_path_and_literal_segments_belong_to_the_realm() {
-        let realms = RealmPaths::new("https://r.example/api/", "/realms/{realm}/").unwrap();
-        let realm = realms.resolve("/api/realms/a/card").unwrap();
-        assert_eq!(realm.as_str(), "https://r.example/api/realms/a/");
-        for path in [
-            "/api/other/a/card",
-            "/realms/a/card",
-            "/api",
-            "/API/realms/a",
-        ] {
-            let error = realms.resolve(path).unwrap_err();
-            assert!(matches!(error, RealmError::NoRealm { .. }), "{path}");
-            assert!(
-                error.to_string().contains("`/api/realms/{realm}/`"),
-                "{error}"
-            );
-        }
-        let stripped = realms.base_path_stripped();
-        let realm = stripped.resolve("/realms/a/card").unwrap();
-        assert_eq!(realm.as_str(), "https://r.example/api/realms/a/");
-        assert!(stripped.resolve("/api/realms/a/card").is_err());
-    }
-
-    #[test]
-    fn a_url_in_a_path_is_no_host() {
-        let error = realms().resolve("/luke/a/http://r.example/x").unwrap_err();
-        assert!(matches!(error, RealmError::AmbiguousPath { .. }), "{error}");
-    }
-
-    #[test]
-    fn a_short_path_names_no_realm() {
-        for path in ["/", "/luke", "/luke/"] {
-            let error = realms().resolve(path).unwrap_err();
-            assert!(
-                matches!(error, RealmError::NoRealm { .. }),
-                "{path}: {error}"
-            );
-            assert!(error.to_string().contains("/{owner}/{realm}"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_separator_in_a_realm_segment_is_refused() {
-        for path in ["/luke/a%2Fb/c", "/luke/a%5Cb/c", "/luke\\a/b/c"] {
-            let error = realms().resolve(path).unwrap_err();
-            assert!(
-                matches!(
-                    error,
-                    RealmError::AmbiguousPath {
-                        problem: PathProblem::Separator,
-                        ..
-                    }
-                ),
-                "{path}: {error}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_template_that_swallows_the_path_is_refused() {
-        let error = RealmPaths::new("https://r.example", "/{owner}/{*rest}").unwrap_err();
-        assert!(error.to_string().contains("{*rest}"), "{error}");
-    }
 }

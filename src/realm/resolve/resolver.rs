@@ -90,35 +90,21 @@ impl RealmResolver {
     /// described [above](Self#what-a-closure-returns).
     ///
     /// ```
-    /// use std::collections::HashMap;
-    /// use std::sync::Arc;
-    /// use std::time::Duration;
+    /// use tower_realm_lock::{RealmError, RealmResolver, RealmUrl};
     ///
-    /// use tokio::sync::RwLock;
-    /// use tokio::time::timeout;
-    /// use tower_realm_lock::{RealmError, RealmLocks, RealmResolver, RealmUrl, RealmWriteLockLayer};
-    ///
-    /// /// Realms by their custom domains.
-    /// type Registry = Arc<RwLock<HashMap<String, RealmUrl>>>;
-    ///
-    /// fn by_domain(registry: Registry) -> RealmResolver {
-    ///     RealmResolver::from_fn(move |head| {
-    ///         let registry = Arc::clone(&registry);
-    ///         async move {
-    ///             let missing = || RealmError::missing("the header `host` is missing; send it");
-    ///             let host = head.headers().get("host").ok_or_else(missing)?;
-    ///             let host = host.to_str().map_err(RealmError::unresolved)?;
-    ///             let realms = timeout(Duration::from_secs(1), registry.read()).await;
-    ///             let realms = realms.map_err(RealmError::unavailable)?;
-    ///             let realm = realms.get(host).cloned();
-    ///             realm.ok_or_else(|| RealmError::unresolved("nobody has this domain"))
-    ///         }
-    ///     })
-    /// }
-    ///
-    /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), by_domain(Registry::default()));
-    /// # let _ = layer;
+    /// // Realms by their custom domains.
+    /// let realms = RealmResolver::from_fn(|head| async move {
+    ///     let missing = || RealmError::missing("the header `host` is missing; send it");
+    ///     let host = head.headers().get("host").ok_or_else(missing)?;
+    ///     match host.as_bytes() {
+    ///         b"notes.acme.test" => RealmUrl::parse("https://api.example.com/acme"),
+    ///         _ => Err(RealmError::unresolved("no tenant has this domain")),
+    ///     }
+    /// });
+    /// # let _ = realms;
     /// ```
+    ///
+    /// The page on [tenancy](crate::guide::tenancy#custom-domains) asks a registry.
     #[must_use]
     pub fn from_fn<F, R, C>(find: F) -> Self
     where
@@ -172,33 +158,17 @@ impl RealmResolver {
     /// A request without the extension is refused, with [`RealmError::Missing`].
     ///
     /// ```
-    /// use axum::extract::Request;
-    /// use axum::middleware::{Next, from_fn};
-    /// use axum::response::Response;
-    /// use axum::{Router, routing::post};
-    /// use tower_realm_lock::{RealmLocks, RealmResolver, RealmUrl, RealmWriteLockLayer};
+    /// use tower_realm_lock::{RealmResolver, RealmUrl};
     ///
+    /// // A layer outside inserts it once it has checked the token.
     /// #[derive(Clone)]
     /// struct Claims {
     ///     tenant: String,
     /// }
     ///
-    /// async fn authenticate(mut request: Request, next: Next) -> Response {
-    ///     // Here the token is checked.
-    ///     let tenant = "acme".to_owned();
-    ///     request.extensions_mut().insert(Claims { tenant });
-    ///     next.run(request).await
-    /// }
-    /// # async fn create() {}
-    ///
     /// let base = RealmUrl::parse("https://realms.example.com")?;
     /// let realms = RealmResolver::from_extension(move |claims: &Claims| base.join([&claims.tenant]));
-    /// let app: Router = Router::new()
-    ///     .route("/orders", post(create))
-    ///     .layer(RealmWriteLockLayer::new(RealmLocks::in_process(), realms))
-    ///     // What is added last is outermost: it runs first.
-    ///     .layer(from_fn(authenticate));
-    /// # let _ = app;
+    /// # let _ = realms;
     /// # Ok::<(), tower_realm_lock::RealmError>(())
     /// ```
     #[must_use]
@@ -582,91 +552,5 @@ impl<B> fmt::Debug for Routes<B> {
             list.entry(&(methods, pattern.source(), &route.resolver));
         }
         list.entry(&self.base).finish()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use http::HeaderValue;
-
-    use super::*;
-    use crate::realm::key::LockKey;
-
-    #[test]
-    fn a_header_that_can_be_read_in_two_ways_is_refused_and_one_that_is_missing_is_absent() {
-        let name = HeaderName::from_static("x-tenant");
-        let read = |values: &[&[u8]]| {
-            let values = values
-                .iter()
-                .map(|value| HeaderValue::from_bytes(value).unwrap());
-            let headers = values.map(|value| (name.clone(), value)).collect();
-            header(&headers, &name).map(str::to_owned)
-        };
-        assert_eq!(read(&[b"acme"]).unwrap(), "acme");
-        assert_eq!(read(&["büro 1".as_bytes()]).unwrap(), "büro 1");
-        assert!(read(&[]).unwrap_err().is_absent());
-        for (values, part) in [
-            (&[&b"a"[..], b"b"][..], "more than once"),
-            (&[b"a", b"a"], "more than once"),
-            (&[b""], "is empty"),
-            (&[b" "], "white space"),
-            (&[b" a"], "white space"),
-            (&[b"a\tb"], "control character"),
-            (&[b"a\xc2\x85"], "control character"),
-            (&[b"\xff"], "not UTF-8"),
-        ] {
-            let error = read(values).unwrap_err();
-            assert!(!error.is_absent(), "{error}");
-            let error = error.to_string();
-            assert!(
-                error.contains(part) && error.contains("`x-tenant`"),
-                "{error}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_request_without_the_extension_or_a_route_is_absent() {
-        let found = |realms: &RealmResolver, request| {
-            let Source::Head { find, .. } = &realms.0.base else {
-                panic!("it needs only the head");
-            };
-            find(&Head::of(&request))
-        };
-        let realms = RealmResolver::from_extension(|id: &u8| Ok(LockKey::in_space("tenant", id)));
-        let mut request = http::Request::new(());
-        let error = found(&realms, request.clone()).unwrap_err();
-        assert!(error.is_absent());
-        assert!(error.to_string().contains("no extension `u8`"), "{error}");
-        request.extensions_mut().insert(7_u8);
-        let claim = found(&realms, request.clone()).unwrap();
-        assert_eq!(claim, Some(LockKey::in_space("tenant", 7).into()));
-        #[cfg(feature = "axum")]
-        {
-            let realms =
-                RealmResolver::from_params(["id"], |[id]| Ok(LockKey::in_space("tenant", id)));
-            let error = found(&realms, request).unwrap_err();
-            assert!(error.is_absent(), "{error}");
-        }
-    }
-
-    #[test]
-    fn its_debug_says_where_each_source_looks() {
-        let header = HeaderName::from_static("x-tenant");
-        let tenant = |id: &str| Ok(LockKey::in_space("tenant", id));
-        let realms = RealmResolver::from_header(header, tenant)
-            .route(
-                Method::PUT,
-                "/x",
-                RealmResolver::from_extension(move |id: &String| tenant(id)),
-            )
-            .unwrap();
-        let shown = format!("{realms:?}");
-        for place in [
-            "the header `x-tenant`",
-            "the extension `alloc::string::String`",
-        ] {
-            assert!(shown.contains(place), "{shown}");
-        }
     }
 }

@@ -59,42 +59,22 @@ const MAX_RESOURCES: usize = 16;
 /// # MOVE and COPY
 ///
 /// A MOVE or COPY (RFC 4918) locks the realm of its header `Destination` as well: both realms in
-/// one claim, or, where its scope is by resource, both resources of one realm. The header is an
-/// absolute path or a URL, as clients write the paths of requests, below the base URL. It names the
-/// realm that a request for that path would have; origins, percent-encoding and ambiguous paths are
-/// treated alike. A request is rejected with 400 `realm-unresolved` if the header is missing or
-/// repeated, cannot be read, has a query, or leads out of the base URL.
+/// one claim, or, where its scope is by resource, both resources of one realm. The scope of its
+/// method counts at both ends: the realms are shared or narrowed only if a MOVE of the
+/// destination's path would be as well. The [options](crate::guide::options#webdav) page says how
+/// the header is read, and when the request is rejected with 400 `realm-unresolved`.
 ///
 /// A layer that rewrites paths must rewrite the header as well: nothing shows what it would have
 /// made of it. [`RealmPaths::base_path_stripped`](crate::RealmPaths::base_path_stripped) is for a
 /// proxy that removes the path of the base URL from paths, and leaves it in the header.
 ///
-/// The scope of its method counts at both ends: the realms are shared, or narrowed to resources,
-/// only if a MOVE of the destination's path would be as well. Otherwise they are taken whole.
-///
-/// Where a closure or the body names the realms of a request, it must name that of the
-/// `Destination` as well: the layer does not read the header then. Such a MOVE or COPY takes the
-/// realms as a whole, whatever its scope is.
-///
 /// # CONNECT and WebSockets
 ///
 /// Over HTTP/1.1 a WebSocket begins as a GET and passes. Over HTTP/2 and HTTP/3 it begins as an
-/// extended CONNECT (RFC 8441), which has a path. CONNECT is not a safe method, so the request is
-/// locked until its response is made. An exempt route lets it pass:
-///
-/// ```
-/// use http::Method;
-/// use tower_realm_lock::LockRules;
-///
-/// let rules = LockRules::new().exempt(Method::CONNECT, "/{owner}/{realm}/_events")?;
-/// assert!(!rules.locks(&Method::CONNECT, "/luke/my-realm/_events"));
-/// # Ok::<(), tower_realm_lock::RealmError>(())
-/// ```
-///
-/// The layer does not see what is written through the WebSocket. Its handler takes the lock for
-/// each message that writes, with
-/// [`RealmLocks::with_write_lock`](crate::RealmLocks::with_write_lock). A CONNECT to a host and
-/// port has no path, so it names no realm and is rejected.
+/// extended CONNECT (RFC 8441), which is locked until its response is made, unless its route is
+/// exempt: see [options](crate::guide::options#websockets-and-connect). The layer does not see what
+/// is written through the WebSocket. Its handler takes the lock for each message that writes, with
+/// [`RealmLocks::with_write_lock`](crate::RealmLocks::with_write_lock).
 #[derive(Debug, Clone, Default)]
 pub struct LockRules(pub(super) Rules<ReadsBodies>);
 
@@ -308,16 +288,31 @@ impl Rules<ReadsBodies> {
     ///
     /// [`RealmError::BodyNeeded`] for the first scope that needs the body.
     pub(in crate::realm) fn without_bodies(self) -> Result<Rules<Infallible>, RealmError> {
+        self.convert(
+            |Selector {
+                 methods, pattern, ..
+             },
+             _| {
+                let route = shown(&format!("{methods} {}", pattern.source()));
+                Err(RealmError::BodyNeeded { route })
+            },
+        )
+    }
+}
+
+impl Rules<Infallible> {
+    /// The same for a layer that reads bodies.
+    pub(in crate::realm) fn with_bodies(self) -> Rules<ReadsBodies> {
+        let Ok(rules) = self.convert(|_, never| Err(never));
+        rules
+    }
+}
+
+impl<B> Rules<B> {
+    /// The same with another proof that bodies are read, for each scope that needs one.
+    fn convert<C, E>(self, proof: impl Fn(&Selector, B) -> Result<C, E>) -> Result<Rules<C>, E> {
         let scopes = self.scopes.into_iter().map(|Ruled { selector, given }| {
-            let given = given
-                .without_bodies()
-                .ok_or_else(|| RealmError::BodyNeeded {
-                    route: shown(&format!(
-                        "{} {}",
-                        selector.methods,
-                        selector.pattern.source()
-                    )),
-                })?;
+            let given = given.convert(|reads| proof(&selector, reads))?;
             Ok(Ruled { selector, given })
         });
         Ok(Rules {
@@ -328,26 +323,7 @@ impl Rules<ReadsBodies> {
             method_override: self.method_override,
         })
     }
-}
 
-impl Rules<Infallible> {
-    /// The same for a layer that reads bodies.
-    pub(in crate::realm) fn with_bodies(self) -> Rules<ReadsBodies> {
-        let scopes = self.scopes.into_iter().map(|Ruled { selector, given }| {
-            let given = given.with_bodies();
-            Ruled { selector, given }
-        });
-        Rules {
-            routes: self.routes,
-            scopes: scopes.collect(),
-            limits: self.limits,
-            max_resources: self.max_resources,
-            method_override: self.method_override,
-        }
-    }
-}
-
-impl<B> Rules<B> {
     /// The settings that all replicas must have in common, as text. Limits may differ, and so may
     /// `max_resources`: a writer of the whole realm excludes the others.
     pub(in crate::realm) fn fingerprint(&self) -> String {

@@ -6,5 +6,3 @@ pub(crate) mod methods;
 pub(super) mod readings;
 pub(crate) mod scope;
 pub(super) mod selector;
-#[cfg(test)]
-mod tests;

@@ -1,5 +1,4 @@
 use std::collections::BTreeSet;
-use std::convert::Infallible;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -168,9 +167,7 @@ impl Scope {
     ///
     /// ```
     /// use http::Method;
-    /// use tower_realm_lock::{
-    ///     LockRules, RealmBodyLockLayer, RealmError, RealmLocks, RealmPaths, Scope,
-    /// };
+    /// use tower_realm_lock::{LockRules, RealmError, Scope};
     ///
     /// // The body is a list of cards, one in each line.
     /// let cards = Scope::from_body_fn(|_head, _realm, body| async move {
@@ -178,9 +175,7 @@ impl Scope {
     ///     Ok(Some(cards.lines().map(str::to_owned).collect()))
     /// });
     /// let rules = LockRules::new().scope(Method::POST, "/{owner}/{realm}/_delete", cards)?;
-    /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
-    /// let layer = RealmBodyLockLayer::new(RealmLocks::in_process(), realms, 64 * 1024).rules(rules);
-    /// # let _ = layer;
+    /// # let _ = rules;
     /// # Ok::<(), RealmError>(())
     /// ```
     #[must_use]
@@ -226,33 +221,28 @@ impl RouteScope<ReadsBodies> {
     {
         self.name.get_or_insert_with(|| Arc::new(name));
     }
-
-    /// The same for a layer that reads no bodies; `None` if it needs the body.
-    pub(super) fn without_bodies(self) -> Option<RouteScope<Infallible>> {
-        let kind = match self.kind {
-            Kind::Realm => Kind::Realm,
-            Kind::Shared => Kind::Shared,
-            Kind::Resource => Kind::Resource,
-            Kind::Closure(paths) => Kind::Closure(paths),
-            Kind::AtomicHrefs(_) | Kind::BodyClosure(..) => return None,
-        };
-        let name = self.name;
-        Some(RouteScope { kind, name })
-    }
 }
 
-impl RouteScope<Infallible> {
-    /// The same for a layer that reads bodies.
-    pub(super) fn with_bodies(self) -> RouteScope<ReadsBodies> {
+impl<B> RouteScope<B> {
+    /// The same with another proof that bodies are read.
+    ///
+    /// # Errors
+    ///
+    /// That of `proof`, which is asked for one only if the scope needs the body.
+    pub(super) fn convert<C, E>(
+        self,
+        proof: impl FnOnce(B) -> Result<C, E>,
+    ) -> Result<RouteScope<C>, E> {
         let kind = match self.kind {
             Kind::Realm => Kind::Realm,
             Kind::Shared => Kind::Shared,
             Kind::Resource => Kind::Resource,
             Kind::Closure(paths) => Kind::Closure(paths),
-            Kind::AtomicHrefs(never) | Kind::BodyClosure(_, never) => match never {},
+            Kind::AtomicHrefs(reads) => Kind::AtomicHrefs(proof(reads)?),
+            Kind::BodyClosure(paths, reads) => Kind::BodyClosure(paths, proof(reads)?),
         };
         let name = self.name;
-        RouteScope { kind, name }
+        Ok(RouteScope { kind, name })
     }
 }
 
