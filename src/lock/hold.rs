@@ -9,7 +9,7 @@
 //!    cover its claim. A grant lasts as long as its last share.
 //! 2. **Guard.** [`Hold::guard`] polls the work in whatever task polls the guard. Before each step it
 //!    checks that the lock is still held; after it, it polls what can end the hold early: the
-//!    [`Keeper`], which sends heartbeats and resolves when the lock is lost, and `max_hold`. The
+//!    [`Grip`], which sends heartbeats and resolves when the lock is lost, and `max_hold`. The
 //!    hold is the *innermost* of the task while the work is polled: that is how nested use is found.
 //! 3. **End.** The hold's share goes back with the [`Outcome`] of the work. While other holds share
 //!    the grant it is [kept](Fate::Kept); the last one hands it on, gives it back or rolls it back.
@@ -32,7 +32,6 @@
 //! - What a shared transaction wrote stands or falls with the hold that it was made for. Its COMMIT
 //!   waits until the nested holds have ended.
 
-use std::fmt;
 use std::future::{Future, pending, poll_fn};
 use std::iter::{once, successors};
 use std::pin::pin;
@@ -47,10 +46,9 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::error::LockError;
-#[cfg(doc)]
+#[cfg(any(doc, feature = "test-util"))]
 use super::grant::Grant;
-use super::grant::{Fate, Keeper, Obtained, Outcome, Role, Slot};
-use super::grip::Grip;
+use super::grant::{Fate, Grip, Left, Obtained, Outcome, Role, Slot, with_grant};
 use super::postgres::confirmation::{Confirmation, Proof, Unconfirmed};
 use super::postgres::shared::LockTransaction;
 use super::token::FencingToken;
@@ -66,9 +64,6 @@ tokio::task_local! {
 /// A granted lock, and the duty to end it.
 pub(crate) struct Hold {
     core: Arc<Core>,
-    keeper: Keeper,
-    /// Those of the other shares of a nested hold.
-    other_keepers: Vec<Keeper>,
     /// Makes a shutdown wait for it, on whatever task it is.
     _tracked: TaskTrackerToken,
 }
@@ -114,12 +109,6 @@ struct Origin {
     transaction: Option<LockTransaction>,
 }
 
-/// A share, and what keeps its lease.
-struct Part {
-    share: Share,
-    keeper: Keeper,
-}
-
 /// A part in a grant.
 struct Share {
     slot: Arc<Slot>,
@@ -149,35 +138,24 @@ impl Hold {
     /// A hold of the grant in this slot, which was made for it; `None` if there is none any more.
     pub(super) fn new(terms: HoldTerms, slot: Arc<Slot>) -> Option<Self> {
         slot.mark_granted();
-        let (keeper, token, transaction, grip) = slot.with(|_, obtained| match obtained {
-            Some(Obtained::Granted(grant)) => Some((
-                grant.keeper(),
-                grant.token(),
-                grant.shared().cloned(),
-                grant.grip(),
-            )),
-            _ => None,
-        })??;
-        let part = Part {
-            share: Share { slot, grip },
-            keeper,
-        };
-        let origin = Origin {
-            outer: innermost(),
-            is_nested: false,
-            token,
-            transaction,
-        };
-        Some(Self::assemble(terms, origin, part, Vec::new()))
+        let (grip, origin) = with_grant(&slot, |grant| {
+            let origin = Origin {
+                outer: innermost(),
+                is_nested: false,
+                token: grant.token(),
+                transaction: grant.shared().cloned(),
+            };
+            (grant.grip().clone(), origin)
+        })?;
+        let share = Share { slot, grip };
+        Some(Self::assemble(terms, origin, share, Vec::new()))
     }
 
-    fn assemble(terms: HoldTerms, origin: Origin, part: Part, others: Vec<Part>) -> Self {
-        let (other_shares, other_keepers) =
-            others.into_iter().map(|it| (it.share, it.keeper)).unzip();
+    fn assemble(terms: HoldTerms, origin: Origin, share: Share, other_shares: Vec<Share>) -> Self {
         let core = Core {
             claim: terms.claim,
             locks: terms.locks,
-            share: part.share,
+            share,
             other_shares,
             origin,
             max_hold: terms.max_hold,
@@ -192,8 +170,6 @@ impl Hold {
         };
         Self {
             core: Arc::new(core),
-            keeper: part.keeper,
-            other_keepers,
             _tracked: terms.tracked,
         }
     }
@@ -254,7 +230,7 @@ impl Hold {
         let lost = || LockError::Lost {
             claim: claim.clone(),
         };
-        let mut parts = Vec::with_capacity(slots.len());
+        let mut shares: Vec<Share> = Vec::with_capacity(slots.len());
         let mut origin = Origin {
             outer: Some(outer),
             is_nested: true,
@@ -262,36 +238,33 @@ impl Hold {
             transaction: None,
         };
         for slot in slots {
-            let outer = slot.with(|_, obtained| match obtained {
-                Some(Obtained::Granted(grant)) => {
-                    needs.check(grant.shared().is_some(), slots.len())?;
-                    origin.transaction = grant.shared().filter(|_| needs.transaction).cloned();
-                    origin.token = origin.token.max(grant.token());
-                    Ok((grant.keeper(), grant.grip()))
-                }
-                _ => Err(lost()),
+            let grip = with_grant(slot, |grant| {
+                needs.check(grant.shared().is_some(), slots.len())?;
+                origin.transaction = grant.shared().filter(|_| needs.transaction).cloned();
+                origin.token = origin.token.max(grant.token());
+                Ok(grant.grip().clone())
             });
-            let (keeper, grip) = outer.unwrap_or_else(|| Err(lost()))?;
+            let grip = grip.unwrap_or_else(|| Err(lost()))?;
             if !grip.is_firm() {
                 return Err(lost());
             }
             let slot = Arc::clone(slot);
-            let share = Share { slot, grip };
-            parts.push(Part { share, keeper });
+            shares.push(Share { slot, grip });
         }
-        for (begun, part) in parts.iter().enumerate() {
-            if !part.share.begin(origin.token) {
+        for (begun, share) in shares.iter().enumerate() {
+            let shared = with_grant(&share.slot, |grant| grant.share(origin.token));
+            if shared != Some(true) {
                 // It has ended since.
-                for part in parts.iter().take(begun) {
-                    part.share.end(claim, Outcome::Failure, origin.role());
+                for share in shares.iter().take(begun) {
+                    share.end(claim, Outcome::Failure, origin.role());
                 }
                 return Err(lost());
             }
         }
         // A claim has a key, so a slot covers it.
-        let others = parts.split_off(1);
-        let part = parts.remove(0);
-        Ok(Self::assemble(terms(), origin, part, others))
+        let others = shares.split_off(1);
+        let share = shares.remove(0);
+        Ok(Self::assemble(terms(), origin, share, others))
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {
@@ -380,11 +353,11 @@ impl Hold {
     }
 
     async fn keep(&self) {
-        if self.other_keepers.is_empty() {
-            return self.keeper.keep().await;
+        if self.core.other_shares.is_empty() {
+            return self.core.share.grip.keep().await;
         }
-        let keepers = once(&self.keeper).chain(&self.other_keepers);
-        select_all(keepers.map(|keeper| Box::pin(keeper.keep()))).await;
+        let shares = self.core.shares();
+        select_all(shares.map(|share| Box::pin(share.grip.keep()))).await;
     }
 
     async fn expired(&self) -> LockError {
@@ -413,6 +386,11 @@ impl Hold {
     /// [`LockError::Lost`] or [`LockError::Expired`] for a success whose lock is known not to have
     /// lasted, or which took too long. The hold has ended all the same.
     pub(crate) fn end(self, outcome: Outcome) -> Result<Ending, LockError> {
+        self.finish(outcome)
+    }
+
+    /// The same for an owner that has a destructor of its own.
+    pub(super) fn finish(&self, outcome: Outcome) -> Result<Ending, LockError> {
         if let Some(released) = self.core.released() {
             return Ok(released);
         }
@@ -573,18 +551,14 @@ impl Core {
 
     /// Resolves when the lock is lost.
     pub(super) async fn lost(&self) {
-        select_all(self.shares().map(|share| Box::pin(share.lost()))).await;
+        select_all(self.shares().map(|share| Box::pin(share.grip.lost()))).await;
     }
 
     /// Takes the locks away that it has, as the death of their connections does.
     #[cfg(feature = "test-util")]
     pub(super) fn lose(&self) {
         for share in self.shares() {
-            share.slot.with(|_, obtained| {
-                if let Some(Obtained::Granted(grant)) = obtained {
-                    grant.lose();
-                }
-            });
+            with_grant(&share.slot, Grant::lose);
         }
     }
 
@@ -715,8 +689,9 @@ impl Core {
     /// Makes a shared transaction roll back that waits for work before it commits; whether there was
     /// one.
     pub(super) fn withdraw(&self, problem: &str) -> bool {
-        let withdrawn = self.shares().map(|share| share.withdraw(problem));
-        withdrawn.fold(false, |any, one| any | one)
+        let withdraw = |share: &Share| with_grant(&share.slot, |grant| grant.withdraw(problem));
+        let withdrawn = self.shares().map(withdraw);
+        withdrawn.fold(false, |any, one| any | (one == Some(true)))
     }
 
     pub(super) fn released_at(&self) -> Option<Instant> {
@@ -761,7 +736,7 @@ impl Core {
             proofs,
             core: Arc::clone(self),
         });
-        tracing::debug!(claim = %self.claim, ?outcome, ?ending, "a hold ended");
+        tracing::debug!(claim = %self.claim, ?outcome, ?fate, "a hold ended");
         ending
     }
 
@@ -844,46 +819,9 @@ impl Share {
         self.grip.is_firm() && !self.slot.is_revoked()
     }
 
-    async fn lost(&self) {
-        self.grip.lost().await;
-    }
-
-    /// Begins a share of a grant that other holds have, with a token that no later hold may reach;
-    /// `false` if the grant has ended.
-    fn begin(&self, token: Option<FencingToken>) -> bool {
-        let shared = self.slot.with(|_, obtained| match obtained {
-            Some(Obtained::Granted(grant)) => {
-                let is_shared = grant.share();
-                if is_shared {
-                    grant.set_token(token.max(grant.token()));
-                }
-                is_shared
-            }
-            _ => false,
-        });
-        shared.unwrap_or(false)
-    }
-
-    /// Makes a shared transaction roll back that waits for work before it commits.
-    fn withdraw(&self, problem: &str) -> bool {
-        let withdrawn = self.slot.with(|_, obtained| match obtained {
-            Some(Obtained::Granted(grant)) => grant.withdraw(problem),
-            _ => false,
-        });
-        withdrawn.unwrap_or(false)
-    }
-
     /// Ends this share; `None` if the grant was revoked.
-    fn end(
-        &self,
-        claim: &Claim,
-        outcome: Outcome,
-        role: Role,
-    ) -> Option<(Fate, Option<Confirmation>)> {
-        let left = self.slot.with(|_, obtained| match obtained {
-            Some(Obtained::Granted(grant)) => Some(grant.leave(claim, outcome, role)),
-            _ => None,
-        })??;
+    fn end(&self, claim: &Claim, outcome: Outcome, role: Role) -> Option<Left> {
+        let left = with_grant(&self.slot, |grant| grant.leave(claim, outcome, role))?;
         if left.is_some() {
             return left;
         }
@@ -951,23 +889,6 @@ impl Ending {
     }
 }
 
-impl fmt::Debug for Ending {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ending")
-            .field("fate", &self.fate)
-            .field("proofs", &self.proofs)
-            .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Hold {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hold")
-            .field("claim", &self.core.claim)
-            .finish_non_exhaustive()
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use std::cell::Cell;
@@ -1011,7 +932,7 @@ pub(crate) mod tests {
         let connection = CancellationToken::new();
         let lease = Arc::new(Lease::new(period, Instant::now(), &connection));
         let core = Arc::get_mut(&mut hold.core).unwrap();
-        core.share.grip = Grip::Leased(Arc::clone(&lease));
+        core.share.grip = Grip::Session(Arc::clone(&lease));
         (hold, lease)
     }
 

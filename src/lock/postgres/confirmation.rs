@@ -5,7 +5,6 @@
 //! anybody polls for it, and a waiter that leaves takes nothing along.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -55,20 +54,18 @@ impl Confirmer {
     }
 
     pub(in crate::lock) fn publish(self, proof: Proof) {
-        self.settle(proof);
+        let _ = self.0.set(proof);
     }
 
-    /// Publishes the answer, unless one has been published before.
-    fn settle(&self, proof: Proof) {
-        let _ = self.0.set(proof);
+    /// Publishes a loss, unless an answer has been published before.
+    fn leave(&self) {
+        let _ = self.0.set(Err(Unconfirmed::Lost));
     }
 }
 
 impl Drop for Confirmer {
     fn drop(&mut self) {
-        if self.0.get().is_none() {
-            self.settle(Err(Unconfirmed::Lost));
-        }
+        self.leave();
     }
 }
 
@@ -84,18 +81,6 @@ impl Confirmation {
 
     pub(in crate::lock) async fn is_positive(&self) -> bool {
         self.answered().await.is_ok()
-    }
-}
-
-impl fmt::Debug for Confirmer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Confirmer").finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Confirmation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Confirmation").field(&self.0.get()).finish()
     }
 }
 

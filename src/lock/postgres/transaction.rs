@@ -1,4 +1,3 @@
-use std::fmt;
 use std::sync::Arc;
 
 use tokio::time::{Instant, timeout_at};
@@ -76,10 +75,6 @@ impl TransactionLock {
         }
     }
 
-    pub(in crate::lock) fn lease(&self) -> &Arc<Lease> {
-        &self.heart.lease
-    }
-
     /// Closes the connection, which ends the transaction.
     #[cfg(feature = "test-util")]
     pub(in crate::lock) fn lose(&mut self) {
@@ -92,10 +87,6 @@ impl TransactionLock {
 
     pub(in crate::lock) fn token(&self) -> Option<FencingToken> {
         self.token
-    }
-
-    pub(in crate::lock) fn set_token(&mut self, token: Option<FencingToken>) {
-        self.token = token;
     }
 
     pub(in crate::lock) fn shared(&self) -> Option<&LockTransaction> {
@@ -261,6 +252,10 @@ impl Remains {
 }
 
 impl Heart {
+    pub(in crate::lock) fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
     /// Keeps the lease while it is polled; resolves when the lock is lost.
     pub(in crate::lock) async fn keep(&self) {
         self.lease.keep(|| self.beat()).await;
@@ -284,18 +279,4 @@ fn reason(error: &Error) -> String {
             .into();
     }
     chain(error)
-}
-
-impl fmt::Debug for Heart {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Heart").finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for TransactionLock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TransactionLock")
-            .field("token", &self.token)
-            .finish_non_exhaustive()
-    }
 }
