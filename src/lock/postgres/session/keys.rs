@@ -8,8 +8,8 @@ use crate::realm::key::LockKey;
 
 /// The keys that a session has asked for, granted or not.
 ///
-/// Locks of one session do not exclude each other, so it must not ask twice but to share: a caller may have left, and its turn
-/// gone on, while its grant is still on the way.
+/// Locks of one session do not exclude each other, so it must not ask twice except to share: a
+/// caller may have left, and its turn gone on, while its grant is still on the way.
 pub(super) struct Keys {
     kept: HashMap<LockKey, Kept>,
     /// How long after its first holder a key may be shared anew.
@@ -22,8 +22,9 @@ struct Kept {
     count: usize,
     shared: bool,
     since: Instant,
-    /// How many have left it of whom nobody knows whether the server had granted it to them. They are unlocked with the last one:
-    /// one unlock too many would be that of somebody who is still inside.
+    /// How many have left it of whom nobody knows whether the server had granted it to them. They
+    /// are unlocked with the last one: one unlock too many would be that of somebody who is still
+    /// inside.
     doubtful: usize,
 }
 
@@ -76,7 +77,8 @@ impl Keys {
         doubtful
     }
 
-    /// What of the keys of a claim, which the server may have granted or not, can be unlocked at once. Others share the rest.
+    /// What of the keys of a claim, which the server may have granted or not, can be unlocked at
+    /// once. Others share the rest.
     pub(super) fn in_doubt(&mut self, locks: &[Lock]) -> Vec<Lock> {
         let mut alone = Vec::new();
         for lock in locks {
@@ -86,48 +88,5 @@ impl Keys {
             }
         }
         alone
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::realm::claim::Claim;
-
-    const SHARE_TIME: Duration = Duration::from_millis(100);
-
-    fn card(path: &str) -> Claim {
-        Claim::resources(&"http://h/a/".parse().unwrap(), [path])
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_key_is_asked_for_once_but_to_share_and_not_for_ever() {
-        let mut keys = Keys::new(SHARE_TIME);
-        let [x, y, z] = ["x", "y", "z"].map(card);
-        assert!(keys.note(x.locks()));
-        assert!(!keys.note(x.locks()), "the card is taken");
-        assert!(keys.note(y.locks()), "the realm is shared");
-        tokio::time::advance(SHARE_TIME).await;
-        assert!(!keys.note(z.locks()), "others wait for the realm by now");
-        for claim in [&x, &y] {
-            assert!(keys.forget(claim.locks()).is_empty());
-        }
-        assert_eq!(keys.len(), 0);
-        assert!(keys.note(z.locks()));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_in_doubt_is_unlocked_with_the_last_who_shares_it() {
-        let mut keys = Keys::new(SHARE_TIME);
-        let [x, y] = ["x", "y"].map(card);
-        assert!(keys.note(x.locks()) && keys.note(y.locks()));
-        let at_once = keys.in_doubt(y.locks());
-        assert_eq!(at_once.len(), 1, "the card, and not the shared realm");
-        assert!(!at_once[0].is_shared());
-        assert!(keys.forget(y.locks()).is_empty(), "x is still inside");
-        let besides = keys.forget(x.locks());
-        assert_eq!(besides.len(), 1);
-        assert!(besides[0].is_shared());
-        assert_eq!(keys.len(), 0);
     }
 }

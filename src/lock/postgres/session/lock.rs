@@ -1,20 +1,22 @@
-use std::fmt;
 use std::future::Future;
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout};
+use tokio_postgres::error::SqlState;
 
 use super::Options;
-use super::commands::{Asked, Command, Confirm, Publication, Release};
-use super::connect::connect;
-use super::task::SessionTask;
+use super::task::{Asked, Command, Release, SessionTask};
 use crate::lock::error::LockError;
 use crate::lock::lease::Lease;
 use crate::lock::postgres::confirmation::{Confirmation, Confirmer};
 use crate::lock::postgres::connect::Connector;
-use crate::lock::postgres::connection::LockConnection;
+use crate::lock::postgres::connection::{Busy, LockConnection};
+use crate::lock::postgres::statement::milliseconds;
 use crate::lock::token::FencingToken;
 use crate::realm::claim::Claim;
 
@@ -41,10 +43,16 @@ pub(in crate::lock) struct SessionLock {
 }
 
 impl Session {
-    /// Must be called within a runtime: a task of its own serves the session.
+    /// Opens a connection whose session can hold locks, and refuses a server that cannot keep them
+    /// as promised. Must be called within a runtime: a task of its own serves the session.
     pub(super) async fn open(connector: &Connector, options: Options) -> Result<Self, LockError> {
-        let (connection, lease) = connect(connector, options.lease).await?;
-        Ok(Self::start(connection, lease, options))
+        // Until the server has answered.
+        let connection = Busy::new(connector.open().await?);
+        let server = Arc::clone(&connection.server);
+        let after = connector.timeout();
+        let lease = timeout(after, prepare(&connection, options.lease)).await;
+        let lease = lease.map_err(|_| LockError::ConnectTimeout { server, after })??;
+        Ok(Self::start(connection.into_idle(), lease, options))
     }
 
     pub(super) fn start(connection: LockConnection, lease: Lease, options: Options) -> Self {
@@ -136,10 +144,6 @@ impl SessionLock {
         self.token
     }
 
-    pub(in crate::lock) fn set_token(&mut self, token: Option<FencingToken>) {
-        self.token = token;
-    }
-
     /// Asks for the proof that the session was alive after now, and with it every lock that it held.
     /// Many share one answer. The lock may meanwhile serve its next holder.
     pub(in crate::lock) fn confirm(&self) -> Confirmation {
@@ -153,50 +157,47 @@ impl SessionLock {
     pub(in crate::lock) fn unlock(mut self, publication: Option<String>) -> Confirmation {
         let confirmer = Confirmer::new();
         let confirmation = confirmer.confirmation();
-        let Some(statement) = publication else {
-            self.release(Confirm::Holder(confirmer));
-            return confirmation;
-        };
-        let (reply, unlocked) = oneshot::channel();
-        self.release(Confirm::Publication(reply));
-        self.session.send(Command::Publish(Publication {
-            statement,
-            unlocked,
-            confirmer,
-        }));
+        self.release(Some(confirmer), publication);
         confirmation
-    }
-
-    fn release(&mut self, confirm: Confirm) {
-        self.is_locked = false;
-        let locks = self.claim.locks().to_vec();
-        self.session
-            .send(Command::Unlock(Release { locks, confirm }));
     }
 
     /// Unlocks without asking for a proof.
     pub(in crate::lock) fn give_up(mut self) {
-        self.release(Confirm::Nobody);
+        self.release(None, None);
     }
 
-    fn leave(&mut self) {
-        if self.is_locked {
-            self.release(Confirm::Nobody);
+    /// Unlocks, unless that was done before.
+    fn release(&mut self, confirmer: Option<Confirmer>, publication: Option<String>) {
+        if mem::replace(&mut self.is_locked, false) {
+            self.session.send(Command::Unlock(Release {
+                locks: self.claim.locks().to_vec(),
+                confirmer,
+                publication,
+            }));
         }
     }
 }
 
 impl Drop for SessionLock {
     fn drop(&mut self) {
-        self.leave();
+        self.release(None, None);
     }
 }
 
-impl fmt::Debug for SessionLock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SessionLock")
-            .field("claim", &self.claim)
-            .field("token", &self.token)
-            .finish_non_exhaustive()
+/// Sets the session's own time limit.
+async fn prepare(connection: &LockConnection, period: Duration) -> Result<Lease, LockError> {
+    // Before anything is changed in a session that may be somebody else's as well.
+    connection.refuse_pooler()?;
+    let sent = Instant::now();
+    let milliseconds = milliseconds(period);
+    let limit = format!("SELECT set_config('idle_session_timeout', '{milliseconds}', false)");
+    match connection.client.batch_execute(&limit).await {
+        Ok(()) => Ok(Lease::new(period, sent, &connection.closed)),
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => {
+            Err(LockError::NoSessionTimeout {
+                server: Arc::clone(&connection.server),
+            })
+        }
+        Err(error) => Err(connection.failed(error)),
     }
 }
