@@ -6,7 +6,6 @@ use http::request::Parts;
 use http::{Method, Response};
 use tower_layer::Layer;
 
-use super::fleet::Fleet;
 #[cfg(feature = "serde")]
 use super::limits::Limits;
 use super::prepare::{Bodies, Unread};
@@ -213,8 +212,7 @@ macro_rules! options {
             }
         }
 
-        /// Logs what is locked when the layer starts, although it has done so before: it has other
-        /// options now.
+        /// Makes the layer start again, although it has done so before: it has other options now.
         fn reviewed_anew(mut self) -> Self {
             self.settings.notices = Arc::default();
             self
@@ -345,8 +343,8 @@ macro_rules! options {
         /// ```
         #[must_use]
         pub fn fleet(mut self, name: &str) -> Self {
-            self.settings.fleet = Some(Fleet::new(name));
-            self
+            self.settings.fleet = Some(name.into());
+            self.reviewed_anew()
         }
 
         /// Makes the responses of rejections, from the rejection and the head of its request.
@@ -530,7 +528,6 @@ impl<S> Layer<S> for RealmWriteLockLayer {
     type Service = RealmWriteLock<S>;
 
     fn layer(&self, inner: S) -> RealmWriteLock<S> {
-        self.settings.join_fleet(&self.realms);
         start(&self.realms, &self.settings);
         let settings = Arc::new(self.settings.clone());
         RealmWriteLock::new(inner, Arc::clone(&self.realms), settings)
@@ -541,7 +538,6 @@ impl<S> Layer<S> for RealmBodyLockLayer {
     type Service = RealmBodyLock<S>;
 
     fn layer(&self, inner: S) -> RealmBodyLock<S> {
-        self.settings.join_fleet(&self.realms);
         start(&self.realms, &self.settings);
         let settings = Arc::new(self.settings.clone());
         let bodies = Reading {
@@ -553,12 +549,13 @@ impl<S> Layer<S> for RealmBodyLockLayer {
     }
 }
 
-/// Logs what a layer locks, and what is wrong with its rules, when it is first put around a
-/// service. axum puts it around each route.
+/// Joins the fleet, and logs what a layer locks and what is wrong with its rules, when it is first
+/// put around a service. axum puts it around each route.
 fn start<B>(realms: &Realms<B>, settings: &Settings) {
     if !settings.notices.is_start() {
         return;
     }
+    settings.join_fleet(realms);
     let Summary {
         realms: found,
         rules,
