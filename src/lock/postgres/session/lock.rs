@@ -6,13 +6,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 
 use super::Options;
 use super::task::{Asked, Command, Release, SessionTask};
 use crate::lock::error::LockError;
 use crate::lock::lease::Lease;
+use crate::lock::postgres::answer::within;
 use crate::lock::postgres::confirmation::{Confirmation, Confirmer};
 use crate::lock::postgres::connect::Connector;
 use crate::lock::postgres::connection::{Busy, LockConnection};
@@ -48,10 +49,8 @@ impl Session {
     pub(super) async fn open(connector: &Connector, options: Options) -> Result<Self, LockError> {
         // Until the server has answered.
         let connection = Busy::new(connector.open().await?);
-        let server = Arc::clone(&connection.server);
-        let after = connector.timeout();
-        let lease = timeout(after, prepare(&connection, options.lease)).await;
-        let lease = lease.map_err(|_| LockError::ConnectTimeout { server, after })??;
+        let prepared = prepare(&connection, options.lease);
+        let lease = within(connector.timeout(), &connection, prepared).await?;
         Ok(Self::start(connection.into_idle(), lease, options))
     }
 
