@@ -1,4 +1,11 @@
-use super::*;
+//! What a client reads of each rejection: status, problem body and `grpc-status`.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Response, StatusCode, header};
+use serde_json::json;
+use tower_realm_lock::{BodyError, Claim, LockError, RealmUrl, Rejection};
 
 /// The `grpc-status` that is documented for a code.
 fn grpc_status(code: &str) -> &'static str {
@@ -129,62 +136,6 @@ fn every_situation_has_the_response_that_is_documented() {
         assert_eq!(problem["detail"], rejection.to_string());
         assert!(!problem.to_string().contains("db.internal"), "{problem}");
         assert_grpc(&rejection);
-    }
-}
-
-#[test]
-fn a_route_answers_for_a_busy_realm_and_for_nothing_else() {
-    let after = Duration::from_secs(1);
-    let timeout = || LockError::Timeout {
-        claim: claim(),
-        after,
-    };
-    let full = LockError::QueueFull {
-        claim: claim(),
-        waiters: 3,
-    };
-    let nested = LockError::Nested {
-        held: claim(),
-        source: Box::new(timeout()),
-    };
-    let conflict = RouteLimits::new().busy_status(StatusCode::CONFLICT);
-    let conflict = conflict.unwrap();
-    for plain in [timeout(), full, nested].map(Rejection::from) {
-        for (limits, status, detail) in [
-            (conflict.clone(), 409, None),
-            (RouteLimits::new().busy_detail("later"), 503, Some("later")),
-            (conflict.clone().busy_detail("later"), 409, Some("later")),
-        ] {
-            let rejection = plain.clone().on_route(&limits);
-            assert_eq!(rejection.code(), plain.code());
-            assert_eq!(rejection.realms(), plain.realms());
-            let response = rejection.to_response();
-            assert_eq!(response.status(), status);
-            assert!(response.headers().contains_key(header::RETRY_AFTER));
-            let problem: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
-            assert_eq!(problem["status"], status);
-            let detail = detail.map_or(plain.detail(), ToOwned::to_owned);
-            assert_eq!(problem["detail"], detail);
-        }
-        let routed = plain.on_route(&RouteLimits::new());
-        assert!(matches!(routed, Rejection::Lock(_)));
-    }
-    let lost = LockError::Lost { claim: claim() };
-    let expired = LockError::Expired {
-        claim: claim(),
-        max_hold: after,
-    };
-    for rejection in [
-        lost.into(),
-        expired.into(),
-        LockError::ShuttingDown.into(),
-        RealmError::AmbiguousMethod.into(),
-        Rejection::from(BodyError::TooLarge { limit: 9 }),
-    ] {
-        let status = rejection.status();
-        let routed = rejection.on_route(&conflict);
-        assert_eq!(routed.status(), status);
-        assert!(!matches!(routed, Rejection::Busy { .. }));
     }
 }
 
