@@ -43,16 +43,6 @@ impl Success {
     /// ended. A gRPC response without a valid `grpc-status` is a failure, as it is for its client.
     ///
     /// A layer that moves the trailers into the body, for gRPC-Web, goes outside of this one.
-    ///
-    /// ```
-    /// use tower_realm_lock::{RealmLocks, RealmPaths, RealmWriteLockLayer, Success};
-    ///
-    /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
-    /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms)
-    ///     .success(Success::grpc());
-    /// # let _ = layer;
-    /// # Ok::<(), tower_realm_lock::RealmError>(())
-    /// ```
     #[must_use]
     pub fn grpc() -> Self {
         Self(Rule::Grpc)

@@ -2,13 +2,14 @@ use std::fmt::Write;
 
 use crate::realm::claim::Claim;
 
-/// As much of a name as fits into what `pg_stat_activity` keeps of a statement, 1,024 bytes unless set otherwise.
+/// As much of a name as fits into what `pg_stat_activity` keeps of a statement: 1,024 bytes unless set
+/// otherwise.
 const LONGEST: usize = 600;
 
 /// A comment that says what a statement is for: an operator sees it in `pg_stat_activity`.
 ///
-/// A client chooses much of the text. It cannot end the comment, nor begin one in it, nor is there a character that some encoding
-/// of a database has no room for.
+/// A client chooses much of the text. It can neither end the comment nor begin one in it, and has no
+/// character that the encoding of a database may lack.
 pub(super) fn comment(claim: &Claim) -> String {
     let name = claim.to_string();
     let kind = if claim.realms().is_empty() {

@@ -17,8 +17,8 @@ use crate::realm::claim::Claim;
 /// [`HeldLock::transaction`](crate::HeldLock::transaction), if `share_transaction(true)` was set.
 /// Cheap to clone.
 ///
-/// A statement that fails spoils the transaction, as in PostgreSQL always, so that nothing of it can commit; but not the lock, as the
-/// handler works behind a savepoint.
+/// A statement that fails spoils the transaction, as always in PostgreSQL, so that nothing of it can
+/// commit. It does not release the lock, as the handler works behind a savepoint.
 ///
 /// The handler must leave the transaction itself alone: after a `COMMIT` or `ROLLBACK` of its own
 /// there is no lock any more, and after a `PREPARE TRANSACTION` the realm stays locked until that
@@ -27,8 +27,8 @@ use crate::realm::claim::Claim;
 /// [`HoldUntil::BodyEnd`](crate::HoldUntil) the transaction commits when the body has ended well,
 /// after the head of the response has left.
 ///
-/// A statement that runs for longer than a third of the lease keeps heartbeats from being answered, and so ends in a lost lock:
-/// set a lease of more than three times the longest one.
+/// A statement that runs for longer than a third of the lease keeps heartbeats from being answered,
+/// and so ends in a lost lock: set a lease of more than three times the longest one.
 ///
 /// # What is left open
 ///
@@ -146,8 +146,8 @@ impl LockTransaction {
         &self.claim
     }
 
-    /// Takes the client away from the handler; `false` if some of its code still uses it. That code keeps the connection to
-    /// its end, so nobody else may have it.
+    /// Takes the client away from the handler; `false` if some of its code still uses it. That code
+    /// keeps the connection to its end, so nobody else may have it.
     pub(super) fn close(&self) -> bool {
         let mut lending = self.lending();
         lending.client = None;
