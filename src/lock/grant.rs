@@ -385,10 +385,12 @@ impl Grant {
         };
         let proof = confirmer.confirmation();
         terms.tasks.spawn(async move {
-            let (answer, remains) = transaction.commit_shared(publication).await;
+            let (answer, uncommitted) = transaction.commit_shared(publication).await;
             confirmer.publish(answer);
             drop(turn);
-            remains.clean_up().await;
+            if let Some(transaction) = uncommitted {
+                transaction.roll_back_used(None).await;
+            }
         });
         (Fate::GivenBack, Some(proof))
     }

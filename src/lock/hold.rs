@@ -78,8 +78,8 @@ pub(crate) struct Core {
     /// Of a nested hold whose claim several grants cover.
     other_shares: Vec<Share>,
     origin: Origin,
-    max_hold: Option<Duration>,
-    granted: Instant,
+    /// `max_hold`, and when it passes.
+    limit: Option<(Duration, Instant)>,
     /// Makes a shutdown wait for work that the hold outlives.
     tracker: TaskTracker,
     has_ended: AtomicBool,
@@ -158,8 +158,7 @@ impl Hold {
             share,
             other_shares,
             origin,
-            max_hold: terms.max_hold,
-            granted: Instant::now(),
+            limit: limit(terms.max_hold),
             tracker: terms.tracked.task_tracker().clone(),
             has_ended: AtomicBool::new(false),
             has_failed: AtomicBool::new(false),
@@ -361,7 +360,7 @@ impl Hold {
     }
 
     async fn expired(&self) -> LockError {
-        let Some((max_hold, end)) = self.core.limit() else {
+        let Some((max_hold, end)) = self.core.limit else {
             return pending().await;
         };
         sleep_until(end).await;
@@ -515,15 +514,8 @@ impl Core {
         self.shares().all(Share::is_held)
     }
 
-    /// `max_hold`, and when it passes.
-    fn limit(&self) -> Option<(Duration, Instant)> {
-        let max_hold = self.max_hold?;
-        // A bound too far away to be a point in time is no bound.
-        Some((max_hold, self.granted.checked_add(max_hold)?))
-    }
-
     fn is_expired(&self) -> bool {
-        self.max_hold.is_some_and(|it| self.granted.elapsed() >= it)
+        self.limit.is_some_and(|(_, end)| Instant::now() >= end)
     }
 
     fn has_ended(&self) -> bool {
@@ -590,8 +582,8 @@ impl Core {
     /// out before the end.
     pub(crate) fn check(&self) -> Result<(), LockError> {
         if self.has_lock() {
-            match self.max_hold {
-                Some(max_hold) if self.is_expired() => Err(self.expired(max_hold)),
+            match self.limit {
+                Some((max_hold, _)) if self.is_expired() => Err(self.expired(max_hold)),
                 _ => Ok(()),
             }
         } else if self.shares().any(|share| share.slot.is_revoked()) {
@@ -603,8 +595,8 @@ impl Core {
 
     /// What a hold reports that the watchdog has revoked.
     fn end_of_revoked(&self) -> LockError {
-        match self.max_hold {
-            Some(max_hold) if !self.share.grip.is_leased() => self.expired(max_hold),
+        match self.limit {
+            Some((max_hold, _)) if !self.share.grip.is_leased() => self.expired(max_hold),
             _ => self.loss(),
         }
     }
@@ -778,6 +770,13 @@ impl Core {
     }
 }
 
+/// A bound of a hold that begins now, and when it passes. One too far away to be a point in time is
+/// no bound.
+fn limit(max_hold: Option<Duration>) -> Option<(Duration, Instant)> {
+    let max_hold = max_hold?;
+    Some((max_hold, Instant::now().checked_add(max_hold)?))
+}
+
 /// The hold that the current task works under.
 fn innermost() -> Option<Arc<Core>> {
     INNERMOST.try_with(Arc::clone).ok()
@@ -872,7 +871,7 @@ impl Ending {
     /// Waits for one proof; for a commit that waits for work in its turn, until `max_hold` at most.
     async fn answered(&self, proof: &Confirmation) -> Result<Proof, LockError> {
         let may_wait = self.fate == Fate::Kept && self.core.decides_about_transaction();
-        let Some((max_hold, end)) = self.core.limit().filter(|_| may_wait) else {
+        let Some((max_hold, end)) = self.core.limit.filter(|_| may_wait) else {
             return Ok(proof.answered().await);
         };
         if let Ok(answered) = timeout_at(end, proof.answered()).await {
@@ -943,57 +942,8 @@ pub(crate) mod tests {
         Hold::new(terms(claim), slot).unwrap()
     }
 
-    fn nested(claim: &Claim) -> Hold {
-        let needs = NestedNeeds {
-            transaction: false,
-            outlives_response: false,
-        };
-        let nested = Hold::nested(claim, 0, needs, || terms(claim));
-        nested.unwrap().expect("its task has the claim")
-    }
-
     fn realm() -> Claim {
         Claim::realm(&"http://h/a/".parse().unwrap())
-    }
-
-    #[test]
-    fn a_lock_is_given_back_by_the_last_hold_that_shares_it() {
-        // The queue's mutex is a model checker's in unit tests.
-        shuttle::check_random(
-            || {
-                let queue = Arc::new(Queue::default());
-                let outer = granted(&queue, &realm());
-                let inner = outer.core().within(|| nested(&realm()));
-                let innermost = inner.core().within(|| nested(&realm()));
-                let outer = outer.end(Outcome::Success).unwrap();
-                assert_eq!(outer.fate, Fate::Kept);
-                assert!(inner.core().is_held());
-                drop(inner);
-                assert_eq!(queue.status().len(), 1, "the innermost keeps it");
-                let innermost = innermost.end(Outcome::Success).unwrap();
-                assert_eq!(innermost.fate, Fate::GivenBack);
-                assert!(queue.status().is_empty());
-            },
-            1,
-        );
-    }
-
-    #[test]
-    fn a_nested_hold_of_two_locks_ends_with_neither() {
-        shuttle::check_random(
-            || {
-                let queue = Arc::new(Queue::default());
-                let other = Claim::realm(&"http://h/b/".parse().unwrap());
-                let one = granted(&queue, &realm());
-                let two = one.core().within(|| granted(&queue, &other));
-                let both = two.core().within(|| nested(&realm().and(&other)));
-                drop((one, two));
-                assert_eq!(queue.status().len(), 2);
-                drop(both);
-                assert!(queue.status().is_empty());
-            },
-            1,
-        );
     }
 
     #[test]
@@ -1044,7 +994,7 @@ pub(crate) mod tests {
                     let limit = Duration::from_secs(1);
                     let mut hold = granted(&Arc::new(Queue::default()), &realm());
                     let core = Arc::get_mut(&mut hold.core).unwrap();
-                    core.max_hold = Some(limit);
+                    core.limit = super::limit(Some(limit));
                     tokio::time::advance(limit).await;
                     assert!(!hold.core.is_held());
                     let end = hold.end(Outcome::Success);

@@ -271,13 +271,7 @@ impl Reader {
                     return Poll::Ready(true);
                 }
             }
-            if let Some(timer) = &mut self.timer {
-                let deadline = self.asked.front().map(|question| question.deadline);
-                match deadline.into_iter().chain(self.ping_due).min() {
-                    Some(next) => timer.as_mut().reset(next),
-                    None => self.timer = None,
-                }
-            }
+            self.timer = None;
         }
     }
 

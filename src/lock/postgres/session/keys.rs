@@ -90,3 +90,48 @@ impl Keys {
         alone
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::realm::claim::Claim;
+
+    const SHARE_TIME: Duration = Duration::from_millis(100);
+
+    fn card(path: &str) -> Claim {
+        Claim::resources(&"http://h/a/".parse().unwrap(), [path])
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_is_asked_for_once_but_to_share_and_not_for_ever() {
+        let mut keys = Keys::new(SHARE_TIME);
+        let [x, y, z] = ["x", "y", "z"].map(card);
+        assert!(keys.note(x.locks()));
+        assert!(!keys.note(x.locks()), "the card is taken");
+        assert!(keys.note(y.locks()), "the realm is shared");
+        tokio::time::advance(SHARE_TIME).await;
+        assert!(!keys.note(z.locks()), "others wait for the realm by now");
+        let whole = Claim::realm(&"http://h/a/".parse().unwrap());
+        assert!(!keys.note(whole.locks()), "a session never excludes itself");
+        for claim in [&x, &y] {
+            assert!(keys.forget(claim.locks()).is_empty());
+        }
+        assert_eq!(keys.len(), 0);
+        assert!(keys.note(whole.locks()) && !keys.note(z.locks()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_in_doubt_is_unlocked_with_the_last_who_shares_it() {
+        let mut keys = Keys::new(SHARE_TIME);
+        let [x, y] = ["x", "y"].map(card);
+        assert!(keys.note(x.locks()) && keys.note(y.locks()));
+        let at_once = keys.in_doubt(y.locks());
+        assert_eq!(at_once.len(), 1, "the card, and not the shared realm");
+        assert!(!at_once[0].is_shared());
+        assert!(keys.forget(y.locks()).is_empty(), "x is still inside");
+        let besides = keys.forget(x.locks());
+        assert_eq!(besides.len(), 1);
+        assert!(besides[0].is_shared());
+        assert_eq!(keys.len(), 0);
+    }
+}
