@@ -1,21 +1,26 @@
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::FuturesOrdered;
 use futures_util::{StreamExt, TryStreamExt};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_postgres::error::SqlState;
 
 use super::Options;
 use super::keys::Keys;
+use super::lock::{Asked, Command, Release, Reply, Session};
 use super::statements::{answers, try_lock, unlock};
-use crate::lock::error::chain;
+use crate::lock::error::{LockError, chain};
 use crate::lock::lease::Lease;
-use crate::lock::postgres::answer::{Answer, fencing_token};
+use crate::lock::postgres::answer::{Answer, fencing_token, within};
 use crate::lock::postgres::confirmation::{Confirmer, Unconfirmed};
+use crate::lock::postgres::connect::Connector;
 use crate::lock::postgres::connection::{Busy, LockConnection, is_disconnect};
+use crate::lock::postgres::statement::milliseconds;
 use crate::lock::token::{self, FencingToken};
-use crate::realm::claim::{Claim, Lock};
+use crate::realm::claim::Lock;
 
 /// How many commands one batch takes.
 const BATCH: usize = 500;
@@ -23,36 +28,8 @@ const BATCH: usize = 500;
 /// for most of a round trip before it leaves; few enough that under load batches grow.
 const IN_FLIGHT: usize = 4;
 
-/// What callers ask of a session's task.
-pub(super) enum Command {
-    Lock(Asked),
-    Unlock(Release),
-    /// Confirmed when anything that was sent later is answered.
-    Confirm(Confirmer),
-}
-
-/// A claim that is asked for.
-pub(super) struct Asked {
-    pub(super) claim: Claim,
-    pub(super) reply: Reply,
-}
-
-/// Tells the caller that its claim is granted; dropping it refuses the claim. A caller that has left
-/// does not take the grant, and the task unlocks it.
-pub(super) type Reply = oneshot::Sender<Option<FencingToken>>;
-
-/// Keys to unlock.
-pub(super) struct Release {
-    pub(super) locks: Vec<Lock>,
-    /// Gets the proof that they were held until now, if somebody waits for it.
-    pub(super) confirmer: Option<Confirmer>,
-    /// The statement that publishes a write. It is sent after the unlock, and its answer is a part
-    /// of the proof.
-    pub(super) publication: Option<String>,
-}
-
 /// Serves one session: turns commands into batches, and the server's answers into replies.
-pub(super) struct SessionTask {
+struct SessionTask {
     /// Busy until the end in order: a session that may hold locks must not outlive its task.
     connection: Busy<LockConnection>,
     lease: Arc<Lease>,
@@ -86,8 +63,46 @@ enum Message {
 /// The session is lost, and all its locks.
 struct Lost;
 
+impl Session {
+    /// Opens a connection whose session can hold locks, and refuses a server that cannot keep them
+    /// as promised. Must be called within a runtime: a task of its own serves the session.
+    pub(super) async fn open(connector: &Connector, options: Options) -> Result<Self, LockError> {
+        // Until the server has answered.
+        let connection = Busy::new(connector.open().await?);
+        let prepared = prepare(&connection, options.lease);
+        let lease = within(connector.timeout(), &connection, prepared).await?;
+        Ok(Self::start(connection.into_idle(), lease, options))
+    }
+
+    pub(super) fn start(connection: LockConnection, lease: Lease, options: Options) -> Self {
+        let lease = Arc::new(lease);
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let task = SessionTask::new(connection, Arc::clone(&lease), options, receiver);
+        tokio::spawn(task.run());
+        Self { commands, lease }
+    }
+}
+
+/// Sets the session's own time limit.
+async fn prepare(connection: &LockConnection, period: Duration) -> Result<Lease, LockError> {
+    // Before anything is changed in a session that may be somebody else's as well.
+    connection.refuse_pooler()?;
+    let sent = Instant::now();
+    let milliseconds = milliseconds(period);
+    let limit = format!("SELECT set_config('idle_session_timeout', '{milliseconds}', false)");
+    match connection.client.batch_execute(&limit).await {
+        Ok(()) => Ok(Lease::new(period, sent, &connection.closed)),
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => {
+            Err(LockError::NoSessionTimeout {
+                server: Arc::clone(&connection.server),
+            })
+        }
+        Err(error) => Err(connection.failed(error)),
+    }
+}
+
 impl SessionTask {
-    pub(super) fn new(
+    fn new(
         connection: LockConnection,
         lease: Arc<Lease>,
         options: Options,
@@ -105,7 +120,7 @@ impl SessionTask {
     }
 
     /// Keeps the lease, and serves until the session is lost or nobody has a handle of it any more.
-    pub(super) async fn run(mut self) {
+    async fn run(mut self) {
         let lease = Arc::clone(&self.lease);
         let client = Arc::clone(&self.connection.client);
         let served = tokio::select! {
@@ -165,7 +180,7 @@ impl SessionTask {
                 }
                 Command::Confirm(reply) => confirms.push(reply),
                 Command::Lock(Asked { reply, .. }) if reply.is_closed() => {}
-                Command::Lock(ask) if self.keys.note(ask.claim.locks()) => asked.push(ask),
+                Command::Lock(ask) if self.keys.note(ask.lock.claim().locks()) => asked.push(ask),
                 Command::Lock(Asked { reply, .. }) => refuse(reply),
             }
         }
@@ -233,7 +248,7 @@ impl SessionTask {
     /// Tells callers what they were granted, and unlocks what nobody takes: a claim is granted as a
     /// whole or not at all.
     async fn settle_locks(&mut self, asked: Vec<Asked>, answer: Answer) -> Result<(), Lost> {
-        let count = asked.iter().map(|ask| ask.claim.locks().len()).sum();
+        let count = asked.iter().map(|ask| ask.lock.claim().locks().len()).sum();
         let (mut grants, token) = match self.grants(answer, count) {
             Ok((grants, token)) => (Some(grants.into_iter()), token),
             Err(reason) => {
@@ -243,8 +258,8 @@ impl SessionTask {
         };
         let mut releases = Vec::new();
         let mut refused = Vec::new();
-        for Asked { claim, reply } in asked {
-            let locks = claim.locks();
+        for Asked { mut lock, reply } in asked {
+            let locks = lock.claim().locks();
             let taken = if let Some(grants) = &mut grants {
                 // As many answers as keys, in their order.
                 let each = locks.iter().zip(grants.by_ref());
@@ -253,17 +268,19 @@ impl SessionTask {
                     .collect();
                 if granted.len() < locks.len() {
                     refused.push(reply);
-                } else if reply.send(token).is_ok() {
-                    continue;
+                } else {
+                    let Err(left) = reply.send(lock.granted(token)) else {
+                        continue;
+                    };
+                    lock = left.taken_back();
                 }
-                // Otherwise its caller has left.
                 granted
             } else {
                 // Some may have been granted before the error, which does not undo that.
                 refused.push(reply);
                 self.keys.in_doubt(locks)
             };
-            releases.extend(unasked(self.keys.forget(locks)));
+            releases.extend(unasked(self.keys.forget(lock.claim().locks())));
             releases.extend(unasked(taken));
         }
         if !releases.is_empty() {
@@ -321,7 +338,7 @@ impl Message {
     fn statement(&self, fencing: bool) -> String {
         match self {
             Self::Lock(asked) => {
-                let mut statement = try_lock(asked.iter().flat_map(|ask| ask.claim.locks()));
+                let mut statement = try_lock(asked.iter().flat_map(|ask| ask.lock.claim().locks()));
                 if fencing {
                     // After the locks, so that the holders before have their tokens already.
                     statement += token::ASK;
