@@ -56,25 +56,7 @@ pub struct RealmWriteLockLayer {
 /// with 408 `body-timeout`. What was read stays in memory while its request waits: at most the
 /// limit for each request.
 ///
-/// ```
-/// use http::Method;
-/// use tower_realm_lock::{
-///     LockRules, RealmBodyLockLayer, RealmBodyResolver, RealmLocks, RealmPaths, RealmPointers,
-///     Scope,
-/// };
-///
-/// let published = RealmPointers::new(["/sourceRealmURL", "/publishedRealmURL"])?;
-/// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
-/// let realms = RealmBodyResolver::from(realms)
-///     .route(Method::POST, "/_publish-realm", published)?;
-/// let rules = LockRules::new()
-///     .scope(Method::POST, "/{owner}/{realm}/_atomic", Scope::atomic_hrefs())?;
-/// let layer = RealmBodyLockLayer::new(RealmLocks::in_process(), realms, 1024 * 1024)
-///     .rules(rules);
-/// let app: axum::Router = axum::Router::new().layer(layer);
-/// # let _ = app;
-/// # Ok::<(), tower_realm_lock::RealmError>(())
-/// ```
+/// The [front page](crate#what-is-locked) has an example.
 ///
 /// A service over other bodies names the [`RequestBody`](crate::RequestBody) in its type:
 /// `Request<RequestBody<B>>`.

@@ -177,28 +177,9 @@ impl HeldLock {
     /// process at once. Within this process the next writer waits until the work has ended, as
     /// after a real loss.
     ///
-    /// The holds that share the lock, outer and nested, lose it too. With
-    /// [`sessions`](crate::PostgresBuilder::sessions) so do all holds of the same session. A hold
-    /// that has ended has nothing to lose.
-    ///
-    /// ```
-    /// use tower_realm_lock::{LockError, RealmLocks, RealmUrl};
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let locks = RealmLocks::in_process();
-    /// let realm = RealmUrl::parse("https://realms.example.com/luke/my-realm/")?;
-    /// let written = locks
-    ///     .with_write_lock(&realm, |held| async move {
-    ///         held.lose();
-    ///         assert!(held.ensure_held().is_err());
-    ///         Ok::<_, LockError>(())
-    ///     })
-    ///     .await;
-    /// assert!(matches!(written, Err(LockError::Lost { .. })));
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// The holds that share the lock, outer and nested, lose it too, and with
+    /// [`sessions`](crate::PostgresBuilder::sessions) all holds of the same session. A hold that has
+    /// ended has nothing to lose. `docs/testing.md` has an example.
     #[cfg(feature = "test-util")]
     pub fn lose(&self) {
         self.0.lose();

@@ -88,13 +88,13 @@ pub(crate) struct Core {
     works: AtomicUsize,
     is_counted_lost: AtomicBool,
     counted: Mutex<Option<metrics::Held>>,
-    /// How the hold ended, if its own work has released it.
-    released: Mutex<Option<Released>>,
+    /// When and how the hold ended, if its own work has released it.
+    released: Mutex<Option<(Instant, Ended)>>,
 }
 
-/// The end of a hold that was released before its work ended.
-struct Released {
-    at: Instant,
+/// What became of the locks of a hold that has ended, and which answers prove that it held them.
+#[derive(Clone)]
+struct Ended {
     fate: Fate,
     proofs: Vec<Confirmation>,
 }
@@ -306,7 +306,7 @@ impl Hold {
                 Err(error) => return Poll::Ready(Err(error)),
             };
             let polled = work.as_mut().poll(cx);
-            step.end();
+            drop(step);
             if let Poll::Ready(done) = polled {
                 return Poll::Ready(Ok(done));
             }
@@ -332,7 +332,7 @@ impl Hold {
             // The step only prevents a revocation: without the lock the work goes on as well.
             let step = self.core.begin_step().ok();
             let polled = work.as_mut().poll(cx);
-            step.into_iter().for_each(Step::end);
+            drop(step);
             if polled.is_pending() {
                 // It never ends.
                 let _ = life.as_mut().poll(cx);
@@ -399,12 +399,12 @@ impl Hold {
         } else {
             Outcome::Failure
         };
-        let Some(ending) = self.core.end(outcome) else {
+        let Some(ended) = self.core.end(outcome) else {
             // It may have been released since.
             let released = self.core.released();
             return released.ok_or_else(|| self.core.loss());
         };
-        held.map(|()| ending)
+        held.map(|()| self.core.ending(ended))
     }
 }
 
@@ -450,15 +450,15 @@ impl NestedNeeds {
 struct Step<'a>(Option<&'a Core>);
 
 impl Step<'_> {
-    fn end(self) {
-        drop(self);
+    fn end(&self) {
+        let shares = self.0.into_iter().flat_map(Core::shares);
+        shares.for_each(|share| share.slot.end_poll());
     }
 }
 
 impl Drop for Step<'_> {
     fn drop(&mut self) {
-        let shares = self.0.into_iter().flat_map(Core::shares);
-        shares.for_each(|share| share.slot.end_poll());
+        self.end();
     }
 }
 
@@ -632,8 +632,8 @@ impl Core {
     /// As [`ensure_held`](Self::ensure_held).
     pub(super) fn release(self: &Arc<Self>) -> Result<Ending, LockError> {
         let mut released = self.released_state();
-        if let Some(released) = &*released {
-            return Ok(released.ending(self));
+        if let Some((_, ended)) = &*released {
+            return Ok(self.ending(ended.clone()));
         }
         if self.has_ended() {
             return Err(self.ended());
@@ -647,15 +647,11 @@ impl Core {
                          would wait for itself; release the hold in its own handler",
             });
         }
-        let Some(ending) = self.end(Outcome::Success) else {
+        let Some(ended) = self.end(Outcome::Success) else {
             return Err(self.ended());
         };
-        *released = Some(Released {
-            at: Instant::now(),
-            fate: ending.fate,
-            proofs: ending.proofs.clone(),
-        });
-        Ok(ending)
+        *released = Some((Instant::now(), ended.clone()));
+        Ok(self.ending(ended))
     }
 
     /// Whether its own outcome commits a shared transaction or rolls it back.
@@ -687,10 +683,10 @@ impl Core {
     }
 
     pub(super) fn released_at(&self) -> Option<Instant> {
-        self.released_state().as_ref().map(|released| released.at)
+        self.released_state().as_ref().map(|(at, _)| *at)
     }
 
-    fn released_state(&self) -> MutexGuard<'_, Option<Released>> {
+    fn released_state(&self) -> MutexGuard<'_, Option<(Instant, Ended)>> {
         // It is set as a whole.
         self.released.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -699,12 +695,17 @@ impl Core {
         if !self.has_ended() {
             return None;
         }
-        let released = self.released_state();
-        released.as_ref().map(|released| released.ending(self))
+        let ended = self.released_state().as_ref().map(|(_, it)| it.clone());
+        ended.map(|ended| self.ending(ended))
+    }
+
+    fn ending(self: &Arc<Self>, ended: Ended) -> Ending {
+        let core = Arc::clone(self);
+        Ending { ended, core }
     }
 
     /// Gives all shares back; `None` if that was done before, or a share was revoked.
-    fn end(self: &Arc<Self>, outcome: Outcome) -> Option<Ending> {
+    fn end(&self, outcome: Outcome) -> Option<Ended> {
         if self.has_ended.swap(true, Ordering::AcqRel) {
             return None;
         }
@@ -723,13 +724,8 @@ impl Core {
                 Some(if fate == Fate::Kept { of_share } else { fate })
             });
         }
-        let ending = fate.map(|fate| Ending {
-            fate,
-            proofs,
-            core: Arc::clone(self),
-        });
         tracing::debug!(claim = %self.claim, ?outcome, ?fate, "a hold ended");
-        ending
+        fate.map(|fate| Ended { fate, proofs })
     }
 
     /// The slots that cover a claim, of all holds of these locks that this hold is nested in, itself
@@ -782,16 +778,6 @@ fn innermost() -> Option<Arc<Core>> {
     INNERMOST.try_with(Arc::clone).ok()
 }
 
-impl Released {
-    fn ending(&self, core: &Arc<Core>) -> Ending {
-        Ending {
-            fate: self.fate,
-            proofs: self.proofs.clone(),
-            core: Arc::clone(core),
-        }
-    }
-}
-
 /// Names what the task holds in the error of a request for something else.
 pub(super) fn explain(error: LockError) -> LockError {
     match innermost() {
@@ -834,8 +820,7 @@ impl Share {
 /// A hold that has ended, as far as this process can know.
 #[must_use = "the lock may have been lost unnoticed"]
 pub(crate) struct Ending {
-    fate: Fate,
-    proofs: Vec<Confirmation>,
+    ended: Ended,
     core: Arc<Core>,
 }
 
@@ -853,7 +838,7 @@ impl Ending {
     ///
     /// Cancel safe: only the result depends on it.
     pub(crate) async fn confirmed(self) -> Result<(), LockError> {
-        for proof in &self.proofs {
+        for proof in &self.ended.proofs {
             match self.answered(proof).await? {
                 Ok(()) => {}
                 Err(Unconfirmed::Lost) => return Err(self.core.loss()),
@@ -870,7 +855,7 @@ impl Ending {
 
     /// Waits for one proof; for a commit that waits for work in its turn, until `max_hold` at most.
     async fn answered(&self, proof: &Confirmation) -> Result<Proof, LockError> {
-        let may_wait = self.fate == Fate::Kept && self.core.decides_about_transaction();
+        let may_wait = self.ended.fate == Fate::Kept && self.core.decides_about_transaction();
         let Some((max_hold, end)) = self.core.limit.filter(|_| may_wait) else {
             return Ok(proof.answered().await);
         };

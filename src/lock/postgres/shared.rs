@@ -32,19 +32,17 @@ use crate::realm::claim::Claim;
 ///
 /// # What is left open
 ///
-/// A COMMIT waits for every answer before it. So a handler that ends while the rows of a query or
-/// the data of a `COPY TO` are unread, a `COPY FROM` is neither finished nor dropped, or a
-/// [`TransactionClient`] is in use, is answered with 503 `commit-failed` at once. The log and
-/// [`LockError::CommitFailed`] name what was left open; nothing that the handler wrote stands, and
-/// the connection is closed. A statement that still runs, whose future was dropped, is waited for;
-/// if the lease ends first, it is cancelled and the lock is lost.
-/// To stream rows as the body of the response, use [`HoldUntil::BodyEnd`](crate::HoldUntil).
+/// A COMMIT waits for every answer before it. So a handler that ends with rows of a query or data of
+/// a `COPY TO` unread, a `COPY FROM` neither finished nor dropped, or a [`TransactionClient`] in use
+/// is answered with 503 `commit-failed` at once. The log and [`LockError::CommitFailed`] name what was
+/// left open; nothing that the handler wrote stands. A statement that still runs, whose future was
+/// dropped, is waited for, up to the lease. To stream rows as the body of the response, use
+/// [`HoldUntil::BodyEnd`](crate::HoldUntil).
 ///
 /// # What the next hold sees
 ///
-/// Nothing: it gets a session that is as good as new, or a new connection. Settings, roles,
-/// prepared statements, temporary tables, cursors, sequences' current values, session-level
-/// advisory locks and LISTEN are reset after the COMMIT or ROLLBACK, and a `CancelToken` of the
+/// Nothing: it gets a session that is as good as new, or a new connection after a login of 5 to 10
+/// ms. What `DISCARD ALL` undoes is reset after the COMMIT or ROLLBACK, and a `CancelToken` of the
 /// client cancels nothing at any time. The connection is closed if a reset is not enough:
 ///
 /// - a `Statement` is kept past the hold, or a statement could not be prepared;
@@ -52,8 +50,6 @@ use crate::realm::claim::Claim;
 ///   and the handler has used `PREPARE` or `DEALLOCATE` too, or a pooler answers: the driver
 ///   prepares statements to look such types up, and relies on them later;
 /// - the handler has loaded a library with `LOAD`.
-///
-/// The next hold then waits for a login, some 5 to 10 ms.
 ///
 /// State that `DISCARD ALL` does not undo stays: the name of a setting of your own, without its
 /// value, and what an extension keeps in the session, such as `dblink`'s connections or PL/Perl's

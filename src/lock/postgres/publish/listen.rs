@@ -156,14 +156,6 @@ impl PostgresBuilder {
     /// # Panics
     ///
     /// Outside of a tokio runtime.
-    ///
-    /// ```no_run
-    /// use tower_realm_lock::{LockError, RealmLocks, RealmWrites};
-    ///
-    /// # fn writes() -> Result<RealmWrites, LockError> {
-    /// RealmLocks::postgres_builder("postgres://db.internal/realms").listen_lazy()
-    /// # }
-    /// ```
     pub fn listen_lazy(&self) -> Result<RealmWrites, LockError> {
         self.check()?;
         let (events, connector) = RealmWrites::of(self.database()?, self.connect_timeout);
