@@ -221,3 +221,28 @@ fn another_status_changes_nothing_else() {
     expected["status"] = 423.into();
     assert_eq!(body(&response), expected);
 }
+
+#[test]
+fn the_content_type_decides_which_protocol_a_request_has() {
+    let rejection = Rejection::from(LockError::ShuttingDown);
+    for (sent, answered) in [
+        ("application/grpc", "application/grpc"),
+        ("Application/GRPC+proto", "application/grpc"),
+        ("application/grpc;charset=utf-8", "application/grpc"),
+        ("application/grpc-web", "application/grpc-web"),
+        ("application/grpc-web+proto", "application/grpc-web"),
+        (
+            "application/grpc-web-text+proto",
+            "application/grpc-web-text",
+        ),
+        ("application/grpcx", "application/problem+json"),
+        ("application/grpc-other", "application/problem+json"),
+        ("application/grp", "application/problem+json"),
+        ("application/json", "application/problem+json"),
+    ] {
+        let request = http::Request::builder().header("content-type", sent);
+        let (head, ()) = request.body(()).unwrap().into_parts();
+        let response = rejection.to_response_for(&head);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], answered, "{sent}");
+    }
+}

@@ -932,25 +932,6 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_loss_is_counted_once_and_makes_no_success() {
-        shuttle::check_random(
-            || {
-                paused_runtime().block_on(async {
-                    let (hold, lease) = leased(Duration::from_secs(30));
-                    tokio::time::advance(Duration::from_secs(20)).await;
-                    assert!(!lease.is_current());
-                    let core = Arc::clone(hold.core());
-                    assert!(!core.is_counted_lost.load(Ordering::Relaxed));
-                    let end = hold.end(Outcome::Success);
-                    assert!(matches!(end, Err(LockError::Lost { .. })));
-                    assert!(core.is_counted_lost.load(Ordering::Relaxed));
-                });
-            },
-            1,
-        );
-    }
-
-    #[test]
     fn work_begins_only_under_a_grant_that_lasts() {
         shuttle::check_random(
             || {

@@ -42,13 +42,7 @@ use super::hold::{Core, Hold};
 /// # Cancel safety
 ///
 /// Dropped or not, the work runs to its end and keeps the lock until then.
-pub struct HeldTask<T>(Stage<T>);
-
-enum Stage<T> {
-    /// `None` once the error was returned.
-    Refused(Option<LockError>),
-    Started(JoinHandle<Result<T, LockError>>),
-}
+pub struct HeldTask<T>(JoinHandle<Result<T, LockError>>);
 
 /// The part of a hold that belongs to work which it outlives. Handles of the hold are usable until
 /// the work has ended; they learn of its end before the share goes back.
@@ -93,13 +87,10 @@ impl<T: Send + 'static> HeldTask<T> {
     where
         W: Future<Output = Result<T, LockError>> + Send + 'static,
     {
-        Self(match Work::of(outer) {
-            Err(error) => Stage::Refused(Some(error)),
-            Ok(own) => {
-                let work = work(own).in_current_span();
-                Stage::Started(tokio::spawn(work))
-            }
-        })
+        // Before the task: the work begins at once, or not at all.
+        let started = Work::of(outer).map(work);
+        let task = async move { started?.await };
+        Self(tokio::spawn(task.in_current_span()))
     }
 }
 
@@ -116,16 +107,8 @@ impl<T> Future for HeldTask<T> {
     type Output = Result<T, LockError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match &mut self.0 {
-            Stage::Refused(error) => match error.take() {
-                Some(error) => Poll::Ready(Err(error)),
-                None => Poll::Pending,
-            },
-            Stage::Started(task) => {
-                let done = ready!(Pin::new(task).poll(cx));
-                Poll::Ready(done.unwrap_or_else(|error| Err(stopped(error))))
-            }
-        }
+        let done = ready!(Pin::new(&mut self.0).poll(cx));
+        Poll::Ready(done.unwrap_or_else(|error| Err(stopped(error))))
     }
 }
 

@@ -1,32 +1,12 @@
 //! What the server answers to a simple query.
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use tokio::time::timeout;
 use tokio_postgres::{Error, SimpleQueryMessage};
 
-use super::connection::LockConnection;
 use crate::lock::error::LockError;
 use crate::lock::token::{self, FencingToken};
 
 /// The rows of all its statements.
 pub(super) type Answer = Result<Vec<SimpleQueryMessage>, Error>;
-
-/// What a new connection is asked for, which must be answered in time.
-pub(super) async fn within<T>(
-    after: Duration,
-    connection: &LockConnection,
-    asked: impl Future<Output = Result<T, LockError>>,
-) -> Result<T, LockError> {
-    let answer = timeout(after, asked).await;
-    answer.unwrap_or_else(|_| {
-        Err(LockError::ConnectTimeout {
-            server: Arc::clone(&connection.server),
-            after,
-        })
-    })
-}
 
 /// What the answer to a statement says in one column.
 pub(super) fn value<'a>(rows: &'a [SimpleQueryMessage], column: &str) -> Option<&'a str> {

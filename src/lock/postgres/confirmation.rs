@@ -172,22 +172,17 @@ impl Asker {
     ) -> Confirmation {
         let confirmer = Confirmer::new();
         let confirmation = confirmer.confirmation();
-        let mut answers = VecDeque::new();
-        for message in messages {
-            let Some(answer) = send(client, message) else {
-                return confirmation;
-            };
-            answers.push_back(answer);
-        }
-        // If the task has ended, the question is dropped, and with it a loss is published.
-        let _ = self.notes.send(Note::Asked(Question {
-            answers,
-            positive: true,
-            confirmer,
-            renews: None,
-            deadline: Instant::now() + patience,
-        }));
+        let deadline = Instant::now() + patience;
+        self.note(Question::send(client, messages, confirmer, deadline));
         confirmation
+    }
+
+    /// Leaves a question that was sent to the task. If that has ended, the question is dropped, and
+    /// with it a loss is published.
+    fn note(&self, question: Option<Question>) {
+        if let Some(question) = question {
+            let _ = self.notes.send(Note::Asked(question));
+        }
     }
 
     /// The answer to a ping that is sent from now on: a proof for every hold of the connection's
@@ -211,9 +206,7 @@ impl Asker {
         let due = |sent| now.saturating_duration_since(sent) >= SPACING;
         if urgency == Urgency::Now || state.sent.is_none_or(due) {
             state.sent = Some(now);
-            if let Some(question) = state.send(client, now) {
-                let _ = self.notes.send(Note::Asked(question));
-            }
+            self.note(state.send(client, now));
         } else if is_new && self.notes.send(Note::PingDue(now + LATEST)).is_err() {
             state.unsent = None;
         }
@@ -223,9 +216,7 @@ impl Asker {
     /// Sends the ping that is waiting for company.
     pub(super) fn flush(&self, client: &Client) {
         let mut state = self.pings.state();
-        if let Some(question) = state.send(client, Instant::now()) {
-            let _ = self.notes.send(Note::Asked(question));
-        }
+        self.note(state.send(client, Instant::now()));
     }
 }
 
@@ -294,6 +285,23 @@ impl Drop for Reader {
 }
 
 impl Question {
+    /// Sends messages; `None` if the connection is closed, and then a loss is published.
+    fn send<'a>(
+        client: &Client,
+        messages: impl IntoIterator<Item = &'a str>,
+        confirmer: Confirmer,
+        deadline: Instant,
+    ) -> Option<Self> {
+        let answers = messages.into_iter().map(|message| send(client, message));
+        Some(Self {
+            answers: answers.collect::<Option<_>>()?,
+            positive: true,
+            confirmer,
+            renews: None,
+            deadline,
+        })
+    }
+
     /// Resolves when all answers have been read.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while let Some(answer) = self.answers.front_mut() {
@@ -333,12 +341,11 @@ impl PingState {
     /// Sends the ping that is not sent yet, if there is one.
     fn send(&mut self, client: &Client, now: Instant) -> Option<Question> {
         let ping = self.unsent.take()?;
+        let deadline = now + ping.lease.patience();
+        let question = Question::send(client, [&*ping.comment], ping.confirmer, deadline)?;
         Some(Question {
-            answers: VecDeque::from([send(client, &ping.comment)?]),
-            positive: true,
-            confirmer: ping.confirmer,
-            deadline: now + ping.lease.patience(),
             renews: Some((ping.lease, now)),
+            ..question
         })
     }
 }

@@ -23,7 +23,6 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
 
-use super::answer::within;
 use super::connect::Connector;
 use super::connection::{Busy, LockConnection};
 use super::statement::milliseconds;
@@ -119,9 +118,6 @@ struct Published {
     address: Option<String>,
 }
 
-/// Nobody can join any more.
-struct Over;
-
 impl Lookout {
     async fn run(mut self) {
         let Some(first) = self.layers.recv().await else {
@@ -157,7 +153,7 @@ impl Lookout {
     /// A connection has lasted once a whole [`PAUSE`] has not ended it: some poolers, and some
     /// operators' programs, end transactions that are idle for less. Until then the next failure is
     /// one with the last, so that it is neither logged again nor followed by a short pause.
-    async fn attend(&mut self, pause: &mut Duration) -> Result<Over, LockError> {
+    async fn attend(&mut self, pause: &mut Duration) -> Result<(), LockError> {
         // Busy to its end, so that it is closed when it is dropped.
         let connection = Busy::new(self.connector.open().await?);
         self.ask(&connection, &begin()).await?;
@@ -174,7 +170,7 @@ impl Lookout {
             tokio::select! {
                 layer = self.layers.recv() => {
                     let Some(layer) = layer else {
-                        return Ok(Over);
+                        return Ok(());
                     };
                     self.add(layer);
                     self.publish(&connection).await?;
@@ -243,7 +239,7 @@ impl Lookout {
     ) -> Result<Vec<SimpleQueryMessage>, LockError> {
         let answer = connection.client.simple_query(question);
         let answer = answer.map_err(|error| connection.failed(error));
-        within(self.connector.timeout(), connection, answer).await
+        connection.within(self.connector.timeout(), answer).await
     }
 
     fn fleets(&self) -> BTreeSet<&str> {

@@ -14,7 +14,6 @@ use tokio_postgres::Notification;
 use super::CHANNEL;
 use super::event::{RealmEvent, read};
 use crate::lock::error::LockError;
-use crate::lock::postgres::answer::within;
 use crate::lock::postgres::connect::Connector;
 use crate::lock::postgres::connection::{Busy, LockConnection};
 use crate::lock::postgres::options::PostgresBuilder;
@@ -173,7 +172,7 @@ async fn listen(connector: &Connector) -> Result<Busy<LockConnection>, LockError
         let listening = connection.client.batch_execute(&listen).await;
         listening.map_err(|error| connection.failed(error))
     };
-    within(connector.timeout(), &connection, listening).await?;
+    connection.within(connector.timeout(), listening).await?;
     Ok(connection)
 }
 

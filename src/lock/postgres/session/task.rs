@@ -14,7 +14,7 @@ use super::lock::{Asked, Command, Release, Reply, Session};
 use super::statements::{answers, try_lock, unlock};
 use crate::lock::error::{LockError, chain};
 use crate::lock::lease::Lease;
-use crate::lock::postgres::answer::{Answer, fencing_token, within};
+use crate::lock::postgres::answer::{Answer, fencing_token};
 use crate::lock::postgres::confirmation::{Confirmer, Unconfirmed};
 use crate::lock::postgres::connect::Connector;
 use crate::lock::postgres::connection::{Busy, LockConnection, is_disconnect};
@@ -70,7 +70,7 @@ impl Session {
         // Until the server has answered.
         let connection = Busy::new(connector.open().await?);
         let prepared = prepare(&connection, options.lease);
-        let lease = within(connector.timeout(), &connection, prepared).await?;
+        let lease = connection.within(connector.timeout(), prepared).await?;
         Ok(Self::start(connection.into_idle(), lease, options))
     }
 
