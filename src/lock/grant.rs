@@ -141,9 +141,9 @@ impl Outcome {
 
 impl Grant {
     pub(super) fn in_process() -> Self {
-        let taken = cfg!(feature = "test-util").then(CancellationToken::new);
+        let grip = Grip::InProcess(cfg!(feature = "test-util").then(CancellationToken::new));
         let token = FencingToken::in_process();
-        Self::new(Backend::InProcess, Grip::InProcess(taken), Some(token))
+        Self::new(Backend::InProcess, grip, Some(token))
     }
 
     /// `contended`: whether somebody else had the lock, or waited for it.

@@ -251,8 +251,8 @@ impl Hold {
             shares.push(Share { slot, grip });
         }
         for (begun, share) in shares.iter().enumerate() {
-            let shared = with_grant(&share.slot, |grant| grant.share(origin.token));
-            if shared != Some(true) {
+            let begins = with_grant(&share.slot, |grant| grant.share(origin.token));
+            if begins != Some(true) {
                 // It has ended since.
                 for share in shares.iter().take(begun) {
                     share.end(claim, Outcome::Failure, origin.role());
@@ -678,8 +678,8 @@ impl Core {
     /// one.
     pub(super) fn withdraw(&self, problem: &str) -> bool {
         let withdraw = |share: &Share| with_grant(&share.slot, |grant| grant.withdraw(problem));
-        let withdrawn = self.shares().map(withdraw);
-        withdrawn.fold(false, |any, one| any | (one == Some(true)))
+        let withdrawn = self.shares().filter_map(withdraw);
+        withdrawn.filter(|withdrawn| *withdrawn).count() > 0
     }
 
     pub(super) fn released_at(&self) -> Option<Instant> {

@@ -260,7 +260,7 @@ impl SessionTask {
         let mut refused = Vec::new();
         for Asked { mut lock, reply } in asked {
             let locks = lock.claim().locks();
-            let taken = if let Some(grants) = &mut grants {
+            let unwanted = if let Some(grants) = &mut grants {
                 // As many answers as keys, in their order.
                 let each = locks.iter().zip(grants.by_ref());
                 let granted: Vec<Lock> = each
@@ -281,7 +281,7 @@ impl SessionTask {
                 self.keys.in_doubt(locks)
             };
             releases.extend(unasked(self.keys.forget(lock.claim().locks())));
-            releases.extend(unasked(taken));
+            releases.extend(unasked(unwanted));
         }
         if !releases.is_empty() {
             self.send(Message::Unlock(releases), Vec::new()).await?;
