@@ -179,7 +179,7 @@ async fn drained(body: impl Stream<Item = Bytes> + Send + 'static) -> (usize, Du
         counted.fetch_add(chunk.len(), Ordering::SeqCst);
         Ok::<_, Infallible>(Frame::data(chunk))
     });
-    let request = Request::post("/of/no/realm/%2F").body(StreamBody::new(body));
+    let request = Request::post("/").body(StreamBody::new(body));
     let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms());
     let service = layer.layer(service_fn(async |_| {
         Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
