@@ -6,7 +6,6 @@ use http::request::Parts;
 use http::{Method, Response};
 use tower_layer::Layer;
 
-use super::fleet::Fleet;
 #[cfg(feature = "serde")]
 use super::limits::Limits;
 use super::prepare::{Bodies, Unread};
@@ -57,51 +56,10 @@ pub struct RealmWriteLockLayer {
 /// with 408 `body-timeout`. What was read stays in memory while its request waits: at most the
 /// limit for each request.
 ///
-/// ```
-/// use http::Method;
-/// use tower_realm_lock::{
-///     LockRules, RealmBodyLockLayer, RealmBodyResolver, RealmLocks, RealmPaths, RealmPointers,
-///     Scope,
-/// };
-///
-/// let published = RealmPointers::new(["/sourceRealmURL", "/publishedRealmURL"])?;
-/// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
-/// let realms = RealmBodyResolver::from(realms)
-///     .route(Method::POST, "/_publish-realm", published)?;
-/// let rules = LockRules::new()
-///     .scope(Method::POST, "/{owner}/{realm}/_atomic", Scope::atomic_hrefs())?;
-/// let layer = RealmBodyLockLayer::new(RealmLocks::in_process(), realms, 1024 * 1024)
-///     .rules(rules);
-/// let app: axum::Router = axum::Router::new().layer(layer);
-/// # let _ = app;
-/// # Ok::<(), tower_realm_lock::RealmError>(())
-/// ```
+/// The [front page](crate#what-is-locked) has an example.
 ///
 /// A service over other bodies names the [`RequestBody`](crate::RequestBody) in its type:
-///
-/// ```
-/// use std::convert::Infallible;
-///
-/// use http::{Request, Response};
-/// use tower::{ServiceBuilder, ServiceExt, service_fn};
-/// use tower_realm_lock::{RealmBodyLockLayer, RealmLocks, RealmPointers, RequestBody};
-///
-/// async fn handle(request: Request<RequestBody<String>>) -> Result<Response<String>, Infallible> {
-///     assert_eq!(request.body().bytes().unwrap(), r#"{"realm":"https://h/a/"}"#);
-///     Ok(Response::default())
-/// }
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let realms = RealmPointers::new(["/realm"])?;
-/// let service = ServiceBuilder::new()
-///     .layer(RealmBodyLockLayer::new(RealmLocks::in_process(), realms, 4096))
-///     .service_fn(handle);
-/// let request = Request::post("/").body(r#"{"realm":"https://h/a/"}"#.to_owned())?;
-/// assert_eq!(service.oneshot(request).await?.status(), 200);
-/// # Ok(())
-/// # }
-/// ```
+/// `Request<RequestBody<B>>`.
 ///
 /// [`RealmPointers`]: crate::RealmPointers
 /// [`Scope`]: crate::Scope
@@ -139,19 +97,6 @@ macro_rules! options {
 
         /// How the layer treats a request that must be locked but names no realm. Default
         /// [`Unresolved::Refuse`].
-        ///
-        /// ```
-        /// use http::Method;
-        /// use tower_realm_lock::{RealmLocks, RealmPaths, RealmWriteLockLayer, Unresolved};
-        ///
-        /// let realms = RealmPaths::new("https://realms.example.com", "/realms/{owner}/{realm}")?;
-        /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms);
-        /// assert!(layer.explain(&Method::POST, "/auth/login").refusal().is_some());
-        ///
-        /// let layer = layer.unresolved(Unresolved::Pass);
-        /// assert!(layer.explain(&Method::POST, "/auth/login").passes());
-        /// # Ok::<(), tower_realm_lock::RealmError>(())
-        /// ```
         #[must_use]
         pub fn unresolved(self, unresolved: Unresolved) -> Self {
             let realms = Arc::unwrap_or_clone(self.realms).with_unresolved(unresolved);
@@ -185,19 +130,6 @@ macro_rules! options {
         /// `/{owner}/{realm}/{*card}`, as [`explain`](Self::explain) does without a router.
         ///
         /// The route is the whole one, with all that it is nested in.
-        ///
-        /// ```
-        /// use http::Method;
-        /// use tower_realm_lock::{RealmLocks, RealmPaths, RealmWriteLockLayer};
-        ///
-        /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
-        /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms);
-        /// let login = layer.explain_route(&Method::POST, "/auth/login", "/auth/login");
-        /// assert!(login.passes());
-        /// let card = layer.explain_route(&Method::PATCH, "/{owner}/{realm}/{*card}", "/luke/a/x");
-        /// assert_eq!(card.realms()[0].as_str(), "https://realms.example.com/luke/a/");
-        /// # Ok::<(), tower_realm_lock::RealmError>(())
-        /// ```
         #[cfg(feature = "axum")]
         #[must_use]
         pub fn explain_route(&self, method: &Method, route: &str, uri: &str) -> Explanation {
@@ -213,8 +145,7 @@ macro_rules! options {
             }
         }
 
-        /// Logs what is locked when the layer starts, although it has done so before: it has other
-        /// options now.
+        /// Makes the layer start again, although it has done so before: it has other options now.
         fn reviewed_anew(mut self) -> Self {
             self.settings.notices = Arc::default();
             self
@@ -310,43 +241,25 @@ macro_rules! options {
         /// Makes replicas that are configured differently find out: they would lock one realm by
         /// two keys, or not at all, and write it at once. Default: none.
         ///
-        /// From the first service that is made of the layer or its clones, this process publishes a
-        /// fingerprint through PostgreSQL. Its components are the resolver with its base URL and
-        /// patterns; the rules, how [`unresolved`](Self::unresolved) requests are treated, or that
-        /// the layer is not [`enabled`](Self::enabled); and the scheme of the keys. About every 10
-        /// seconds it looks at the other replicas of the fleet with this `name`. Each difference is
-        /// logged as an error once, with the name of the component, this replica's text of it, and
-        /// the other's process id, `application_name` and address; an INFO follows when it is gone.
-        /// The feature `metrics` counts them. Nothing is refused: the replicas of a rolling update
-        /// may differ for a while.
+        /// From the first service that is made of the layer, this process publishes a fingerprint
+        /// through PostgreSQL: of the resolver with its base URL and patterns; of the rules, of how
+        /// [`unresolved`](Self::unresolved) requests are treated, and of whether the layer is
+        /// [`enabled`](Self::enabled); and of the scheme of the keys. About every 10 seconds it looks
+        /// at the other replicas of the fleet with this `name`. Each difference is logged as an error
+        /// once, and an INFO follows when it is gone; the feature `metrics` counts them. Nothing is
+        /// refused: the replicas of a rolling update may differ for a while.
         ///
-        /// Layers with the same name and clones of one [`RealmLocks`] count together; a process
-        /// with only some of another's layers does not differ from it. A closure counts only as a
-        /// closure, and [`RealmMounts`](crate::RealmMounts) without its realms. Limits, and all
-        /// other options, may differ. Two versions of this crate may write the same configuration
-        /// as different texts.
+        /// Layers with the same name and clones of one [`RealmLocks`] count together. A closure
+        /// counts only as a closure, and [`RealmMounts`](crate::RealmMounts) without its realms. Two
+        /// versions of this crate may write the same configuration as different texts.
         ///
-        /// It takes one connection beside the pool for each [`RealmLocks`], with a transaction that stays open,
-        /// writes nothing and holds back no VACUUM. PgBouncer keeps a server connection for it, in
-        /// transaction mode too; in statement mode, and while PostgreSQL is away, a warning reports
-        /// once that the replicas cannot be compared. With locks in process there is only a
-        /// warning.
-        ///
-        /// ```no_run
-        /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
-        /// use tower_realm_lock::{RealmLocks, RealmPaths, RealmWriteLockLayer};
-        ///
-        /// let locks = RealmLocks::postgres("postgres://localhost/realms").await?;
-        /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
-        /// let layer = RealmWriteLockLayer::new(locks, realms).fleet("realms-prod");
-        /// # let _ = layer;
-        /// # Ok(())
-        /// # }
-        /// ```
+        /// It takes one connection beside the pool for each [`RealmLocks`], with a transaction that
+        /// stays open and writes nothing. With locks in process there is only a warning. See
+        /// `docs/operations.md`, *Fleets*.
         #[must_use]
         pub fn fleet(mut self, name: &str) -> Self {
-            self.settings.fleet = Some(Fleet::new(name));
-            self
+            self.settings.fleet = Some(name.into());
+            self.reviewed_anew()
         }
 
         /// Makes the responses of rejections, from the rejection and the head of its request.
@@ -416,24 +329,6 @@ impl RealmWriteLockLayer {
     /// [`RealmError::BodyNeeded`] if a [`Scope`](crate::Scope) needs the body of a request, such as
     /// [`Scope::atomic_hrefs`](crate::Scope::atomic_hrefs): call [`read_bodies`](Self::read_bodies)
     /// before.
-    ///
-    /// ```
-    /// use http::Method;
-    /// use tower_realm_lock::{
-    ///     LockRules, RealmError, RealmLocks, RealmPaths, RealmWriteLockLayer, Scope,
-    /// };
-    ///
-    /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
-    /// let rules = LockRules::new()
-    ///     .scope(Method::POST, "/{owner}/{realm}/_atomic", Scope::atomic_hrefs())?;
-    /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms);
-    /// let refused = layer.clone().rules(rules.clone()).unwrap_err();
-    /// assert!(matches!(refused, RealmError::BodyNeeded { .. }));
-    ///
-    /// let layer = layer.read_bodies(1024 * 1024).rules(rules);
-    /// # let _ = layer;
-    /// # Ok::<(), RealmError>(())
-    /// ```
     pub fn rules(self, rules: LockRules) -> Result<Self, RealmError> {
         let realms = Arc::unwrap_or_clone(self.realms).with_head_rules(rules)?;
         let realms = Arc::new(realms);
@@ -486,30 +381,15 @@ impl RealmBodyLockLayer {
     /// Whether the body of each locked request is read before the request waits for its lock, even
     /// if nothing has to be found in it. Default `false`.
     ///
-    /// Without it, the handler reads such a body under the lock:
+    /// Without it, the handler reads such a body under the lock. A client that sends slowly, or
+    /// stops, then holds its realm and a lock connection, up to [`max_hold`](Self::max_hold); and one
+    /// that vanishes while it waits may be noticed only at [`acquire_timeout`](Self::acquire_timeout),
+    /// because an HTTP/1.1 server misses the disconnect until somebody reads the body.
     ///
-    /// - A client that sends slowly, or stops, holds its realm and a lock connection, up to
-    ///   [`max_hold`](Self::max_hold). Once there are as many of them as the pool has connections,
-    ///   every other realm waits.
-    /// - A client that vanishes while it waits is noticed late over HTTP/1.1. A server reads
-    ///   nothing more from the connection until somebody reads the body, so it misses the
-    ///   disconnect unless the first read brought the whole body. The request keeps its place in
-    ///   the queue until [`acquire_timeout`](Self::acquire_timeout).
-    ///
-    /// With it, neither happens. The price is memory: each waiting request keeps its body, up to
-    /// the layer's limit, and a longer one is answered with 413 `body-too-large`. Large uploads are
-    /// best stored elsewhere first, and published by a request that only names them.
-    ///
-    /// ```
-    /// use tower_realm_lock::{RealmLocks, RealmPaths, RealmWriteLockLayer};
-    ///
-    /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
-    /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms)
-    ///     .read_bodies(1024 * 1024)
-    ///     .read_all(true);
-    /// # let _ = layer;
-    /// # Ok::<(), tower_realm_lock::RealmError>(())
-    /// ```
+    /// With it, neither happens. The price is memory: each waiting request keeps its body, up to the
+    /// layer's limit, and a longer one is answered with 413 `body-too-large`. Large uploads are best
+    /// stored elsewhere first, and published by a request that only names them: see
+    /// `docs/operations.md`.
     #[must_use]
     pub fn read_all(mut self, all: bool) -> Self {
         self.read_all = all;
@@ -530,7 +410,6 @@ impl<S> Layer<S> for RealmWriteLockLayer {
     type Service = RealmWriteLock<S>;
 
     fn layer(&self, inner: S) -> RealmWriteLock<S> {
-        self.settings.join_fleet(&self.realms);
         start(&self.realms, &self.settings);
         let settings = Arc::new(self.settings.clone());
         RealmWriteLock::new(inner, Arc::clone(&self.realms), settings)
@@ -541,7 +420,6 @@ impl<S> Layer<S> for RealmBodyLockLayer {
     type Service = RealmBodyLock<S>;
 
     fn layer(&self, inner: S) -> RealmBodyLock<S> {
-        self.settings.join_fleet(&self.realms);
         start(&self.realms, &self.settings);
         let settings = Arc::new(self.settings.clone());
         let bodies = Reading {
@@ -553,12 +431,13 @@ impl<S> Layer<S> for RealmBodyLockLayer {
     }
 }
 
-/// Logs what a layer locks, and what is wrong with its rules, when it is first put around a
-/// service. axum puts it around each route.
+/// Joins the fleet, and logs what a layer locks and what is wrong with its rules, when it is first
+/// put around a service. axum puts it around each route.
 fn start<B>(realms: &Realms<B>, settings: &Settings) {
     if !settings.notices.is_start() {
         return;
     }
+    settings.join_fleet(realms);
     let Summary {
         realms: found,
         rules,

@@ -44,7 +44,6 @@
 
 mod body;
 mod drain;
-mod fleet;
 mod future;
 mod holding;
 mod layers;

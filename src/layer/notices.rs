@@ -44,16 +44,11 @@ struct Seen {
     suppressed: u64,
 }
 
-/// How often the cause happened since it was warned of, if it is to be warned of again.
-struct Due {
-    suppressed: u64,
-}
-
 /// Logs at WARN if it is due, else at DEBUG.
 macro_rules! notice {
     ($due:expr, $($field:tt)*) => {
         match $due {
-            Some(Due { suppressed }) => tracing::warn!(suppressed, $($field)*),
+            Some(suppressed) => tracing::warn!(suppressed, $($field)*),
             None => tracing::debug!($($field)*),
         }
     };
@@ -141,8 +136,9 @@ impl Notices {
         );
     }
 
-    /// Counts one occurrence of a cause.
-    fn due(&self, cause: Cause) -> Option<Due> {
+    /// Counts one occurrence of a cause. Returns how often it happened since it was warned of, if it
+    /// is to be warned of again.
+    fn due(&self, cause: Cause) -> Option<u64> {
         let now = Instant::now();
         // Nothing panics in between.
         let mut causes = self.causes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -158,15 +154,14 @@ impl Notices {
                 suppressed: 0,
             };
             causes.insert(cause, seen);
-            return Some(Due { suppressed: 0 });
+            return Some(0);
         };
         if now.duration_since(seen.warned) < QUIET {
             seen.suppressed = seen.suppressed.saturating_add(1);
             return None;
         }
         seen.warned = now;
-        let suppressed = std::mem::take(&mut seen.suppressed);
-        Some(Due { suppressed })
+        Some(std::mem::take(&mut seen.suppressed))
     }
 }
 
@@ -257,10 +252,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_cause_is_due_once_a_minute_with_the_count_of_what_came_between() {
         let notices = Notices::default();
-        let due = |name| {
-            let due = notices.due(Cause::of(name, None));
-            due.map(|due| due.suppressed)
-        };
+        let due = |name| notices.due(Cause::of(name, None));
         assert_eq!(due("a"), Some(0));
         for _ in 0..3 {
             assert_eq!(due("a"), None);

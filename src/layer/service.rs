@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, Version};
 use http_body::Body;
+use tokio::time::Instant;
 use tower::ServiceExt;
 use tower_service::Service;
 use tracing::Instrument;
@@ -152,7 +153,8 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
         let head = Head::of(&request).on_route(route.as_ref());
         let decision = self.realms.decide(&head, &judged);
         let settings = self.settings_of(&head, &decision);
-        let prepared = match decision {
+        // What it needs before it can ask for its lock, or else what is decided.
+        let needs = match decision {
             Decision::Pass => {
                 return ResponseFuture::passed(self.inner.call(request.map(R::unread)));
             }
@@ -166,26 +168,33 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
                     self.settings.notices.locked_by_path();
                 }
                 match self.bodies.reads_all() {
-                    Some(reads) => {
-                        return self.prepared(
-                            settings,
-                            Needs::Body(Target::Known(claim), reads),
-                            request,
-                        );
-                    }
-                    None => Ok((Some(claim), request.map(R::unread))),
+                    Some(reads) => Ok(Needs::Body(Target::Known(claim), reads)),
+                    None => Err(Ok(claim)),
                 }
             }
-            Decision::Reject(error) => Err(Rejected::unread(error, request.map(R::unread))),
-            Decision::NeedsBody(needs, reads) => {
-                return self.prepared(settings, Needs::Body(Target::InBody(needs), reads), request);
-            }
-            Decision::NeedsLookup(lookup) => {
-                return self.prepared(settings, Needs::Lookup(lookup), request);
-            }
+            Decision::Reject(error) => Err(Err(error)),
+            Decision::NeedsBody(needs, reads) => Ok(Needs::Body(Target::InBody(needs), reads)),
+            Decision::NeedsLookup(lookup) => Ok(Needs::Lookup(lookup)),
         };
         let inner = self.give_back();
-        ResponseFuture::locked(answer(settings, inner, prepared))
+        match needs {
+            // Boxed so that waiters do not carry its space.
+            Ok(needs) => {
+                let prepared = Box::pin(prepare(self.bodies, needs, request));
+                ResponseFuture::locked(async move {
+                    let prepared = prepared.await;
+                    answer(settings, inner, prepared).await
+                })
+            }
+            Err(decided) => {
+                let request = request.map(R::unread);
+                let prepared = match decided {
+                    Ok(claim) => Ok((Some(claim), request)),
+                    Err(error) => Err(Rejected::unread(error, request)),
+                };
+                ResponseFuture::locked(answer(settings, inner, prepared))
+            }
+        }
     }
 
     fn notice_other_route(&self, route: Option<&MatchedRoute>) {
@@ -208,31 +217,6 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
             Some(limits) => Arc::new(self.settings.on_route(limits)),
             None => Arc::clone(&self.settings),
         }
-    }
-
-    /// A call that is prepared before it asks for its lock.
-    fn prepared<A, B>(
-        &mut self,
-        settings: Arc<Settings>,
-        needs: Needs<R::Reads>,
-        request: Request<A>,
-    ) -> ResponseFuture<S::Future, B, S::Error>
-    where
-        S: Service<Request<R::Body>, Response = Response<B>> + Send + 'static,
-        S::Future: Send,
-        S::Error: Send + 'static,
-        R: BodiesOf<A>,
-        A: Send + 'static,
-        B: Body + Send + 'static,
-        B::Data: Send,
-    {
-        let inner = self.give_back();
-        // Boxed so that waiters do not carry its space.
-        let prepared = Box::pin(prepare(self.bodies, needs, request));
-        ResponseFuture::locked(async move {
-            let prepared = prepared.await;
-            answer(settings, inner, prepared).await
-        })
     }
 
     /// The inner service for a call that may wait, after its readiness was given back.
@@ -327,16 +311,16 @@ where
     B: Body + Send + 'static,
     B::Data: Send,
 {
-    let mut clock = Timing::begin();
+    let asked_at = settings.server_timing.then(Instant::now);
     let outlives_response = settings.may_outlive_response();
     let hold = settings.locks.hold(&claim, outlives_response).await;
-    let is_timed = settings.server_timing && !hold.as_ref().is_ok_and(Hold::is_nested);
-    *timing = is_timed.then(|| clock.header());
+    let is_nested = hold.as_ref().is_ok_and(Hold::is_nested);
+    let clock = asked_at.filter(|_| !is_nested).map(Timing::since);
+    *timing = clock.map(Timing::wait);
     let hold = match hold {
         Ok(hold) => hold,
         Err(error) => return Err(Failed::Rejected(Rejected::unread(error, request))),
     };
-    clock.granted();
     let asked = settings.asked(&request);
     let handle = HeldLock::of(&hold);
     insert(&mut request, &handle);
@@ -349,10 +333,7 @@ where
         OnDisconnect::Cancel => work.await,
     };
     // Before the confirmation: by then the next writer is inside.
-    *timing = is_timed.then(|| {
-        clock.released(handle.released_at());
-        clock.header()
-    });
+    *timing = clock.map(|clock| clock.wait_and_hold(handle.released_at()));
     let confirmed = async {
         let (response, ending) = called?;
         if let Some(ending) = ending {

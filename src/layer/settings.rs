@@ -8,13 +8,12 @@ use http::{Request, Response};
 use http_body::Body;
 
 use super::body::LockBody;
-use super::fleet::Fleet;
 use super::notices::Notices;
 use super::rejected::{Asked, Rejected, RejectionFn};
 use super::rejection::Rejection;
 use super::success::Success;
 use crate::lock::locks::RealmLocks;
-use crate::realm::classify::Realms;
+use crate::realm::classify::{RULES, Realms};
 use crate::realm::error::RealmError;
 use crate::realm::rules::limits::{MaxHold, RouteLimits};
 
@@ -78,7 +77,8 @@ pub(super) struct Settings {
     pub(super) hold_until: HoldUntil,
     pub(super) on_disconnect: OnDisconnect,
     pub(super) body_timeout: Duration,
-    pub(super) fleet: Option<Fleet>,
+    /// The name of the fleet that the layer belongs to.
+    pub(super) fleet: Option<Arc<str>>,
     /// Makes the responses of rejections in place of [`Rejection::to_response_for`].
     pub(super) rejection: Option<Arc<RejectionFn>>,
     /// The limits of the request's route, if it has any.
@@ -103,11 +103,18 @@ impl Settings {
         }
     }
 
-    /// Publishes the layer's fingerprint, if it belongs to a fleet.
+    /// Publishes the layer's fingerprint, if it belongs to a fleet, so that replicas which disagree
+    /// find out.
     pub(super) fn join_fleet<B>(&self, realms: &Realms<B>) {
-        if let Some(fleet) = &self.fleet {
-            fleet.join(&self.locks, realms, self.enabled);
+        let Some(fleet) = &self.fleet else {
+            return;
+        };
+        let mut fingerprint = realms.fingerprint();
+        if !self.enabled {
+            let rules = fingerprint.iter_mut().filter(|(name, _)| *name == RULES);
+            rules.for_each(|(_, text)| *text = "enabled(false): nothing is locked".into());
         }
+        self.locks.join_fleet(fleet, fingerprint);
     }
 
     /// Whether a hold may last longer than the inner call.

@@ -43,16 +43,6 @@ impl Success {
     /// ended. A gRPC response without a valid `grpc-status` is a failure, as it is for its client.
     ///
     /// A layer that moves the trailers into the body, for gRPC-Web, goes outside of this one.
-    ///
-    /// ```
-    /// use tower_realm_lock::{RealmLocks, RealmPaths, RealmWriteLockLayer, Success};
-    ///
-    /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
-    /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms)
-    ///     .success(Success::grpc());
-    /// # let _ = layer;
-    /// # Ok::<(), tower_realm_lock::RealmError>(())
-    /// ```
     #[must_use]
     pub fn grpc() -> Self {
         Self(Rule::Grpc)
@@ -93,16 +83,6 @@ impl Success {
     /// `None` if there are none. It must not block. The head is a clone of the one that has left.
     /// Failures, too, keep their lock until their body has ended. A response whose body no server
     /// asks for is judged at once: see [`HoldUntil::BodyEnd`](crate::HoldUntil).
-    ///
-    /// ```
-    /// use tower_realm_lock::Success;
-    ///
-    /// let success = Success::from_trailers_fn(|head, trailers| {
-    ///     head.status().is_success()
-    ///         && trailers.is_some_and(|trailers| trailers.contains_key("stored"))
-    /// });
-    /// # let _ = success;
-    /// ```
     #[must_use]
     pub fn from_trailers_fn<F>(judge: F) -> Self
     where

@@ -9,48 +9,39 @@ const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 /// How long a request waited for its lock and held it, for its client (Server Timing, W3C).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Timing {
-    asked: Instant,
-    granted: Option<Instant>,
-    released: Option<Instant>,
+    wait: Duration,
+    answered: Instant,
 }
 
 impl Timing {
-    pub(super) fn begin() -> Self {
-        Self {
-            asked: Instant::now(),
-            granted: None,
-            released: None,
-        }
+    /// Of a request that asked then, and got its lock or its rejection now.
+    pub(super) fn since(asked: Instant) -> Self {
+        let answered = Instant::now();
+        let wait = answered - asked;
+        Self { wait, answered }
     }
 
-    pub(super) fn granted(&mut self) {
-        self.granted = Some(Instant::now());
+    /// What to tell of the wait.
+    pub(super) fn wait(self) -> HeaderValue {
+        header(&format!("lock-wait;dur={:.3}", milliseconds(self.wait)))
     }
 
-    /// Ends the hold before the call, if the handler has released it.
-    pub(super) fn released(&mut self, at: Option<Instant>) {
-        self.released = at;
-    }
-
-    /// What to tell, as of now.
-    pub(super) fn header(self) -> HeaderValue {
-        let now = self.released.unwrap_or_else(Instant::now);
-        let wait = milliseconds(self.granted.unwrap_or(now) - self.asked);
-        let text = match self.granted {
-            Some(granted) => format!(
-                "lock-wait;dur={wait:.3}, lock-hold;dur={:.3}",
-                milliseconds(now - granted)
-            ),
-            None => format!("lock-wait;dur={wait:.3}"),
-        };
-        // Digits and letters only, so it is always a value.
-        HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("lock-wait"))
+    /// What to tell of the wait and of a hold that was released then, or else ends now.
+    pub(super) fn wait_and_hold(self, released: Option<Instant>) -> HeaderValue {
+        let hold = released.unwrap_or_else(Instant::now) - self.answered;
+        let (wait, hold) = (milliseconds(self.wait), milliseconds(hold));
+        header(&format!("lock-wait;dur={wait:.3}, lock-hold;dur={hold:.3}"))
     }
 }
 
 /// Beside what the handler tells of its own.
 pub(super) fn tell<B>(response: &mut Response<B>, timing: HeaderValue) {
     response.headers_mut().append(SERVER_TIMING, timing);
+}
+
+fn header(text: &str) -> HeaderValue {
+    // Digits and letters only, so it is always a value.
+    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("lock-wait"))
 }
 
 fn milliseconds(duration: Duration) -> f64 {

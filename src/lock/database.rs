@@ -6,7 +6,7 @@ use std::task::Poll;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::LockError;
-use super::grant::{Grant, GrantTerms, Obtained, Slot};
+use super::grant::{Grant, GrantTerms, Obtained, Slot, with_grant};
 use super::postgres::Postgres;
 use super::postgres::attempt::{Attempt, Settled};
 use super::postgres::fleet::Membership;
@@ -61,44 +61,42 @@ impl Database {
         request: &LockRequest<'_>,
         slot: &Slot,
     ) -> Result<(), LockError> {
+        let mut has_attempt = false;
         match inherited(request, slot) {
             // It waits for another holder, or asks for somebody else.
             Inherited::Attempt | Inherited::Unfit(_) if request.tries => {
                 return Err(request.busy());
             }
-            Inherited::Attempt => {}
-            Inherited::Nothing => self.ask_session(request, slot).await?,
+            Inherited::Attempt => has_attempt = true,
+            Inherited::Nothing => {}
             Inherited::Unfit(attempt) => {
                 let abandoned = timeout_at(request.deadline, attempt.abandon()).await;
                 abandoned.map_err(|_| request.timed_out())?;
-                self.ask_session(request, slot).await?;
             }
+        }
+        if !has_attempt && let Some(lock) = self.postgres.try_session(request).await? {
+            return put(
+                request,
+                slot,
+                Obtained::Granted(Grant::session(lock, &self.terms)),
+            );
         }
         let mut retried = false;
         let mut scout = None;
         loop {
-            let obtained = slot.with(|_, obtained| match obtained {
-                None => Missing::Attempt,
-                Some(Obtained::Asked(..)) => Missing::Answer,
-                Some(Obtained::Granted(_)) => Missing::Nothing,
-            });
-            match obtained.ok_or_else(|| request.timed_out())? {
-                Missing::Nothing => return Ok(()),
-                Missing::Answer => {}
-                Missing::Attempt => {
-                    let attempt = self.postgres.ask(request, scout.is_some()).await?;
-                    let asked = Obtained::Asked(attempt, Arc::clone(&self.terms));
-                    put(slot, asked).map_err(|()| request.timed_out())?;
-                }
+            if !has_attempt {
+                let attempt = self.postgres.ask(request, scout.is_some()).await?;
+                let asked = Obtained::Asked(attempt, Arc::clone(&self.terms));
+                put(request, slot, asked)?;
             }
+            has_attempt = false;
             let attempt = answered(request, slot).await?;
             let server_deadline = attempt.server_deadline();
             let patience = attempt.patience(request.deadline);
             match attempt.settle(patience).await {
                 Settled::Granted(lock, contended) => {
                     let grant = Grant::transaction(lock, contended, &self.terms);
-                    put(slot, Obtained::Granted(grant)).map_err(|()| request.timed_out())?;
-                    return Ok(());
+                    return put(request, slot, Obtained::Granted(grant));
                 }
                 Settled::Busy if request.tries => return Err(request.busy()),
                 Settled::Busy => scout = self.scout(request).await?,
@@ -108,16 +106,6 @@ impl Database {
                 // It died in the pool, or the server restarts: one more try, on another connection.
                 Settled::Disconnected(_) if !retried => retried = true,
                 Settled::Disconnected(error) | Settled::Failed(error) => return Err(error),
-            }
-        }
-    }
-
-    async fn ask_session(&self, request: &LockRequest<'_>, slot: &Slot) -> Result<(), LockError> {
-        match self.postgres.try_session(request).await? {
-            None => Ok(()),
-            Some(lock) => {
-                let grant = Grant::session(lock, &self.terms);
-                put(slot, Obtained::Granted(grant)).map_err(|()| request.timed_out())
             }
         }
     }
@@ -140,11 +128,7 @@ impl Database {
 
 /// Whether a grant that this caller can use is in the slot.
 pub(super) fn is_granted(request: &LockRequest<'_>, slot: &Slot) -> bool {
-    let is_granted = slot.with(|_, obtained| match obtained {
-        Some(Obtained::Granted(grant)) => grant.is_held() && !request.share,
-        _ => false,
-    });
-    is_granted.unwrap_or(false)
+    with_grant(slot, |grant| grant.grip().is_firm() && !request.share).unwrap_or(false)
 }
 
 /// What came with the turn.
@@ -153,13 +137,6 @@ enum Inherited {
     Attempt,
     /// An attempt of another kind.
     Unfit(Attempt),
-}
-
-/// What a caller still lacks.
-enum Missing {
-    Attempt,
-    Answer,
-    Nothing,
 }
 
 /// Looks at what came with the turn. What is of no use to this caller is released.
@@ -181,8 +158,9 @@ fn inherited(request: &LockRequest<'_>, slot: &Slot) -> Inherited {
 
 /// Puts what was obtained into the slot; an error if the watchdog has revoked the turn, after which
 /// it is dropped, and so released.
-fn put(slot: &Slot, what: Obtained) -> Result<(), ()> {
-    slot.with(|_, obtained| *obtained = Some(what)).ok_or(())
+fn put(request: &LockRequest<'_>, slot: &Slot, what: Obtained) -> Result<(), LockError> {
+    let is_there = slot.with(|_, obtained| *obtained = Some(what));
+    is_there.ok_or_else(|| request.timed_out())
 }
 
 /// Waits for the answer to the attempt in the slot, and takes the attempt out. Its caller polls it

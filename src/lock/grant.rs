@@ -1,9 +1,10 @@
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
-use super::grip::{Grip, Taken};
 use super::lease::Lease;
 use super::postgres::attempt::{Attempt, Settled};
 use super::postgres::confirmation::{Confirmation, Confirmer, Unconfirmed, Urgency};
@@ -28,7 +29,6 @@ pub(super) type Slot = queue::Slot<Obtained>;
 pub(super) type Entry = queue::Entry<Obtained>;
 
 /// What a caller has obtained for its claim, apart from the turn. It belongs to the queue.
-#[derive(Debug)]
 pub(super) enum Obtained {
     /// A lock statement that is in flight.
     Asked(Attempt, Arc<GrantTerms>),
@@ -49,9 +49,13 @@ pub(super) struct GrantTerms {
 /// It can serve several holds: one after the other, when it is handed on to the next local waiter
 /// without a message to the server, and at the same time, when a task nests its holds. Other
 /// replicas wait while it is handed on, so that is bounded.
-#[derive(Debug)]
 pub(super) struct Grant {
     backend: Backend,
+    grip: Grip,
+    /// That of the current hold.
+    token: Option<FencingToken>,
+    /// `None` in process.
+    terms: Option<Arc<GrantTerms>>,
     hand_offs_left: u32,
     hand_off_until: Option<Instant>,
     was_handed_on: bool,
@@ -64,15 +68,13 @@ pub(super) struct Grant {
 }
 
 /// Where the lock is held.
-#[derive(Debug)]
 enum Backend {
-    InProcess(FencingToken, Taken),
-    Transaction(Box<TransactionLock>, Arc<GrantTerms>),
-    Session(Box<SessionLock>, Arc<GrantTerms>),
+    InProcess,
+    Transaction(Box<TransactionLock>),
+    Session(Box<SessionLock>),
 }
 
 /// A statement that publishes the write of a hold that has ended.
-#[derive(Debug)]
 struct Publication {
     statement: String,
     /// Whether the write was made in the shared transaction, and stands only if that commits.
@@ -88,17 +90,16 @@ pub(super) struct Role {
     pub(super) writes_in_transaction: bool,
 }
 
-#[derive(Debug)]
 enum Verdict {
     Commit(Confirmer),
     RollBack,
 }
 
-/// Keeps the lease of a hold while it is polled.
-#[derive(Debug, Clone)]
-pub(super) enum Keeper {
-    /// There is no lease.
-    InProcess(Taken),
+/// Shows a hold whether its lock is still there, and keeps its lease.
+#[derive(Clone)]
+pub(super) enum Grip {
+    /// There is no lease. Only a test takes the lock away, with this signal.
+    InProcess(Option<CancellationToken>),
     Transaction(Arc<Heart>),
     /// The session's own task sends the heartbeats, for all of its locks.
     Session(Arc<Lease>),
@@ -116,6 +117,10 @@ pub(crate) enum Outcome {
     BrokenOff,
     Failure,
 }
+
+/// What became of the lock of a hold that has left its grant, and the proof that it was held until
+/// then, if there is one.
+pub(super) type Left = (Fate, Option<Confirmation>);
 
 /// What became of a lock at the end of a hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,8 +141,9 @@ impl Outcome {
 
 impl Grant {
     pub(super) fn in_process() -> Self {
-        let backend = Backend::InProcess(FencingToken::in_process(), Taken::default());
-        Self::new(backend, 0, None)
+        let grip = Grip::InProcess(cfg!(feature = "test-util").then(CancellationToken::new));
+        let token = FencingToken::in_process();
+        Self::new(Backend::InProcess, grip, Some(token))
     }
 
     /// `contended`: whether somebody else had the lock, or waited for it.
@@ -151,26 +157,24 @@ impl Grant {
         } else {
             terms.hand_off
         };
-        let backend = Backend::Transaction(transaction, Arc::clone(terms));
-        Self::bounded(backend, hand_off)
+        let (grip, token) = (Grip::Transaction(transaction.heart()), transaction.token());
+        Self::new(Backend::Transaction(transaction), grip, token).on(terms, hand_off)
     }
 
     pub(super) fn session(lock: SessionLock, terms: &Arc<GrantTerms>) -> Self {
-        let backend = Backend::Session(Box::new(lock), Arc::clone(terms));
-        Self::bounded(backend, terms.hand_off)
+        let (grip, token) = (Grip::Session(Arc::clone(lock.lease())), lock.token());
+        Self::new(Backend::Session(Box::new(lock)), grip, token).on(terms, terms.hand_off)
     }
 
-    fn bounded(backend: Backend, hand_off: HandOff) -> Self {
-        // A bound too far away to be a point in time is none.
-        let until = Instant::now().checked_add(hand_off.max_time);
-        Self::new(backend, hand_off.max, until)
-    }
-
-    fn new(backend: Backend, hand_offs_left: u32, hand_off_until: Option<Instant>) -> Self {
+    /// A grant that is not handed on.
+    fn new(backend: Backend, grip: Grip, token: Option<FencingToken>) -> Self {
         Self {
             backend,
-            hand_offs_left,
-            hand_off_until,
+            grip,
+            token,
+            terms: None,
+            hand_offs_left: 0,
+            hand_off_until: None,
             was_handed_on: false,
             holds: 1,
             publications: Vec::new(),
@@ -178,68 +182,50 @@ impl Grant {
         }
     }
 
-    pub(super) fn grip(&self) -> Grip {
-        match &self.backend {
-            Backend::InProcess(_, taken) => Grip::InProcess(taken.clone()),
-            Backend::Transaction(transaction, _) => Grip::Leased(Arc::clone(transaction.lease())),
-            Backend::Session(lock, _) => Grip::Leased(Arc::clone(lock.lease())),
+    fn on(self, terms: &Arc<GrantTerms>, hand_off: HandOff) -> Self {
+        Self {
+            terms: Some(Arc::clone(terms)),
+            hand_offs_left: hand_off.max,
+            // A bound too far away to be a point in time is none.
+            hand_off_until: Instant::now().checked_add(hand_off.max_time),
+            ..self
         }
     }
 
-    pub(super) fn keeper(&self) -> Keeper {
-        match &self.backend {
-            Backend::InProcess(_, taken) => Keeper::InProcess(taken.clone()),
-            Backend::Transaction(transaction, _) => Keeper::Transaction(transaction.heart()),
-            Backend::Session(lock, _) => Keeper::Session(Arc::clone(lock.lease())),
-        }
+    pub(super) fn grip(&self) -> &Grip {
+        &self.grip
     }
 
     pub(super) fn token(&self) -> Option<FencingToken> {
-        match &self.backend {
-            Backend::InProcess(token, _) => Some(*token),
-            Backend::Transaction(transaction, _) => transaction.token(),
-            Backend::Session(lock, _) => lock.token(),
-        }
-    }
-
-    /// Makes later holds of this grant have greater tokens than this one.
-    pub(super) fn set_token(&mut self, token: Option<FencingToken>) {
-        match &mut self.backend {
-            // A later hold has a grant and a greater token of its own.
-            Backend::InProcess(..) => {}
-            Backend::Transaction(transaction, _) => transaction.set_token(token),
-            Backend::Session(lock, _) => lock.set_token(token),
-        }
+        self.token
     }
 
     pub(super) fn shared(&self) -> Option<&LockTransaction> {
         match &self.backend {
-            Backend::Transaction(transaction, _) => transaction.shared(),
-            Backend::InProcess(..) | Backend::Session(..) => None,
+            Backend::Transaction(transaction) => transaction.shared(),
+            Backend::InProcess | Backend::Session(_) => None,
         }
-    }
-
-    /// Whether it still holds the lock, as far as this process can know without asking.
-    pub(super) fn is_held(&self) -> bool {
-        self.grip().is_firm()
     }
 
     /// Takes the lock away, as the death of its connection does.
     #[cfg(feature = "test-util")]
     pub(super) fn lose(&mut self) {
-        match &mut self.backend {
-            Backend::InProcess(_, taken) => taken.take(),
-            Backend::Transaction(transaction, _) => transaction.lose(),
-            Backend::Session(lock, _) => lock.lease().lose(),
+        match (&mut self.backend, &self.grip) {
+            (Backend::Transaction(transaction), _) => transaction.lose(),
+            (_, Grip::Session(lease)) => lease.lose(),
+            (_, Grip::InProcess(Some(taken))) => taken.cancel(),
+            _ => {}
         }
     }
 
-    /// Lets one more hold of the same task share it; `false` if its last hold has left.
-    pub(super) fn share(&mut self) -> bool {
+    /// Lets one more hold of the same task share it, with a token that no later hold may reach;
+    /// `false` if its last hold has left.
+    pub(super) fn share(&mut self, token: Option<FencingToken>) -> bool {
         if self.holds == 0 {
             return false;
         }
         self.holds += 1;
+        self.token = self.token.max(token);
         true
     }
 
@@ -259,14 +245,9 @@ impl Grant {
         }
     }
 
-    /// Ends one of the holds that share it. Returns its fate and proof, or `None` if it was the last
-    /// hold: [`end`](Self::end) it then.
-    pub(super) fn leave(
-        &mut self,
-        claim: &Claim,
-        outcome: Outcome,
-        role: Role,
-    ) -> Option<(Fate, Option<Confirmation>)> {
+    /// Ends one of the holds that share it; `None` if it was the last hold: [`end`](Self::end) the
+    /// grant then.
+    pub(super) fn leave(&mut self, claim: &Claim, outcome: Outcome, role: Role) -> Option<Left> {
         self.holds -= 1;
         if outcome.is_published() {
             self.publish(claim, role.writes_in_transaction);
@@ -288,11 +269,8 @@ impl Grant {
     }
 
     fn publish(&mut self, claim: &Claim, needs_commit: bool) {
-        let (Backend::Transaction(_, terms) | Backend::Session(_, terms)) = &self.backend else {
-            return;
-        };
-        if let Some(sender) = &terms.sender {
-            let statement = publication(claim, self.token(), sender);
+        if let Some(sender) = self.terms.as_ref().and_then(|terms| terms.sender.as_ref()) {
+            let statement = publication(claim, self.token, sender);
             let publication = statement.map(|statement| Publication {
                 statement,
                 needs_commit,
@@ -302,9 +280,8 @@ impl Grant {
     }
 
     /// Ends the grant after its last hold: hands it on to the next local waiter, or releases it.
-    /// Returns its fate, and the proof that it was held until now, which comes while the next hold
-    /// has begun.
-    pub(super) fn end(mut self, turn: Turn, outcome: Outcome) -> (Fate, Option<Confirmation>) {
+    /// The proof comes while the next hold has begun.
+    pub(super) fn end(mut self, turn: Turn, outcome: Outcome) -> Left {
         let commits = self.shared().is_none() || matches!(self.verdict, Some(Verdict::Commit(_)));
         let publication = self.take_publication(commits);
         if self.shared().is_some() {
@@ -342,29 +319,25 @@ impl Grant {
 
     /// Ends the grant of a busy realm: its writers may all be waiting for this very proof, and come
     /// again with it.
-    fn end_busy(self, turn: Turn) -> (Fate, Option<Confirmation>) {
-        let proof = self.confirm(Urgency::Now);
-        let (Backend::Transaction(_, terms) | Backend::Session(_, terms)) = &self.backend else {
+    fn end_busy(self, turn: Turn) -> Left {
+        let (Some(proof), Some(terms)) = (self.confirm(Urgency::Now), self.terms.clone()) else {
             return self.give_back(turn, None);
         };
-        let (answered, tasks) = (proof.clone(), terms.tasks.clone());
-        tasks.spawn(async move {
-            match answered {
-                Some(answered) if !answered.is_positive().await => {
-                    // The lock is lost, though that may not have been noticed yet.
-                    self.release();
-                    drop(turn);
-                }
-                _ => {
-                    self.end_unconfirmed(turn);
-                }
+        let answered = proof.clone();
+        terms.tasks.spawn(async move {
+            if answered.is_positive().await {
+                self.end_unconfirmed(turn);
+            } else {
+                // The lock is lost, though that may not have been noticed yet.
+                self.release();
+                drop(turn);
             }
         });
-        (Fate::HandedOn, proof)
+        (Fate::HandedOn, Some(proof))
     }
 
     /// Ends a grant for which nobody waits for a proof.
-    fn end_unconfirmed(self, turn: Turn) -> (Fate, Option<Confirmation>) {
+    fn end_unconfirmed(self, turn: Turn) -> Left {
         let (turn, grant) = if self.may_be_handed_on() && turn.is_awaited() {
             match self.hand_on(turn) {
                 None => return (Fate::HandedOn, None),
@@ -380,20 +353,15 @@ impl Grant {
     }
 
     /// Ends a grant whose release publishes writes, and so is not handed on.
-    fn end_published(
-        self,
-        turn: Turn,
-        outcome: Outcome,
-        publication: Option<String>,
-    ) -> (Fate, Option<Confirmation>) {
-        let tasks = self.tasks().cloned();
+    fn end_published(self, turn: Turn, outcome: Outcome, publication: Option<String>) -> Left {
+        let terms = self.terms.clone();
         let (fate, proof) = self.give_back(turn, publication);
         if outcome == Outcome::Success {
             return (fate, proof);
         }
-        if let (Some(tasks), Some(proof)) = (tasks, proof) {
+        if let (Some(terms), Some(proof)) = (terms, proof) {
             // A shutdown waits until it is published.
-            tasks.spawn(async move {
+            terms.tasks.spawn(async move {
                 if !proof.is_positive().await {
                     tracing::warn!("a write could not be published: its lock was lost");
                 }
@@ -403,17 +371,11 @@ impl Grant {
     }
 
     /// Commits or rolls back a shared transaction. The next waiter asks when that is done.
-    fn end_shared(
-        mut self,
-        turn: Turn,
-        outcome: Outcome,
-        publication: Option<String>,
-    ) -> (Fate, Option<Confirmation>) {
-        let verdict = self.verdict.take();
-        let Backend::Transaction(transaction, terms) = self.backend else {
+    fn end_shared(self, turn: Turn, outcome: Outcome, publication: Option<String>) -> Left {
+        let (Backend::Transaction(transaction), Some(terms)) = (self.backend, self.terms) else {
             return (Fate::RolledBack, None);
         };
-        let Some(Verdict::Commit(confirmer)) = verdict else {
+        let Some(Verdict::Commit(confirmer)) = self.verdict else {
             // A nested hold that has outlived the one that fails may be a success.
             let is_success = outcome == Outcome::Success;
             let proof = is_success.then(|| transaction.ping(Urgency::Now));
@@ -423,21 +385,21 @@ impl Grant {
         };
         let proof = confirmer.confirmation();
         terms.tasks.spawn(async move {
-            let (answer, remains) = transaction.commit_shared(publication).await;
+            let (answer, uncommitted) = transaction.commit_shared(publication).await;
             confirmer.publish(answer);
             drop(turn);
-            remains.clean_up().await;
+            if let Some(transaction) = uncommitted {
+                transaction.roll_back_used(None).await;
+            }
         });
         (Fate::GivenBack, Some(proof))
     }
 
-    fn give_back(self, turn: Turn, publication: Option<String>) -> (Fate, Option<Confirmation>) {
+    fn give_back(self, turn: Turn, publication: Option<String>) -> Left {
         let proof = match self.backend {
-            Backend::InProcess(..) => None,
-            Backend::Transaction(transaction, _) => {
-                Some(transaction.commit(publication.as_deref()))
-            }
-            Backend::Session(lock, _) => Some(lock.unlock(publication)),
+            Backend::InProcess => None,
+            Backend::Transaction(transaction) => Some(transaction.commit(publication.as_deref())),
+            Backend::Session(lock) => Some(lock.unlock(publication)),
         };
         drop(turn);
         (Fate::GivenBack, proof)
@@ -446,9 +408,9 @@ impl Grant {
     /// Releases the lock without a proof.
     pub(super) fn release(self) {
         match self.backend {
-            Backend::InProcess(..) => {}
-            Backend::Transaction(transaction, _) => transaction.roll_back(None),
-            Backend::Session(lock, _) => lock.give_up(),
+            Backend::InProcess => {}
+            Backend::Transaction(transaction) => transaction.roll_back(None),
+            Backend::Session(lock) => lock.give_up(),
         }
     }
 
@@ -457,21 +419,20 @@ impl Grant {
     fn may_be_handed_on(&self) -> bool {
         self.hand_offs_left > 0
             && self.shared().is_none()
-            && self.is_held()
+            && self.grip.is_firm()
             && self.hand_off_until.is_none_or(|end| Instant::now() < end)
     }
 
     /// Hands the lock on to the next local waiter for the same claim, with a token of its own; gives
     /// everything back if that has left.
     fn hand_on(self, turn: Turn) -> Option<(Turn, Self)> {
-        let before = self.token();
-        let mut next = Self {
+        let next = Self {
+            token: self.token.map(FencingToken::next),
             hand_offs_left: self.hand_offs_left - 1,
             was_handed_on: true,
             holds: 1,
             ..self
         };
-        next.set_token(before.map(FencingToken::next));
         match turn.hand_on(Obtained::Granted(next)) {
             Ok(()) => {
                 metrics::handed_on();
@@ -485,28 +446,52 @@ impl Grant {
     /// Asks for the proof that the lock was held until now; others may use it meanwhile.
     fn confirm(&self, urgency: Urgency) -> Option<Confirmation> {
         match &self.backend {
-            Backend::InProcess(..) => None,
-            Backend::Transaction(transaction, _) => Some(transaction.ping(urgency)),
-            Backend::Session(lock, _) => Some(lock.confirm()),
-        }
-    }
-
-    fn tasks(&self) -> Option<&Tasks> {
-        match &self.backend {
-            Backend::InProcess(..) => None,
-            Backend::Transaction(_, terms) | Backend::Session(_, terms) => Some(&terms.tasks),
+            Backend::InProcess => None,
+            Backend::Transaction(transaction) => Some(transaction.ping(urgency)),
+            Backend::Session(lock) => Some(lock.confirm()),
         }
     }
 }
 
-impl Keeper {
-    /// Resolves when the lock is lost.
-    pub(super) async fn keep(&self) {
+/// Looks at the grant in a slot; `None` if there is none, or none any more.
+pub(super) fn with_grant<T>(slot: &Slot, look: impl FnOnce(&mut Grant) -> T) -> Option<T> {
+    slot.with(|_, obtained| match obtained {
+        Some(Obtained::Granted(grant)) => Some(look(grant)),
+        _ => None,
+    })?
+}
+
+impl Grip {
+    /// Whether the lock is still there, as far as this process can know without asking.
+    pub(super) fn is_firm(&self) -> bool {
         match self {
-            Self::InProcess(taken) => taken.taken().await,
-            Self::Transaction(heart) => heart.keep().await,
+            Self::InProcess(taken) => taken.as_ref().is_none_or(|it| !it.is_cancelled()),
+            Self::Transaction(heart) => heart.lease().is_current(),
+            Self::Session(lease) => lease.is_current(),
+        }
+    }
+
+    /// Resolves when the lock is lost. Only [`keep`](Self::keep) notices a missed heartbeat.
+    pub(super) async fn lost(&self) {
+        match self {
+            Self::InProcess(Some(taken)) => taken.cancelled().await,
+            Self::InProcess(None) => pending().await,
+            Self::Transaction(heart) => heart.lease().lost().await,
             Self::Session(lease) => lease.lost().await,
         }
+    }
+
+    /// Keeps the lease while it is polled; resolves when the lock is lost.
+    pub(super) async fn keep(&self) {
+        match self {
+            Self::Transaction(heart) => heart.keep().await,
+            Self::InProcess(_) | Self::Session(_) => self.lost().await,
+        }
+    }
+
+    /// Whether a server keeps the lock.
+    pub(super) fn is_leased(&self) -> bool {
+        !matches!(self, Self::InProcess(_))
     }
 }
 

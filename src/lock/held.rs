@@ -83,11 +83,9 @@ impl HeldLock {
     /// ended.
     ///
     /// A closure on a blocking thread cannot be stopped. Started with tokio's own `spawn_blocking`,
-    /// as all of `tokio::fs` is, it runs on without the lock after the handler was dropped by
-    /// `max_hold`, by a panic or by [`OnDisconnect::Cancel`](crate::OnDisconnect), and writes over
-    /// what the next writer has written. Started here, it keeps the lock: the response still leaves
-    /// on time, and the next writer waits until the closure has returned. Let the closure call
-    /// [`ensure_held`](Self::ensure_held) before its write becomes visible.
+    /// as all of `tokio::fs` is, it runs on without the lock after the handler was dropped, and
+    /// writes over what the next writer has written. Started here, it keeps the lock: the response
+    /// still leaves on time, and the next writer waits until the closure has returned.
     ///
     /// The closure runs within the caller's tracing span and under the hold, so that a lock that it
     /// asks for is nested. If it never returns, the realm stays locked. A shared transaction
@@ -102,20 +100,7 @@ impl HeldLock {
     /// The work is started at once and runs to its end, whether or not the returned future is
     /// polled or dropped.
     ///
-    /// ```
-    /// use std::{fs, io};
-    /// use tower_realm_lock::{HeldLock, LockError};
-    ///
-    /// async fn save(held: HeldLock, card: Vec<u8>) -> Result<io::Result<()>, LockError> {
-    ///     let lock = held.clone();
-    ///     held.spawn_blocking(move || {
-    ///         fs::write("card.json.new", card)?;
-    ///         lock.ensure_held().map_err(io::Error::other)?;
-    ///         fs::rename("card.json.new", "card.json")
-    ///     })
-    ///     .await
-    /// }
-    /// ```
+    /// See the [example](crate#writing-files).
     pub fn spawn_blocking<T, F>(&self, work: F) -> HeldTask<T>
     where
         F: FnOnce() -> T + Send + 'static,
@@ -128,10 +113,9 @@ impl HeldLock {
     /// the future has ended.
     ///
     /// For work that must not be cut in half, such as a call of an object store followed by one of
-    /// the index. Unlike the handler, it is not dropped by `max_hold` nor by a disconnect; it is
-    /// dropped if the lock is lost. The future runs within the caller's tracing span, and without
-    /// its task-locals. Start blocking work within it with
-    /// [`spawn_blocking`](Self::spawn_blocking), not with `tokio::fs`.
+    /// the index. It is dropped only if the lock is lost. The future runs within the caller's tracing
+    /// span, and without its task-locals. Start blocking work within it with
+    /// [`spawn_blocking`](Self::spawn_blocking).
     ///
     /// # Panics
     ///
@@ -193,28 +177,9 @@ impl HeldLock {
     /// process at once. Within this process the next writer waits until the work has ended, as
     /// after a real loss.
     ///
-    /// The holds that share the lock, outer and nested, lose it too. With
-    /// [`sessions`](crate::PostgresBuilder::sessions) so do all holds of the same session. A hold
-    /// that has ended has nothing to lose.
-    ///
-    /// ```
-    /// use tower_realm_lock::{LockError, RealmLocks, RealmUrl};
-    ///
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let locks = RealmLocks::in_process();
-    /// let realm = RealmUrl::parse("https://realms.example.com/luke/my-realm/")?;
-    /// let written = locks
-    ///     .with_write_lock(&realm, |held| async move {
-    ///         held.lose();
-    ///         assert!(held.ensure_held().is_err());
-    ///         Ok::<_, LockError>(())
-    ///     })
-    ///     .await;
-    /// assert!(matches!(written, Err(LockError::Lost { .. })));
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// The holds that share the lock, outer and nested, lose it too, and with
+    /// [`sessions`](crate::PostgresBuilder::sessions) all holds of the same session. A hold that has
+    /// ended has nothing to lose. `docs/testing.md` has an example.
     #[cfg(feature = "test-util")]
     pub fn lose(&self) {
         self.0.lose();

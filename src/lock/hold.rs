@@ -9,7 +9,7 @@
 //!    cover its claim. A grant lasts as long as its last share.
 //! 2. **Guard.** [`Hold::guard`] polls the work in whatever task polls the guard. Before each step it
 //!    checks that the lock is still held; after it, it polls what can end the hold early: the
-//!    [`Keeper`], which sends heartbeats and resolves when the lock is lost, and `max_hold`. The
+//!    [`Grip`], which sends heartbeats and resolves when the lock is lost, and `max_hold`. The
 //!    hold is the *innermost* of the task while the work is polled: that is how nested use is found.
 //! 3. **End.** The hold's share goes back with the [`Outcome`] of the work. While other holds share
 //!    the grant it is [kept](Fate::Kept); the last one hands it on, gives it back or rolls it back.
@@ -32,7 +32,6 @@
 //! - What a shared transaction wrote stands or falls with the hold that it was made for. Its COMMIT
 //!   waits until the nested holds have ended.
 
-use std::fmt;
 use std::future::{Future, pending, poll_fn};
 use std::iter::{once, successors};
 use std::pin::pin;
@@ -47,10 +46,9 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::error::LockError;
-#[cfg(doc)]
+#[cfg(any(doc, feature = "test-util"))]
 use super::grant::Grant;
-use super::grant::{Fate, Keeper, Obtained, Outcome, Role, Slot};
-use super::grip::Grip;
+use super::grant::{Fate, Grip, Left, Obtained, Outcome, Role, Slot, with_grant};
 use super::postgres::confirmation::{Confirmation, Proof, Unconfirmed};
 use super::postgres::shared::LockTransaction;
 use super::token::FencingToken;
@@ -66,9 +64,6 @@ tokio::task_local! {
 /// A granted lock, and the duty to end it.
 pub(crate) struct Hold {
     core: Arc<Core>,
-    keeper: Keeper,
-    /// Those of the other shares of a nested hold.
-    other_keepers: Vec<Keeper>,
     /// Makes a shutdown wait for it, on whatever task it is.
     _tracked: TaskTrackerToken,
 }
@@ -83,8 +78,8 @@ pub(crate) struct Core {
     /// Of a nested hold whose claim several grants cover.
     other_shares: Vec<Share>,
     origin: Origin,
-    max_hold: Option<Duration>,
-    granted: Instant,
+    /// `max_hold`, and when it passes.
+    limit: Option<(Duration, Instant)>,
     /// Makes a shutdown wait for work that the hold outlives.
     tracker: TaskTracker,
     has_ended: AtomicBool,
@@ -93,13 +88,13 @@ pub(crate) struct Core {
     works: AtomicUsize,
     is_counted_lost: AtomicBool,
     counted: Mutex<Option<metrics::Held>>,
-    /// How the hold ended, if its own work has released it.
-    released: Mutex<Option<Released>>,
+    /// When and how the hold ended, if its own work has released it.
+    released: Mutex<Option<(Instant, Ended)>>,
 }
 
-/// The end of a hold that was released before its work ended.
-struct Released {
-    at: Instant,
+/// What became of the locks of a hold that has ended, and which answers prove that it held them.
+#[derive(Clone)]
+struct Ended {
     fate: Fate,
     proofs: Vec<Confirmation>,
 }
@@ -112,12 +107,6 @@ struct Origin {
     is_nested: bool,
     token: Option<FencingToken>,
     transaction: Option<LockTransaction>,
-}
-
-/// A share, and what keeps its lease.
-struct Part {
-    share: Share,
-    keeper: Keeper,
 }
 
 /// A part in a grant.
@@ -149,39 +138,27 @@ impl Hold {
     /// A hold of the grant in this slot, which was made for it; `None` if there is none any more.
     pub(super) fn new(terms: HoldTerms, slot: Arc<Slot>) -> Option<Self> {
         slot.mark_granted();
-        let (keeper, token, transaction, grip) = slot.with(|_, obtained| match obtained {
-            Some(Obtained::Granted(grant)) => Some((
-                grant.keeper(),
-                grant.token(),
-                grant.shared().cloned(),
-                grant.grip(),
-            )),
-            _ => None,
-        })??;
-        let part = Part {
-            share: Share { slot, grip },
-            keeper,
-        };
-        let origin = Origin {
-            outer: innermost(),
-            is_nested: false,
-            token,
-            transaction,
-        };
-        Some(Self::assemble(terms, origin, part, Vec::new()))
+        let (grip, origin) = with_grant(&slot, |grant| {
+            let origin = Origin {
+                outer: innermost(),
+                is_nested: false,
+                token: grant.token(),
+                transaction: grant.shared().cloned(),
+            };
+            (grant.grip().clone(), origin)
+        })?;
+        let share = Share { slot, grip };
+        Some(Self::assemble(terms, origin, share, Vec::new()))
     }
 
-    fn assemble(terms: HoldTerms, origin: Origin, part: Part, others: Vec<Part>) -> Self {
-        let (other_shares, other_keepers) =
-            others.into_iter().map(|it| (it.share, it.keeper)).unzip();
+    fn assemble(terms: HoldTerms, origin: Origin, share: Share, other_shares: Vec<Share>) -> Self {
         let core = Core {
             claim: terms.claim,
             locks: terms.locks,
-            share: part.share,
+            share,
             other_shares,
             origin,
-            max_hold: terms.max_hold,
-            granted: Instant::now(),
+            limit: limit(terms.max_hold),
             tracker: terms.tracked.task_tracker().clone(),
             has_ended: AtomicBool::new(false),
             has_failed: AtomicBool::new(false),
@@ -192,8 +169,6 @@ impl Hold {
         };
         Self {
             core: Arc::new(core),
-            keeper: part.keeper,
-            other_keepers,
             _tracked: terms.tracked,
         }
     }
@@ -254,7 +229,7 @@ impl Hold {
         let lost = || LockError::Lost {
             claim: claim.clone(),
         };
-        let mut parts = Vec::with_capacity(slots.len());
+        let mut shares: Vec<Share> = Vec::with_capacity(slots.len());
         let mut origin = Origin {
             outer: Some(outer),
             is_nested: true,
@@ -262,36 +237,33 @@ impl Hold {
             transaction: None,
         };
         for slot in slots {
-            let outer = slot.with(|_, obtained| match obtained {
-                Some(Obtained::Granted(grant)) => {
-                    needs.check(grant.shared().is_some(), slots.len())?;
-                    origin.transaction = grant.shared().filter(|_| needs.transaction).cloned();
-                    origin.token = origin.token.max(grant.token());
-                    Ok((grant.keeper(), grant.grip()))
-                }
-                _ => Err(lost()),
+            let grip = with_grant(slot, |grant| {
+                needs.check(grant.shared().is_some(), slots.len())?;
+                origin.transaction = grant.shared().filter(|_| needs.transaction).cloned();
+                origin.token = origin.token.max(grant.token());
+                Ok(grant.grip().clone())
             });
-            let (keeper, grip) = outer.unwrap_or_else(|| Err(lost()))?;
+            let grip = grip.unwrap_or_else(|| Err(lost()))?;
             if !grip.is_firm() {
                 return Err(lost());
             }
             let slot = Arc::clone(slot);
-            let share = Share { slot, grip };
-            parts.push(Part { share, keeper });
+            shares.push(Share { slot, grip });
         }
-        for (begun, part) in parts.iter().enumerate() {
-            if !part.share.begin(origin.token) {
+        for (begun, share) in shares.iter().enumerate() {
+            let begins = with_grant(&share.slot, |grant| grant.share(origin.token));
+            if begins != Some(true) {
                 // It has ended since.
-                for part in parts.iter().take(begun) {
-                    part.share.end(claim, Outcome::Failure, origin.role());
+                for share in shares.iter().take(begun) {
+                    share.end(claim, Outcome::Failure, origin.role());
                 }
                 return Err(lost());
             }
         }
         // A claim has a key, so a slot covers it.
-        let others = parts.split_off(1);
-        let part = parts.remove(0);
-        Ok(Self::assemble(terms(), origin, part, others))
+        let others = shares.split_off(1);
+        let share = shares.remove(0);
+        Ok(Self::assemble(terms(), origin, share, others))
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {
@@ -334,7 +306,7 @@ impl Hold {
                 Err(error) => return Poll::Ready(Err(error)),
             };
             let polled = work.as_mut().poll(cx);
-            step.end();
+            drop(step);
             if let Poll::Ready(done) = polled {
                 return Poll::Ready(Ok(done));
             }
@@ -360,7 +332,7 @@ impl Hold {
             // The step only prevents a revocation: without the lock the work goes on as well.
             let step = self.core.begin_step().ok();
             let polled = work.as_mut().poll(cx);
-            step.into_iter().for_each(Step::end);
+            drop(step);
             if polled.is_pending() {
                 // It never ends.
                 let _ = life.as_mut().poll(cx);
@@ -380,15 +352,15 @@ impl Hold {
     }
 
     async fn keep(&self) {
-        if self.other_keepers.is_empty() {
-            return self.keeper.keep().await;
+        if self.core.other_shares.is_empty() {
+            return self.core.share.grip.keep().await;
         }
-        let keepers = once(&self.keeper).chain(&self.other_keepers);
-        select_all(keepers.map(|keeper| Box::pin(keeper.keep()))).await;
+        let shares = self.core.shares();
+        select_all(shares.map(|share| Box::pin(share.grip.keep()))).await;
     }
 
     async fn expired(&self) -> LockError {
-        let Some((max_hold, end)) = self.core.limit() else {
+        let Some((max_hold, end)) = self.core.limit else {
             return pending().await;
         };
         sleep_until(end).await;
@@ -413,6 +385,11 @@ impl Hold {
     /// [`LockError::Lost`] or [`LockError::Expired`] for a success whose lock is known not to have
     /// lasted, or which took too long. The hold has ended all the same.
     pub(crate) fn end(self, outcome: Outcome) -> Result<Ending, LockError> {
+        self.finish(outcome)
+    }
+
+    /// The same for an owner that has a destructor of its own.
+    pub(super) fn finish(&self, outcome: Outcome) -> Result<Ending, LockError> {
         if let Some(released) = self.core.released() {
             return Ok(released);
         }
@@ -422,12 +399,12 @@ impl Hold {
         } else {
             Outcome::Failure
         };
-        let Some(ending) = self.core.end(outcome) else {
+        let Some(ended) = self.core.end(outcome) else {
             // It may have been released since.
             let released = self.core.released();
             return released.ok_or_else(|| self.core.loss());
         };
-        held.map(|()| ending)
+        held.map(|()| self.core.ending(ended))
     }
 }
 
@@ -473,15 +450,15 @@ impl NestedNeeds {
 struct Step<'a>(Option<&'a Core>);
 
 impl Step<'_> {
-    fn end(self) {
-        drop(self);
+    fn end(&self) {
+        let shares = self.0.into_iter().flat_map(Core::shares);
+        shares.for_each(|share| share.slot.end_poll());
     }
 }
 
 impl Drop for Step<'_> {
     fn drop(&mut self) {
-        let shares = self.0.into_iter().flat_map(Core::shares);
-        shares.for_each(|share| share.slot.end_poll());
+        self.end();
     }
 }
 
@@ -537,15 +514,8 @@ impl Core {
         self.shares().all(Share::is_held)
     }
 
-    /// `max_hold`, and when it passes.
-    fn limit(&self) -> Option<(Duration, Instant)> {
-        let max_hold = self.max_hold?;
-        // A bound too far away to be a point in time is no bound.
-        Some((max_hold, self.granted.checked_add(max_hold)?))
-    }
-
     fn is_expired(&self) -> bool {
-        self.max_hold.is_some_and(|it| self.granted.elapsed() >= it)
+        self.limit.is_some_and(|(_, end)| Instant::now() >= end)
     }
 
     fn has_ended(&self) -> bool {
@@ -573,18 +543,14 @@ impl Core {
 
     /// Resolves when the lock is lost.
     pub(super) async fn lost(&self) {
-        select_all(self.shares().map(|share| Box::pin(share.lost()))).await;
+        select_all(self.shares().map(|share| Box::pin(share.grip.lost()))).await;
     }
 
     /// Takes the locks away that it has, as the death of their connections does.
     #[cfg(feature = "test-util")]
     pub(super) fn lose(&self) {
         for share in self.shares() {
-            share.slot.with(|_, obtained| {
-                if let Some(Obtained::Granted(grant)) = obtained {
-                    grant.lose();
-                }
-            });
+            with_grant(&share.slot, Grant::lose);
         }
     }
 
@@ -616,8 +582,8 @@ impl Core {
     /// out before the end.
     pub(crate) fn check(&self) -> Result<(), LockError> {
         if self.has_lock() {
-            match self.max_hold {
-                Some(max_hold) if self.is_expired() => Err(self.expired(max_hold)),
+            match self.limit {
+                Some((max_hold, _)) if self.is_expired() => Err(self.expired(max_hold)),
                 _ => Ok(()),
             }
         } else if self.shares().any(|share| share.slot.is_revoked()) {
@@ -629,8 +595,8 @@ impl Core {
 
     /// What a hold reports that the watchdog has revoked.
     fn end_of_revoked(&self) -> LockError {
-        match self.max_hold {
-            Some(max_hold) if !self.share.grip.is_leased() => self.expired(max_hold),
+        match self.limit {
+            Some((max_hold, _)) if !self.share.grip.is_leased() => self.expired(max_hold),
             _ => self.loss(),
         }
     }
@@ -666,8 +632,8 @@ impl Core {
     /// As [`ensure_held`](Self::ensure_held).
     pub(super) fn release(self: &Arc<Self>) -> Result<Ending, LockError> {
         let mut released = self.released_state();
-        if let Some(released) = &*released {
-            return Ok(released.ending(self));
+        if let Some((_, ended)) = &*released {
+            return Ok(self.ending(ended.clone()));
         }
         if self.has_ended() {
             return Err(self.ended());
@@ -681,15 +647,11 @@ impl Core {
                          would wait for itself; release the hold in its own handler",
             });
         }
-        let Some(ending) = self.end(Outcome::Success) else {
+        let Some(ended) = self.end(Outcome::Success) else {
             return Err(self.ended());
         };
-        *released = Some(Released {
-            at: Instant::now(),
-            fate: ending.fate,
-            proofs: ending.proofs.clone(),
-        });
-        Ok(ending)
+        *released = Some((Instant::now(), ended.clone()));
+        Ok(self.ending(ended))
     }
 
     /// Whether its own outcome commits a shared transaction or rolls it back.
@@ -715,15 +677,16 @@ impl Core {
     /// Makes a shared transaction roll back that waits for work before it commits; whether there was
     /// one.
     pub(super) fn withdraw(&self, problem: &str) -> bool {
-        let withdrawn = self.shares().map(|share| share.withdraw(problem));
-        withdrawn.fold(false, |any, one| any | one)
+        let withdraw = |share: &Share| with_grant(&share.slot, |grant| grant.withdraw(problem));
+        let withdrawn = self.shares().filter_map(withdraw);
+        withdrawn.filter(|withdrawn| *withdrawn).count() > 0
     }
 
     pub(super) fn released_at(&self) -> Option<Instant> {
-        self.released_state().as_ref().map(|released| released.at)
+        self.released_state().as_ref().map(|(at, _)| *at)
     }
 
-    fn released_state(&self) -> MutexGuard<'_, Option<Released>> {
+    fn released_state(&self) -> MutexGuard<'_, Option<(Instant, Ended)>> {
         // It is set as a whole.
         self.released.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -732,12 +695,17 @@ impl Core {
         if !self.has_ended() {
             return None;
         }
-        let released = self.released_state();
-        released.as_ref().map(|released| released.ending(self))
+        let ended = self.released_state().as_ref().map(|(_, it)| it.clone());
+        ended.map(|ended| self.ending(ended))
+    }
+
+    fn ending(self: &Arc<Self>, ended: Ended) -> Ending {
+        let core = Arc::clone(self);
+        Ending { ended, core }
     }
 
     /// Gives all shares back; `None` if that was done before, or a share was revoked.
-    fn end(self: &Arc<Self>, outcome: Outcome) -> Option<Ending> {
+    fn end(&self, outcome: Outcome) -> Option<Ended> {
         if self.has_ended.swap(true, Ordering::AcqRel) {
             return None;
         }
@@ -756,13 +724,8 @@ impl Core {
                 Some(if fate == Fate::Kept { of_share } else { fate })
             });
         }
-        let ending = fate.map(|fate| Ending {
-            fate,
-            proofs,
-            core: Arc::clone(self),
-        });
-        tracing::debug!(claim = %self.claim, ?outcome, ?ending, "a hold ended");
-        ending
+        tracing::debug!(claim = %self.claim, ?outcome, ?fate, "a hold ended");
+        fate.map(|fate| Ended { fate, proofs })
     }
 
     /// The slots that cover a claim, of all holds of these locks that this hold is nested in, itself
@@ -803,19 +766,16 @@ impl Core {
     }
 }
 
+/// A bound of a hold that begins now, and when it passes. One too far away to be a point in time is
+/// no bound.
+fn limit(max_hold: Option<Duration>) -> Option<(Duration, Instant)> {
+    let max_hold = max_hold?;
+    Some((max_hold, Instant::now().checked_add(max_hold)?))
+}
+
 /// The hold that the current task works under.
 fn innermost() -> Option<Arc<Core>> {
     INNERMOST.try_with(Arc::clone).ok()
-}
-
-impl Released {
-    fn ending(&self, core: &Arc<Core>) -> Ending {
-        Ending {
-            fate: self.fate,
-            proofs: self.proofs.clone(),
-            core: Arc::clone(core),
-        }
-    }
 }
 
 /// Names what the task holds in the error of a request for something else.
@@ -844,46 +804,9 @@ impl Share {
         self.grip.is_firm() && !self.slot.is_revoked()
     }
 
-    async fn lost(&self) {
-        self.grip.lost().await;
-    }
-
-    /// Begins a share of a grant that other holds have, with a token that no later hold may reach;
-    /// `false` if the grant has ended.
-    fn begin(&self, token: Option<FencingToken>) -> bool {
-        let shared = self.slot.with(|_, obtained| match obtained {
-            Some(Obtained::Granted(grant)) => {
-                let is_shared = grant.share();
-                if is_shared {
-                    grant.set_token(token.max(grant.token()));
-                }
-                is_shared
-            }
-            _ => false,
-        });
-        shared.unwrap_or(false)
-    }
-
-    /// Makes a shared transaction roll back that waits for work before it commits.
-    fn withdraw(&self, problem: &str) -> bool {
-        let withdrawn = self.slot.with(|_, obtained| match obtained {
-            Some(Obtained::Granted(grant)) => grant.withdraw(problem),
-            _ => false,
-        });
-        withdrawn.unwrap_or(false)
-    }
-
     /// Ends this share; `None` if the grant was revoked.
-    fn end(
-        &self,
-        claim: &Claim,
-        outcome: Outcome,
-        role: Role,
-    ) -> Option<(Fate, Option<Confirmation>)> {
-        let left = self.slot.with(|_, obtained| match obtained {
-            Some(Obtained::Granted(grant)) => Some(grant.leave(claim, outcome, role)),
-            _ => None,
-        })??;
+    fn end(&self, claim: &Claim, outcome: Outcome, role: Role) -> Option<Left> {
+        let left = with_grant(&self.slot, |grant| grant.leave(claim, outcome, role))?;
         if left.is_some() {
             return left;
         }
@@ -897,8 +820,7 @@ impl Share {
 /// A hold that has ended, as far as this process can know.
 #[must_use = "the lock may have been lost unnoticed"]
 pub(crate) struct Ending {
-    fate: Fate,
-    proofs: Vec<Confirmation>,
+    ended: Ended,
     core: Arc<Core>,
 }
 
@@ -916,7 +838,7 @@ impl Ending {
     ///
     /// Cancel safe: only the result depends on it.
     pub(crate) async fn confirmed(self) -> Result<(), LockError> {
-        for proof in &self.proofs {
+        for proof in &self.ended.proofs {
             match self.answered(proof).await? {
                 Ok(()) => {}
                 Err(Unconfirmed::Lost) => return Err(self.core.loss()),
@@ -933,8 +855,8 @@ impl Ending {
 
     /// Waits for one proof; for a commit that waits for work in its turn, until `max_hold` at most.
     async fn answered(&self, proof: &Confirmation) -> Result<Proof, LockError> {
-        let may_wait = self.fate == Fate::Kept && self.core.decides_about_transaction();
-        let Some((max_hold, end)) = self.core.limit().filter(|_| may_wait) else {
+        let may_wait = self.ended.fate == Fate::Kept && self.core.decides_about_transaction();
+        let Some((max_hold, end)) = self.core.limit.filter(|_| may_wait) else {
             return Ok(proof.answered().await);
         };
         if let Ok(answered) = timeout_at(end, proof.answered()).await {
@@ -948,23 +870,6 @@ impl Ending {
         }
         // It is committing already.
         Ok(proof.answered().await)
-    }
-}
-
-impl fmt::Debug for Ending {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ending")
-            .field("fate", &self.fate)
-            .field("proofs", &self.proofs)
-            .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Hold {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hold")
-            .field("claim", &self.core.claim)
-            .finish_non_exhaustive()
     }
 }
 
@@ -1010,7 +915,7 @@ pub(crate) mod tests {
         let connection = CancellationToken::new();
         let lease = Arc::new(Lease::new(period, Instant::now(), &connection));
         let core = Arc::get_mut(&mut hold.core).unwrap();
-        core.share.grip = Grip::Leased(Arc::clone(&lease));
+        core.share.grip = Grip::Session(Arc::clone(&lease));
         (hold, lease)
     }
 
@@ -1021,60 +926,8 @@ pub(crate) mod tests {
         Hold::new(terms(claim), slot).unwrap()
     }
 
-    fn nested(claim: &Claim) -> Hold {
-        let needs = NestedNeeds {
-            transaction: false,
-            outlives_response: false,
-        };
-        let nested = Hold::nested(claim, 0, needs, || terms(claim));
-        nested.unwrap().expect("its task has the claim")
-    }
-
     fn realm() -> Claim {
         Claim::realm(&"http://h/a/".parse().unwrap())
-    }
-
-    #[test]
-    fn a_lock_is_given_back_by_the_last_hold_that_shares_it() {
-        let queue = Arc::new(Queue::default());
-        let outer = granted(&queue, &realm());
-        let inner = outer.core().within(|| nested(&realm()));
-        let innermost = inner.core().within(|| nested(&realm()));
-        let outer = outer.end(Outcome::Success).unwrap();
-        assert_eq!(outer.fate, Fate::Kept);
-        assert!(inner.core().is_held());
-        drop(inner);
-        assert_eq!(queue.status().len(), 1, "the innermost keeps it");
-        let innermost = innermost.end(Outcome::Success).unwrap();
-        assert_eq!(innermost.fate, Fate::GivenBack);
-        assert!(queue.status().is_empty());
-    }
-
-    #[test]
-    fn a_nested_hold_of_two_locks_ends_with_neither() {
-        let queue = Arc::new(Queue::default());
-        let other = Claim::realm(&"http://h/b/".parse().unwrap());
-        let one = granted(&queue, &realm());
-        let two = one.core().within(|| granted(&queue, &other));
-        let both = two.core().within(|| nested(&realm().and(&other)));
-        drop((one, two));
-        assert_eq!(queue.status().len(), 2);
-        drop(both);
-        assert!(queue.status().is_empty());
-    }
-
-    #[test]
-    fn a_loss_is_counted_once_and_makes_no_success() {
-        paused_runtime().block_on(async {
-            let (hold, lease) = leased(Duration::from_secs(30));
-            tokio::time::advance(Duration::from_secs(20)).await;
-            assert!(!lease.is_current());
-            let core = Arc::clone(hold.core());
-            assert!(!core.is_counted_lost.load(Ordering::Relaxed));
-            let end = hold.end(Outcome::Success);
-            assert!(matches!(end, Err(LockError::Lost { .. })));
-            assert!(core.is_counted_lost.load(Ordering::Relaxed));
-        });
     }
 
     #[test]
@@ -1083,7 +936,7 @@ pub(crate) mod tests {
             let limit = Duration::from_secs(1);
             let mut hold = granted(&Arc::new(Queue::default()), &realm());
             let core = Arc::get_mut(&mut hold.core).unwrap();
-            core.max_hold = Some(limit);
+            core.limit = super::limit(Some(limit));
             tokio::time::advance(limit).await;
             assert!(!hold.core.is_held());
             let end = hold.end(Outcome::Success);

@@ -1,5 +1,4 @@
 use std::future::Future;
-use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -16,17 +15,12 @@ pub(crate) struct InPlace<W>
 where
     W: Future<Output: Send> + Send + 'static,
 {
-    state: State<W>,
+    /// Boxed, so that it does not move when it is adopted. `None` while it is polled, and once it has
+    /// ended or panicked.
+    work: Option<Pin<Box<W>>>,
     tracker: TaskTracker,
     /// Where it is adopted; known once it has waited.
     runtime: Option<Handle>,
-}
-
-enum State<W> {
-    /// Boxed, so that it does not move when it is adopted.
-    Running(Pin<Box<W>>),
-    /// It is being polled, has ended, or has panicked.
-    Over,
 }
 
 impl<W> InPlace<W>
@@ -35,23 +29,16 @@ where
 {
     pub(super) fn new(tracker: &TaskTracker, work: W) -> Self {
         Self {
-            state: State::Running(Box::pin(work)),
+            work: Some(Box::pin(work)),
             tracker: tracker.clone(),
             runtime: None,
-        }
-    }
-
-    fn take(&mut self) -> Option<Pin<Box<W>>> {
-        match mem::replace(&mut self.state, State::Over) {
-            State::Running(work) => Some(work),
-            State::Over => None,
         }
     }
 
     /// Runs the rest of the work on a task of its own. Where no runtime is known it is dropped, which
     /// ends its hold.
     fn adopt(&mut self) {
-        if let Some(work) = self.take()
+        if let Some(work) = self.work.take()
             && let Some(runtime) = self.runtime.take()
         {
             let adopted = work.in_current_span();
@@ -67,13 +54,13 @@ where
     type Output = W::Output;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<W::Output> {
-        // Out of its state, so that work which panics is not adopted.
-        let Some(mut work) = self.take() else {
+        // Taken out, so that work which panics is not adopted.
+        let Some(mut work) = self.work.take() else {
             return Poll::Pending;
         };
         let polled = work.as_mut().poll(cx);
         if polled.is_pending() {
-            self.state = State::Running(work);
+            self.work = Some(work);
             if self.runtime.is_none() {
                 self.runtime = Handle::try_current().ok();
             }

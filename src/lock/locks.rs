@@ -24,8 +24,9 @@ use crate::realm::claim::Claim;
 
 /// The locks of all realms, as this process sees them.
 ///
-/// Make one for each process (and database), and clone it: clones share the queue and the pool, and each carries its own
-/// bounds. Two that were made separately exclude each other through PostgreSQL alone, or, in process, not at all.
+/// Make one for each process and database, and clone it: clones share the queue and the pool, and
+/// each carries its own bounds. Two that were made separately exclude each other only through
+/// PostgreSQL or, in process, not at all.
 #[derive(Debug, Clone)]
 pub struct RealmLocks {
     pub(super) shared: Arc<Shared>,
@@ -44,7 +45,8 @@ pub(super) struct Shared {
 }
 
 impl RealmLocks {
-    /// Locks in the PostgreSQL database at `url`, with the defaults of [`postgres_builder`](Self::postgres_builder).
+    /// Locks in the PostgreSQL database at `url`, with the defaults of
+    /// [`postgres_builder`](Self::postgres_builder).
     ///
     /// # Errors
     ///
@@ -64,7 +66,7 @@ impl RealmLocks {
         PostgresBuilder::new(url)
     }
 
-    /// Locks within this process alone: the same queue, with no database behind it.
+    /// Locks within this process only: the same queue, with no database behind it.
     ///
     /// Right for one replica and for tests. Two processes do not exclude each other. Each hold has
     /// a [`FencingToken`](crate::FencingToken).
@@ -98,13 +100,15 @@ impl RealmLocks {
         format!("{number:016x}").into()
     }
 
-    /// As whom these locks tell other replicas of their writes: [`RealmWrite::sender`](crate::RealmWrite::sender). Random.
+    /// The name under which these locks publish writes to other replicas:
+    /// [`RealmWrite::sender`](crate::RealmWrite::sender). Random.
     #[must_use]
     pub fn sender(&self) -> &str {
         &self.shared.sender
     }
 
-    /// How long a caller waits for its lock, in the queue and in PostgreSQL together. Default 10 seconds.
+    /// How long a caller waits for its lock, in the queue and in PostgreSQL together. Default 10
+    /// seconds.
     ///
     /// With [`Duration::ZERO`] a lock is only tried: a claim that somebody holds or waits for is
     /// refused at once, with [`LockError::Taken`]. A connection to PostgreSQL and its answer may
@@ -115,20 +119,18 @@ impl RealmLocks {
         self
     }
 
-    /// How long a hold may last before its work is stopped; `None` for as long as it takes. Default 5 minutes.
+    /// How long a hold may last before its work is dropped; `None` for no bound. Default 5 minutes.
     ///
-    /// The work is dropped, and a request answered, when the time is up. The lock is given back
-    /// then, or when work that was started with [`HeldLock::spawn_blocking`] or [`HeldLock::spawn`]
-    /// has ended.
-    ///
-    /// A bound keeps a handler that hangs, or a client that sends its body byte by byte, from blocking a realm for ever.
+    /// The lock is then given back, or when work that was started with [`HeldLock::spawn_blocking`] or
+    /// [`HeldLock::spawn`] has ended.
     #[must_use]
     pub fn max_hold(mut self, max_hold: impl Into<Option<Duration>>) -> Self {
         self.bounds.max_hold = max_hold.into();
         self
     }
 
-    /// How many callers of this process may wait for one realm; the next is refused at once. Default 1024.
+    /// How many callers of this process may wait for one realm; the next is refused at once. Default
+    /// 1024.
     #[must_use]
     pub fn max_waiters_per_realm(mut self, waiters: usize) -> Self {
         self.bounds.max_waiters = waiters;
@@ -183,7 +185,8 @@ impl RealmLocks {
     ///
     /// # Cancel safety
     ///
-    /// Dropped before the grant, it leaves the queue and nothing runs. Dropped after it, the work runs on.
+    /// Dropped before the grant, it leaves the queue and nothing runs. Dropped after it, the work runs
+    /// on.
     ///
     /// ```
     /// use tower_realm_lock::{LockError, RealmLocks, RealmUrl};
@@ -232,20 +235,7 @@ impl RealmLocks {
     ///
     /// # Cancel safety
     ///
-    /// Dropped before the grant, nothing runs. Dropped after it, the work runs on.
-    ///
-    /// ```
-    /// # use tower_realm_lock::{LockError, RealmLocks, RealmUrl};
-    /// # async fn reindex_once(locks: &RealmLocks, realm: &RealmUrl) -> Result<(), LockError> {
-    /// let done = locks
-    ///     .try_with_write_lock(realm, |_| async { Ok::<_, LockError>(()) })
-    ///     .await?;
-    /// if done.is_none() {
-    ///     println!("another replica writes {realm}; skipped");
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// As [`with_write_lock`](Self::with_write_lock).
     pub async fn try_with_write_lock<T, E, F, W>(
         &self,
         claim: impl Into<Claim>,
@@ -301,12 +291,12 @@ impl RealmLocks {
 
     /// Stops granting, waits up to `grace` for the holds and their releases, and closes the pool.
     ///
-    /// From now on every caller gets [`LockError::ShuttingDown`], those that already wait too. Holds end as always, those
-    /// whose client has gone included.
+    /// From now on every caller gets [`LockError::ShuttingDown`], those that already wait too.
     ///
     /// # Errors
     ///
-    /// [`LockError::ShutdownIncomplete`] if `grace` was too short. The locks of the rest end with the process.
+    /// [`LockError::ShutdownIncomplete`] if `grace` was too short. The other locks end with the
+    /// process.
     ///
     /// # Cancel safety
     ///

@@ -6,14 +6,13 @@
 //!
 //! Imports point one way: `locks`, `acquire`, `hold` and the other files of the face use `queue`
 //! and `postgres`, which know nothing of each other; all of them use the values `token`, `lease`,
-//! `grip`, `error`, `request`, `status` and `tasks`. The manual of `hold.rs` explains the life of a
+//! `error`, `request`, `status` and `tasks`. The manual of `hold.rs` explains the life of a
 //! hold.
 
 mod acquire;
 mod database;
 pub(crate) mod error;
 pub(crate) mod grant;
-mod grip;
 pub(crate) mod held;
 pub(crate) mod hold;
 mod in_place;

@@ -4,7 +4,8 @@ use tokio::time::Instant;
 
 use crate::realm::claim::Claim;
 
-/// A claim that a process holds or waits for, at one moment. Made by [`RealmLocks::status`](crate::RealmLocks::status).
+/// A claim that a process holds or waits for, at one moment. Made by
+/// [`RealmLocks::status`](crate::RealmLocks::status).
 #[derive(Debug, Clone)]
 pub struct ClaimStatus {
     claim: Claim,

@@ -42,25 +42,13 @@ use super::hold::{Core, Hold};
 /// # Cancel safety
 ///
 /// Dropped or not, the work runs to its end and keeps the lock until then.
-pub struct HeldTask<T>(Stage<T>);
+pub struct HeldTask<T>(JoinHandle<Result<T, LockError>>);
 
-enum Stage<T> {
-    /// `None` once the error was returned.
-    Refused(Option<LockError>),
-    Started(JoinHandle<Result<T, LockError>>),
-}
-
-/// The part of a hold that belongs to work which it outlives. Dropped, it ends as a failure.
+/// The part of a hold that belongs to work which it outlives. Handles of the hold are usable until
+/// the work has ended; they learn of its end before the share goes back.
 struct Work {
-    // Before the share goes back, handles of the hold learn that the work has ended.
-    counted: Counted,
-    hold: Hold,
-}
-
-/// Makes handles of the hold usable until the work has ended. Dropped in a panic, it keeps a shared
-/// transaction that waits for the work from committing.
-struct Counted {
     outer: Arc<Core>,
+    hold: Hold,
     has_ended: bool,
 }
 
@@ -99,13 +87,10 @@ impl<T: Send + 'static> HeldTask<T> {
     where
         W: Future<Output = Result<T, LockError>> + Send + 'static,
     {
-        Self(match Work::of(outer) {
-            Err(error) => Stage::Refused(Some(error)),
-            Ok(own) => {
-                let work = work(own).in_current_span();
-                Stage::Started(tokio::spawn(work))
-            }
-        })
+        // Before the task: the work begins at once, or not at all.
+        let started = Work::of(outer).map(work);
+        let task = async move { started?.await };
+        Self(tokio::spawn(task.in_current_span()))
     }
 }
 
@@ -122,16 +107,8 @@ impl<T> Future for HeldTask<T> {
     type Output = Result<T, LockError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match &mut self.0 {
-            Stage::Refused(error) => match error.take() {
-                Some(error) => Poll::Ready(Err(error)),
-                None => Poll::Pending,
-            },
-            Stage::Started(task) => {
-                let done = ready!(Pin::new(task).poll(cx));
-                Poll::Ready(done.unwrap_or_else(|error| Err(stopped(error))))
-            }
-        }
+        let done = ready!(Pin::new(&mut self.0).poll(cx));
+        Poll::Ready(done.unwrap_or_else(|error| Err(stopped(error))))
     }
 }
 
@@ -145,40 +122,40 @@ impl Work {
     fn of(outer: &Arc<Core>) -> Result<Self, LockError> {
         let hold = Hold::for_work(outer)?;
         outer.begin_work();
-        let counted = Counted {
+        Ok(Self {
             outer: Arc::clone(outer),
+            hold,
             has_ended: false,
-        };
-        Ok(Self { counted, hold })
+        })
     }
 
     /// Gives the share of the work back.
     fn end(mut self) {
-        self.counted.has_ended = true;
+        self.has_ended = true;
+        self.outer.end_work();
         // A hold that ends well, or has not ended yet, decides by its own outcome what is
         // published. What was written under one that was stopped stands all the same.
-        let outcome = if self.counted.outer.has_failed() {
+        let outcome = if self.outer.has_failed() {
             Outcome::BrokenOff
         } else {
             Outcome::Failure
         };
-        drop(self.counted);
         // Its loss, if any, was reported to the code that awaits the work.
-        let _ = self.hold.end(outcome);
+        let _ = self.hold.finish(outcome);
     }
-}
 
-impl Counted {
+    /// Keeps a shared transaction that waits for the work from committing, if the work has panicked.
+    /// After this the share goes back.
     fn leave(&self) {
         if !self.has_ended {
             self.outer
                 .withdraw("work that the handler had started has panicked");
+            self.outer.end_work();
         }
-        self.outer.end_work();
     }
 }
 
-impl Drop for Counted {
+impl Drop for Work {
     fn drop(&mut self) {
         self.leave();
     }

@@ -11,6 +11,7 @@ mod method_override;
 mod nested_router;
 mod one_realm_one_key;
 mod rejected_requests;
+mod rejections;
 mod request_bodies;
 mod resolvers;
 mod resource_scope_http;

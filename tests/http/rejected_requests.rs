@@ -3,6 +3,8 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -17,7 +19,7 @@ use hyper::client::conn::http2::{SendRequest, handshake};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
     Claim, LockError, RealmBodyLockLayer, RealmBodyResolver, RealmError, RealmLocks, RealmPointers,
@@ -162,6 +164,38 @@ async fn a_body_that_turns_out_too_large_is_drained() {
         .send(b"GET /luke/a/x HTTP/1.1\r\nhost: h\r\n\r\n")
         .await;
     assert_eq!(connection.status().await, 200);
+}
+
+/// Rejects a request with this body. Returns how many bytes were read of it until it was dropped, and
+/// after which time that was.
+async fn drained(body: impl Stream<Item = Bytes> + Send + 'static) -> (usize, Duration) {
+    let started = Instant::now();
+    let read = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&read);
+    let (kept, dropped) = oneshot::channel::<()>();
+    let body = body.map(move |chunk| {
+        let _kept = &kept;
+        counted.fetch_add(chunk.len(), Ordering::SeqCst);
+        Ok::<_, Infallible>(Frame::data(chunk))
+    });
+    let request = Request::post("/").body(StreamBody::new(body));
+    let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms());
+    let service = layer.layer(service_fn(async |_| {
+        Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+    }));
+    let response = service.oneshot(request.unwrap()).await.unwrap();
+    assert_eq!(response.status(), 400);
+    let _ = dropped.await;
+    (read.load(Ordering::SeqCst), started.elapsed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_than_256_mib_in_30_seconds_are_drained() {
+    let (read, after) = drained(stream::pending()).await;
+    assert_eq!((read, after), (0, Duration::from_secs(30)));
+    let chunk = Bytes::from(vec![0; 1024 * 1024]);
+    let (read, _) = drained(stream::repeat(chunk).take(512)).await;
+    assert_eq!(read, 257 * 1024 * 1024);
 }
 
 #[tokio::test]

@@ -68,30 +68,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_content_type_says_which_protocol_a_request_has() {
-        for (sent, media_type) in [
-            ("application/grpc", Some("application/grpc")),
-            ("Application/GRPC+proto", Some("application/grpc")),
-            ("application/grpc;charset=utf-8", Some("application/grpc")),
-            ("application/grpc-web", Some("application/grpc-web")),
-            ("application/grpc-web+proto", Some("application/grpc-web")),
-            (
-                "application/grpc-web-text+proto",
-                Some("application/grpc-web-text"),
-            ),
-            ("application/grpcx", None),
-            ("application/grpc-other", None),
-            ("application/grp", None),
-            ("application/json", None),
-        ] {
-            let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(sent))]);
-            let found = GrpcType::of(&headers).map(|GrpcType(media_type)| media_type);
-            assert_eq!(found, media_type, "{sent}");
-        }
-        assert_eq!(GrpcType::of(&HeaderMap::new()), None);
-    }
-
-    #[test]
     fn a_message_is_a_header_whatever_it_says() {
         let grpc = GrpcType("application/grpc");
         let response = grpc.response(GrpcStatus::Aborted, "50% of \u{fc}\r\n~ \u{1f512}");

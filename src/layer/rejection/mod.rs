@@ -340,4 +340,54 @@ impl From<LockError> for Rejection {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_answers_for_a_busy_realm_and_for_nothing_else() {
+        let claim = Claim::realm(&"https://r.example/luke/a/".parse().unwrap());
+        let after = Duration::from_secs(1);
+        let timeout = LockError::Timeout {
+            claim: claim.clone(),
+            after,
+        };
+        let full = LockError::QueueFull {
+            claim: claim.clone(),
+            waiters: 3,
+        };
+        let nested = LockError::Nested {
+            held: claim.clone(),
+            source: Box::new(timeout.clone()),
+        };
+        let conflict = RouteLimits::new().busy_status(StatusCode::CONFLICT);
+        let conflict = conflict.unwrap();
+        for plain in [timeout, full, nested].map(Rejection::from) {
+            for (limits, status, detail) in [
+                (conflict.clone(), 409, None),
+                (RouteLimits::new().busy_detail("later"), 503, Some("later")),
+                (conflict.clone().busy_detail("later"), 409, Some("later")),
+            ] {
+                let rejection = plain.clone().on_route(&limits);
+                assert_eq!(rejection.code(), plain.code());
+                assert_eq!(rejection.realms(), plain.realms());
+                assert_eq!(rejection.status(), status);
+                assert!(rejection.retry_after().is_some());
+                let detail = detail.map_or(plain.detail(), ToOwned::to_owned);
+                assert_eq!(rejection.detail(), detail);
+            }
+            let routed = plain.on_route(&RouteLimits::new());
+            assert!(matches!(routed, Rejection::Lock(_)));
+        }
+        for rejection in [
+            LockError::Lost { claim }.into(),
+            LockError::ShuttingDown.into(),
+            RealmError::AmbiguousMethod.into(),
+            Rejection::from(BodyError::TooLarge { limit: 9 }),
+        ] {
+            let status = rejection.status();
+            let routed = rejection.on_route(&conflict);
+            assert_eq!(routed.status(), status);
+            assert!(!matches!(routed, Rejection::Busy { .. }));
+        }
+    }
+}

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -261,14 +260,5 @@ impl Progress {
             }
         }
         Poll::Ready(())
-    }
-}
-
-impl fmt::Debug for Attempt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let claim = self.0.as_ref().map(|sent| &sent.claim);
-        f.debug_struct("Attempt")
-            .field("claim", &claim)
-            .finish_non_exhaustive()
     }
 }

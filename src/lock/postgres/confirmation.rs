@@ -5,7 +5,6 @@
 //! anybody polls for it, and a waiter that leaves takes nothing along.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -55,20 +54,18 @@ impl Confirmer {
     }
 
     pub(in crate::lock) fn publish(self, proof: Proof) {
-        self.settle(proof);
+        let _ = self.0.set(proof);
     }
 
-    /// Publishes the answer, unless one has been published before.
-    fn settle(&self, proof: Proof) {
-        let _ = self.0.set(proof);
+    /// Publishes a loss, unless an answer has been published before.
+    fn leave(&self) {
+        let _ = self.0.set(Err(Unconfirmed::Lost));
     }
 }
 
 impl Drop for Confirmer {
     fn drop(&mut self) {
-        if self.0.get().is_none() {
-            self.settle(Err(Unconfirmed::Lost));
-        }
+        self.leave();
     }
 }
 
@@ -84,18 +81,6 @@ impl Confirmation {
 
     pub(in crate::lock) async fn is_positive(&self) -> bool {
         self.answered().await.is_ok()
-    }
-}
-
-impl fmt::Debug for Confirmer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Confirmer").finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Confirmation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Confirmation").field(&self.0.get()).finish()
     }
 }
 
@@ -187,22 +172,17 @@ impl Asker {
     ) -> Confirmation {
         let confirmer = Confirmer::new();
         let confirmation = confirmer.confirmation();
-        let mut answers = VecDeque::new();
-        for message in messages {
-            let Some(answer) = send(client, message) else {
-                return confirmation;
-            };
-            answers.push_back(answer);
-        }
-        // If the task has ended, the question is dropped, and with it a loss is published.
-        let _ = self.notes.send(Note::Asked(Question {
-            answers,
-            positive: true,
-            confirmer,
-            renews: None,
-            deadline: Instant::now() + patience,
-        }));
+        let deadline = Instant::now() + patience;
+        self.note(Question::send(client, messages, confirmer, deadline));
         confirmation
+    }
+
+    /// Leaves a question that was sent to the task. If that has ended, the question is dropped, and
+    /// with it a loss is published.
+    fn note(&self, question: Option<Question>) {
+        if let Some(question) = question {
+            let _ = self.notes.send(Note::Asked(question));
+        }
     }
 
     /// The answer to a ping that is sent from now on: a proof for every hold of the connection's
@@ -226,9 +206,7 @@ impl Asker {
         let due = |sent| now.saturating_duration_since(sent) >= SPACING;
         if urgency == Urgency::Now || state.sent.is_none_or(due) {
             state.sent = Some(now);
-            if let Some(question) = state.send(client, now) {
-                let _ = self.notes.send(Note::Asked(question));
-            }
+            self.note(state.send(client, now));
         } else if is_new && self.notes.send(Note::PingDue(now + LATEST)).is_err() {
             state.unsent = None;
         }
@@ -238,9 +216,7 @@ impl Asker {
     /// Sends the ping that is waiting for company.
     pub(super) fn flush(&self, client: &Client) {
         let mut state = self.pings.state();
-        if let Some(question) = state.send(client, Instant::now()) {
-            let _ = self.notes.send(Note::Asked(question));
-        }
+        self.note(state.send(client, Instant::now()));
     }
 }
 
@@ -286,13 +262,7 @@ impl Reader {
                     return Poll::Ready(true);
                 }
             }
-            if let Some(timer) = &mut self.timer {
-                let deadline = self.asked.front().map(|question| question.deadline);
-                match deadline.into_iter().chain(self.ping_due).min() {
-                    Some(next) => timer.as_mut().reset(next),
-                    None => self.timer = None,
-                }
-            }
+            self.timer = None;
         }
     }
 
@@ -315,6 +285,23 @@ impl Drop for Reader {
 }
 
 impl Question {
+    /// Sends messages; `None` if the connection is closed, and then a loss is published.
+    fn send<'a>(
+        client: &Client,
+        messages: impl IntoIterator<Item = &'a str>,
+        confirmer: Confirmer,
+        deadline: Instant,
+    ) -> Option<Self> {
+        let answers = messages.into_iter().map(|message| send(client, message));
+        Some(Self {
+            answers: answers.collect::<Option<_>>()?,
+            positive: true,
+            confirmer,
+            renews: None,
+            deadline,
+        })
+    }
+
     /// Resolves when all answers have been read.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while let Some(answer) = self.answers.front_mut() {
@@ -354,12 +341,11 @@ impl PingState {
     /// Sends the ping that is not sent yet, if there is one.
     fn send(&mut self, client: &Client, now: Instant) -> Option<Question> {
         let ping = self.unsent.take()?;
+        let deadline = now + ping.lease.patience();
+        let question = Question::send(client, [&*ping.comment], ping.confirmer, deadline)?;
         Some(Question {
-            answers: VecDeque::from([send(client, &ping.comment)?]),
-            positive: true,
-            confirmer: ping.confirmer,
-            deadline: now + ping.lease.patience(),
             renews: Some((ping.lease, now)),
+            ..question
         })
     }
 }

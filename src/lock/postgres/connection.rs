@@ -217,6 +217,21 @@ impl LockConnection {
         }
     }
 
+    /// Waits for what a new connection is asked, which must be answered in time.
+    pub(super) async fn within<T>(
+        &self,
+        after: Duration,
+        asked: impl Future<Output = Result<T, LockError>>,
+    ) -> Result<T, LockError> {
+        let answer = timeout(after, asked).await;
+        answer.unwrap_or_else(|_| {
+            Err(LockError::ConnectTimeout {
+                server: Arc::clone(&self.server),
+                after,
+            })
+        })
+    }
+
     /// The message that undoes whatever a handler did to the session. No statement of the handler
     /// may be in flight.
     pub(super) fn reset(&self) -> String {

@@ -17,8 +17,8 @@ use crate::realm::claim::Claim;
 /// [`HeldLock::transaction`](crate::HeldLock::transaction), if `share_transaction(true)` was set.
 /// Cheap to clone.
 ///
-/// A statement that fails spoils the transaction, as in PostgreSQL always, so that nothing of it can commit; but not the lock, as the
-/// handler works behind a savepoint.
+/// A statement that fails spoils the transaction, as always in PostgreSQL, so that nothing of it can
+/// commit. It does not release the lock, as the handler works behind a savepoint.
 ///
 /// The handler must leave the transaction itself alone: after a `COMMIT` or `ROLLBACK` of its own
 /// there is no lock any more, and after a `PREPARE TRANSACTION` the realm stays locked until that
@@ -27,24 +27,22 @@ use crate::realm::claim::Claim;
 /// [`HoldUntil::BodyEnd`](crate::HoldUntil) the transaction commits when the body has ended well,
 /// after the head of the response has left.
 ///
-/// A statement that runs for longer than a third of the lease keeps heartbeats from being answered, and so ends in a lost lock:
-/// set a lease of more than three times the longest one.
+/// A statement that runs for longer than a third of the lease keeps heartbeats from being answered,
+/// and so ends in a lost lock: set a lease of more than three times the longest one.
 ///
 /// # What is left open
 ///
-/// A COMMIT waits for every answer before it. So a handler that ends while the rows of a query or
-/// the data of a `COPY TO` are unread, a `COPY FROM` is neither finished nor dropped, or a
-/// [`TransactionClient`] is in use, is answered with 503 `commit-failed` at once. The log and
-/// [`LockError::CommitFailed`] name what was left open; nothing that the handler wrote stands, and
-/// the connection is closed. A statement that still runs, whose future was dropped, is waited for;
-/// if the lease ends first, it is cancelled and the lock is lost.
-/// To stream rows as the body of the response, use [`HoldUntil::BodyEnd`](crate::HoldUntil).
+/// A COMMIT waits for every answer before it. So a handler that ends with rows of a query or data of
+/// a `COPY TO` unread, a `COPY FROM` neither finished nor dropped, or a [`TransactionClient`] in use
+/// is answered with 503 `commit-failed` at once. The log and [`LockError::CommitFailed`] name what was
+/// left open; nothing that the handler wrote stands. A statement that still runs, whose future was
+/// dropped, is waited for, up to the lease. To stream rows as the body of the response, use
+/// [`HoldUntil::BodyEnd`](crate::HoldUntil).
 ///
 /// # What the next hold sees
 ///
-/// Nothing: it gets a session that is as good as new, or a new connection. Settings, roles,
-/// prepared statements, temporary tables, cursors, sequences' current values, session-level
-/// advisory locks and LISTEN are reset after the COMMIT or ROLLBACK, and a `CancelToken` of the
+/// Nothing: it gets a session that is as good as new, or a new connection after a login of 5 to 10
+/// ms. What `DISCARD ALL` undoes is reset after the COMMIT or ROLLBACK, and a `CancelToken` of the
 /// client cancels nothing at any time. The connection is closed if a reset is not enough:
 ///
 /// - a `Statement` is kept past the hold, or a statement could not be prepared;
@@ -52,8 +50,6 @@ use crate::realm::claim::Claim;
 ///   and the handler has used `PREPARE` or `DEALLOCATE` too, or a pooler answers: the driver
 ///   prepares statements to look such types up, and relies on them later;
 /// - the handler has loaded a library with `LOAD`.
-///
-/// The next hold then waits for a login, some 5 to 10 ms.
 ///
 /// State that `DISCARD ALL` does not undo stays: the name of a setting of your own, without its
 /// value, and what an extension keeps in the session, such as `dblink`'s connections or PL/Perl's
@@ -146,8 +142,8 @@ impl LockTransaction {
         &self.claim
     }
 
-    /// Takes the client away from the handler; `false` if some of its code still uses it. That code keeps the connection to
-    /// its end, so nobody else may have it.
+    /// Takes the client away from the handler; `false` if some of its code still uses it. That code
+    /// keeps the connection to its end, so nobody else may have it.
     pub(super) fn close(&self) -> bool {
         let mut lending = self.lending();
         lending.client = None;

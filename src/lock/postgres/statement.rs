@@ -37,8 +37,9 @@ pub(super) struct AttemptTerms {
 /// in what order they are locked; the claim has them in the order that all others take them in.
 /// Only a `scout` waits to share a key, and a request that tries waits for none.
 ///
-/// Read committed, whatever the server's default: under a stricter level the snapshot of the transaction would be
-/// older than the lock. `set_config` with `true` ends with the transaction, so nothing leaks through a pooler.
+/// Read committed, whatever the server's default: under a stricter level the snapshot of the
+/// transaction would be older than the lock. `set_config` with `true` ends with the transaction, so
+/// nothing leaks through a pooler.
 pub(super) fn lock_statement(
     claim: &Claim,
     comment: &str,

@@ -1,4 +1,3 @@
-use std::fmt;
 use std::sync::Arc;
 
 use tokio::time::{Instant, timeout_at};
@@ -76,10 +75,6 @@ impl TransactionLock {
         }
     }
 
-    pub(in crate::lock) fn lease(&self) -> &Arc<Lease> {
-        &self.heart.lease
-    }
-
     /// Closes the connection, which ends the transaction.
     #[cfg(feature = "test-util")]
     pub(in crate::lock) fn lose(&mut self) {
@@ -92,10 +87,6 @@ impl TransactionLock {
 
     pub(in crate::lock) fn token(&self) -> Option<FencingToken> {
         self.token
-    }
-
-    pub(in crate::lock) fn set_token(&mut self, token: Option<FencingToken>) {
-        self.token = token;
     }
 
     pub(in crate::lock) fn shared(&self) -> Option<&LockTransaction> {
@@ -152,7 +143,8 @@ impl TransactionLock {
         tasks.spawn(self.roll_back_used(publication));
     }
 
-    async fn roll_back_used(self, publication: Option<String>) {
+    /// The same, to its end.
+    pub(in crate::lock) async fn roll_back_used(self, publication: Option<String>) {
         // Code of a handler that goes on with the client would go on in the connection's next
         // transaction, or in none.
         if self.close_shared() && self.heart.lease.is_current() {
@@ -174,7 +166,7 @@ impl TransactionLock {
     /// Commits what a handler wrote in a shared transaction, which releases the lock. The answer
     /// proves that the lock was held until then. It comes before the lease ends.
     ///
-    /// Returns the work that is left to do on the connection, too: run it on a task.
+    /// Returns itself, too, where it did not commit: [roll it back](Self::roll_back_used).
     ///
     /// # Cancel safety
     ///
@@ -182,11 +174,11 @@ impl TransactionLock {
     pub(in crate::lock) async fn commit_shared(
         self,
         publication: Option<String>,
-    ) -> (Result<(), Unconfirmed>, Remains) {
+    ) -> (Result<(), Unconfirmed>, Option<Self>) {
         let is_closed = self.close_shared();
         if is_closed && !self.is_used() {
             let answer = self.commit(publication.as_deref()).answered().await;
-            return (answer, Remains(None));
+            return (answer, None);
         }
         let answer = tokio::select! {
             // First: an answer is the proof, even where the connection ends right after it.
@@ -199,14 +191,15 @@ impl TransactionLock {
                 if is_as_new {
                     self.connection.into_idle().give_back();
                 }
-                (Ok(()), Remains(None))
+                (Ok(()), None)
             }
             Err(unconfirmed) => {
                 if let Unconfirmed::NotCommitted(problem) = &unconfirmed {
                     let claim = self.shared.as_ref().map(LockTransaction::claim);
-                    tracing::warn!(claim = claim.map(tracing::field::display), %problem, "a shared transaction could not commit");
+                    let claim = claim.map(tracing::field::display);
+                    tracing::warn!(claim, %problem, "a shared transaction could not commit");
                 }
-                (Err(unconfirmed), Remains(Some(self)))
+                (Err(unconfirmed), Some(self))
             }
         }
     }
@@ -249,18 +242,11 @@ impl TransactionLock {
     }
 }
 
-/// A shared transaction that did not commit, and must be rolled back.
-pub(in crate::lock) struct Remains(Option<TransactionLock>);
-
-impl Remains {
-    pub(in crate::lock) async fn clean_up(self) {
-        if let Some(transaction) = self.0 {
-            transaction.roll_back_used(None).await;
-        }
-    }
-}
-
 impl Heart {
+    pub(in crate::lock) fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
     /// Keeps the lease while it is polled; resolves when the lock is lost.
     pub(in crate::lock) async fn keep(&self) {
         self.lease.keep(|| self.beat()).await;
@@ -284,18 +270,4 @@ fn reason(error: &Error) -> String {
             .into();
     }
     chain(error)
-}
-
-impl fmt::Debug for Heart {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Heart").finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for TransactionLock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TransactionLock")
-            .field("token", &self.token)
-            .finish_non_exhaustive()
-    }
 }

@@ -12,8 +12,7 @@ use tokio::time::{sleep, timeout};
 use tokio_postgres::Notification;
 
 use super::CHANNEL;
-use super::event::RealmEvent;
-use super::payload::read;
+use super::event::{RealmEvent, read};
 use crate::lock::error::LockError;
 use crate::lock::postgres::connect::Connector;
 use crate::lock::postgres::connection::{Busy, LockConnection};
@@ -21,25 +20,26 @@ use crate::lock::postgres::options::PostgresBuilder;
 use crate::lock::postgres::url::Database;
 use crate::lock::tasks::TaskGroup;
 
-/// How many events wait to be taken. Beyond that they are dropped, and an interruption is told.
+/// How many events wait to be taken. Beyond that they are dropped, and the consumer is interrupted.
 const MOST_EVENTS: usize = 4096;
 /// How often the server is asked whether it is still there, and how long it has to answer.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// The pause after an attempt to connect that has failed.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// The successful writes of all replicas on one database, as a stream of [`RealmEvent`]s: what a cache needs to stay right.
+/// The successful writes of all replicas on one database, as a stream of [`RealmEvent`]s: what a
+/// cache needs to stay right.
 ///
-/// Replicas tell of their writes if their locks were built with [`broadcast(true)`](crate::PostgresBuilder::broadcast). An event
-/// comes after the write's lock is free, and only for a write that succeeded; soon after, but at no certain time. Events of one
-/// realm come in the order of its writes; from replicas with [sessions](crate::PostgresBuilder::sessions) two may change places, and equal
-/// ones become one: where that matters compare the tokens.
+/// Replicas publish their writes if their locks were built with
+/// [`broadcast(true)`](crate::PostgresBuilder::broadcast). An event follows soon after the lock of a
+/// successful write is released. Events of one realm come in the order of its writes; from replicas
+/// with [sessions](crate::PostgresBuilder::sessions) two may change places, and equal ones become
+/// one: where that matters, compare the tokens. A write that was not confirmed may be published or
+/// not.
 ///
-/// A write that was not confirmed may be told or not: one whose client got 503 `lock-lost`, and with `confirm(false)` any whose
-/// connection broke at its end.
-///
-/// It reconnects by itself, for ever, and the stream does not end. It says when it may have missed some: a lost connection at once,
-/// a silent network within 4 seconds. A consumer that is 4,096 events behind is interrupted too.
+/// The stream never ends: it reconnects by itself, and yields an interruption when it may have
+/// missed events. That is at once for a lost connection, within 4 seconds for a silent network, and
+/// for a consumer that is 4,096 events behind.
 ///
 /// # Cancel safety
 ///
@@ -67,14 +67,16 @@ pub struct RealmWrites {
 }
 
 impl RealmWrites {
-    /// Connects to the PostgreSQL database at `url`, read as [`RealmLocks::postgres_builder`](crate::RealmLocks::postgres_builder)
-    /// does, and listens from then on. Must be called within a runtime. With TLS of the application's own:
+    /// Connects to the PostgreSQL database at `url`, read as
+    /// [`RealmLocks::postgres_builder`](crate::RealmLocks::postgres_builder) does, and listens from
+    /// then on. Must be called within a runtime. With TLS of the application's own:
     /// [`PostgresBuilder::listen`].
     ///
     /// # Errors
     ///
-    /// Those of connecting at first: [`LockError::InvalidDatabaseUrl`], [`LockError::Connect`], [`LockError::Tls`], [`LockError::Standby`]; and
-    /// [`LockError::Pooler`], as a pooler does not pass notifications on.
+    /// Those of connecting at first: [`LockError::InvalidDatabaseUrl`], [`LockError::Connect`],
+    /// [`LockError::Tls`], [`LockError::Standby`]; and [`LockError::Pooler`], as a pooler does not
+    /// pass notifications on.
     ///
     /// # Cancel safety
     ///
@@ -153,14 +155,6 @@ impl PostgresBuilder {
     /// # Panics
     ///
     /// Outside of a tokio runtime.
-    ///
-    /// ```no_run
-    /// use tower_realm_lock::{LockError, RealmLocks, RealmWrites};
-    ///
-    /// # fn writes() -> Result<RealmWrites, LockError> {
-    /// RealmLocks::postgres_builder("postgres://db.internal/realms").listen_lazy()
-    /// # }
-    /// ```
     pub fn listen_lazy(&self) -> Result<RealmWrites, LockError> {
         self.check()?;
         let (events, connector) = RealmWrites::of(self.database()?, self.connect_timeout);
@@ -172,17 +166,13 @@ impl PostgresBuilder {
 async fn listen(connector: &Connector) -> Result<Busy<LockConnection>, LockError> {
     // Busy to its end, so that it is closed when it is dropped.
     let connection = Busy::new(connector.open().await?);
-    let after = connector.timeout();
     let listening = async {
         connection.refuse_pooler()?;
         let listen = format!("LISTEN {CHANNEL}");
         let listening = connection.client.batch_execute(&listen).await;
         listening.map_err(|error| connection.failed(error))
     };
-    let server = Arc::clone(&connection.server);
-    timeout(after, listening)
-        .await
-        .unwrap_or(Err(LockError::ConnectTimeout { server, after }))?;
+    connection.within(connector.timeout(), listening).await?;
     Ok(connection)
 }
 
@@ -238,7 +228,8 @@ impl fmt::Debug for RealmWrites {
     }
 }
 
-/// The events that nobody has taken yet. Whoever adds one does not wait: a server must not wait for a consumer.
+/// The events that nobody has taken yet. Adding one never waits: a server must not wait for a
+/// consumer.
 #[derive(Default)]
 struct Events {
     queue: Mutex<VecDeque<RealmEvent>>,
@@ -288,7 +279,7 @@ fn interrupt(queue: &mut VecDeque<RealmEvent>, is_over: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lock::postgres::publish::payload::payload;
+    use crate::lock::postgres::publish::event::payload;
 
     fn write(path: &str) -> RealmEvent {
         let realm = "http://h/a/".parse().unwrap();

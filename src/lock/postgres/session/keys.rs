@@ -8,8 +8,8 @@ use crate::realm::key::LockKey;
 
 /// The keys that a session has asked for, granted or not.
 ///
-/// Locks of one session do not exclude each other, so it must not ask twice but to share: a caller may have left, and its turn
-/// gone on, while its grant is still on the way.
+/// Locks of one session do not exclude each other, so it must not ask twice except to share: a
+/// caller may have left, and its turn gone on, while its grant is still on the way.
 pub(super) struct Keys {
     kept: HashMap<LockKey, Kept>,
     /// How long after its first holder a key may be shared anew.
@@ -22,8 +22,9 @@ struct Kept {
     count: usize,
     shared: bool,
     since: Instant,
-    /// How many have left it of whom nobody knows whether the server had granted it to them. They are unlocked with the last one:
-    /// one unlock too many would be that of somebody who is still inside.
+    /// How many have left it of whom nobody knows whether the server had granted it to them. They
+    /// are unlocked with the last one: one unlock too many would be that of somebody who is still
+    /// inside.
     doubtful: usize,
 }
 
@@ -76,7 +77,8 @@ impl Keys {
         doubtful
     }
 
-    /// What of the keys of a claim, which the server may have granted or not, can be unlocked at once. Others share the rest.
+    /// What of the keys of a claim, which the server may have granted or not, can be unlocked at
+    /// once. Others share the rest.
     pub(super) fn in_doubt(&mut self, locks: &[Lock]) -> Vec<Lock> {
         let mut alone = Vec::new();
         for lock in locks {
@@ -109,11 +111,13 @@ mod tests {
         assert!(keys.note(y.locks()), "the realm is shared");
         tokio::time::advance(SHARE_TIME).await;
         assert!(!keys.note(z.locks()), "others wait for the realm by now");
+        let whole = Claim::realm(&"http://h/a/".parse().unwrap());
+        assert!(!keys.note(whole.locks()), "a session never excludes itself");
         for claim in [&x, &y] {
             assert!(keys.forget(claim.locks()).is_empty());
         }
         assert_eq!(keys.len(), 0);
-        assert!(keys.note(z.locks()));
+        assert!(keys.note(whole.locks()) && !keys.note(z.locks()));
     }
 
     #[tokio::test(start_paused = true)]

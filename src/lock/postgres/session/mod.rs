@@ -4,11 +4,8 @@
 //! earlier ones. Nothing that it sends ever waits in PostgreSQL, so one busy realm cannot hold up
 //! the others; a key that somebody else holds is not waited for here.
 
-mod commands;
-mod connect;
 mod keys;
 pub(in crate::lock) mod lock;
-mod message;
 pub(super) mod sessions;
 mod statements;
 mod task;

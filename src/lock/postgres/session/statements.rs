@@ -18,12 +18,12 @@ pub(super) fn unlock<'a>(locks: impl IntoIterator<Item = &'a Lock>) -> String {
     for_each(locks, "pg_advisory_unlock")
 }
 
-/// One statement for any number of keys: to `pg_stat_statements` it is always the same, and the server plans one call
-/// instead of hundreds.
+/// One statement for any number of keys: to `pg_stat_statements` it is always the same, and the
+/// server plans one call instead of hundreds.
 fn for_each<'a>(locks: impl IntoIterator<Item = &'a Lock>, function: &str) -> String {
     let mut statement = format!(
-        "SELECT array_agg(CASE WHEN shared THEN {function}_shared(key) ELSE {function}(key) END) AS {COLUMN} \
-         FROM unnest('"
+        "SELECT array_agg(CASE WHEN shared THEN {function}_shared(key) ELSE {function}(key) END) \
+         AS {COLUMN} FROM unnest('"
     );
     let mut modes = String::new();
     let mut separator = '{';
@@ -37,7 +37,8 @@ fn for_each<'a>(locks: impl IntoIterator<Item = &'a Lock>, function: &str) -> St
     statement + "}'::bigint[], '" + &modes + "}'::boolean[]) AS lock (key, shared)"
 }
 
-/// What the statement did for each of `count` keys, in their order; `None` if that is not what was answered.
+/// What the statement did for each of `count` keys, in their order; `None` if that is not what was
+/// answered.
 pub(super) fn answers(messages: &[SimpleQueryMessage], count: usize) -> Option<Vec<bool>> {
     flags(value(messages, COLUMN)?).filter(|flags| flags.len() == count)
 }
@@ -51,39 +52,4 @@ fn flags(list: &str) -> Option<Vec<bool>> {
         _ => None,
     };
     inner.split(',').map(flag).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::realm::claim::Claim;
-
-    #[test]
-    fn one_statement_names_all_keys() {
-        let claim = Claim::resources(&"http://h/a/".parse().unwrap(), ["x"]);
-        let locks = claim.locks();
-        let keys = format!("'{{{},{}}}'::bigint[]", locks[0].key, locks[1].key);
-        let modes = if locks[0].is_shared() { "t,f" } else { "f,t" };
-        let statement = try_lock(locks);
-        assert!(
-            statement.contains("ELSE pg_try_advisory_lock(key)"),
-            "{statement}"
-        );
-        assert!(statement.ends_with(&format!(
-            "{keys}, '{{{modes}}}'::boolean[]) AS lock (key, shared)"
-        )));
-        assert!(
-            unlock(locks)
-                .contains("THEN pg_advisory_unlock_shared(key) ELSE pg_advisory_unlock(key)")
-        );
-    }
-
-    #[test]
-    fn only_an_array_of_booleans_is_an_answer() {
-        assert_eq!(flags("{t,f,t}"), Some(vec![true, false, true]));
-        assert_eq!(flags("{f}"), Some(vec![false]));
-        for text in ["", "{}", "t", "{t,f", "{t,NULL}", "{t,,f}"] {
-            assert_eq!(flags(text), None, "{text}");
-        }
-    }
 }

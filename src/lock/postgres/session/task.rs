@@ -1,32 +1,35 @@
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::FuturesOrdered;
 use futures_util::{StreamExt, TryStreamExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_postgres::error::SqlState;
 
 use super::Options;
-use super::commands::{Asked, Command, Confirm, Release, Reply};
 use super::keys::Keys;
-use super::message::{Lost, Message, settle_publications, settle_unlocks};
-use super::statements::answers;
-use crate::lock::error::chain;
+use super::lock::{Asked, Command, Release, Reply, Session};
+use super::statements::{answers, try_lock, unlock};
+use crate::lock::error::{LockError, chain};
 use crate::lock::lease::Lease;
 use crate::lock::postgres::answer::{Answer, fencing_token};
-use crate::lock::postgres::confirmation::Confirmer;
+use crate::lock::postgres::confirmation::{Confirmer, Unconfirmed};
+use crate::lock::postgres::connect::Connector;
 use crate::lock::postgres::connection::{Busy, LockConnection, is_disconnect};
-use crate::lock::token::FencingToken;
-use crate::realm::claim::{Claim, Lock};
+use crate::lock::postgres::statement::milliseconds;
+use crate::lock::token::{self, FencingToken};
+use crate::realm::claim::Lock;
 
 /// How many commands one batch takes.
 const BATCH: usize = 500;
-/// How many messages may wait for their answers. Enough that on a long way a command does not wait for most of a round trip
-/// before it leaves; few enough that under load batches grow.
+/// How many messages may wait for their answers. Enough that on a long way a command does not wait
+/// for most of a round trip before it leaves; few enough that under load batches grow.
 const IN_FLIGHT: usize = 4;
 
 /// Serves one session: turns commands into batches, and the server's answers into replies.
-pub(super) struct SessionTask {
+struct SessionTask {
     /// Busy until the end in order: a session that may hold locks must not outlive its task.
     connection: Busy<LockConnection>,
     lease: Arc<Lease>,
@@ -34,6 +37,8 @@ pub(super) struct SessionTask {
     commands: mpsc::UnboundedReceiver<Command>,
     keys: Keys,
     in_flight: FuturesOrdered<Answered>,
+    /// Those whose keys were unlocked, and whose publication is answered next.
+    unlocked: Vec<Confirmer>,
 }
 
 /// A message that waits for its answer.
@@ -45,8 +50,59 @@ struct Sent {
 
 type Answered = Pin<Box<dyn Future<Output = (Sent, Answer)> + Send>>;
 
+/// What is sent to the server at once, and answered at once.
+enum Message {
+    Lock(Vec<Asked>),
+    Unlock(Vec<Release>),
+    /// The statements of the unlocks that were sent before.
+    Publish(String),
+    /// The smallest message that the server answers: an empty query.
+    Empty,
+}
+
+/// The session is lost, and all its locks.
+struct Lost;
+
+impl Session {
+    /// Opens a connection whose session can hold locks, and refuses a server that cannot keep them
+    /// as promised. Must be called within a runtime: a task of its own serves the session.
+    pub(super) async fn open(connector: &Connector, options: Options) -> Result<Self, LockError> {
+        // Until the server has answered.
+        let connection = Busy::new(connector.open().await?);
+        let prepared = prepare(&connection, options.lease);
+        let lease = connection.within(connector.timeout(), prepared).await?;
+        Ok(Self::start(connection.into_idle(), lease, options))
+    }
+
+    pub(super) fn start(connection: LockConnection, lease: Lease, options: Options) -> Self {
+        let lease = Arc::new(lease);
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let task = SessionTask::new(connection, Arc::clone(&lease), options, receiver);
+        tokio::spawn(task.run());
+        Self { commands, lease }
+    }
+}
+
+/// Sets the session's own time limit.
+async fn prepare(connection: &LockConnection, period: Duration) -> Result<Lease, LockError> {
+    // Before anything is changed in a session that may be somebody else's as well.
+    connection.refuse_pooler()?;
+    let sent = Instant::now();
+    let milliseconds = milliseconds(period);
+    let limit = format!("SELECT set_config('idle_session_timeout', '{milliseconds}', false)");
+    match connection.client.batch_execute(&limit).await {
+        Ok(()) => Ok(Lease::new(period, sent, &connection.closed)),
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => {
+            Err(LockError::NoSessionTimeout {
+                server: Arc::clone(&connection.server),
+            })
+        }
+        Err(error) => Err(connection.failed(error)),
+    }
+}
+
 impl SessionTask {
-    pub(super) fn new(
+    fn new(
         connection: LockConnection,
         lease: Arc<Lease>,
         options: Options,
@@ -59,11 +115,12 @@ impl SessionTask {
             commands,
             keys: Keys::new(options.share_time),
             in_flight: FuturesOrdered::new(),
+            unlocked: Vec::new(),
         }
     }
 
     /// Keeps the lease, and serves until the session is lost or nobody has a handle of it any more.
-    pub(super) async fn run(mut self) {
+    async fn run(mut self) {
         let lease = Arc::clone(&self.lease);
         let client = Arc::clone(&self.connection.client);
         let served = tokio::select! {
@@ -87,7 +144,9 @@ impl SessionTask {
             tokio::select! {
                 biased;
                 Some((sent, answer)) = self.in_flight.next() => self.settle(sent, answer).await?,
-                count = self.commands.recv_many(&mut batch, BATCH), if self.in_flight.len() < IN_FLIGHT => {
+                count = self.commands.recv_many(&mut batch, BATCH),
+                    if self.in_flight.len() < IN_FLIGHT =>
+                {
                     if count == 0 {
                         return self.finish().await;
                     }
@@ -105,28 +164,28 @@ impl SessionTask {
         Ok(())
     }
 
-    /// Sends the unlocks, then the locks: a key may be in both, and session locks are re-entrant, so that in the other order
-    /// whoever waits for it elsewhere would be passed over.
+    /// Sends the unlocks, then the locks: a key may be in both, and session locks are re-entrant, so
+    /// that in the other order whoever waits for it elsewhere would be passed over.
     async fn send_batch(&mut self, batch: impl Iterator<Item = Command>) -> Result<(), Lost> {
         let mut releases = Vec::new();
         let mut asked = Vec::new();
-        let mut publications = Vec::new();
         let mut confirms = Vec::new();
         for command in batch {
             match command {
                 Command::Unlock(release) => {
-                    let doubtful = unlock(self.keys.forget(&release.locks));
+                    let doubtful = unasked(self.keys.forget(&release.locks));
                     // In this order, so that the first one's answer is about the lock that it had.
                     releases.push(release);
                     releases.extend(doubtful);
                 }
-                Command::Publish(publication) => publications.push(publication),
                 Command::Confirm(reply) => confirms.push(reply),
                 Command::Lock(Asked { reply, .. }) if reply.is_closed() => {}
-                Command::Lock(ask) if self.keys.note(ask.claim.locks()) => asked.push(ask),
+                Command::Lock(ask) if self.keys.note(ask.lock.claim().locks()) => asked.push(ask),
                 Command::Lock(Asked { reply, .. }) => refuse(reply),
             }
         }
+        let publications = releases.iter().filter_map(|it| it.publication.as_deref());
+        let publications = publications.collect::<Vec<_>>().join("; ");
         if !releases.is_empty() {
             let confirms = std::mem::take(&mut confirms);
             self.send(Message::Unlock(releases), confirms).await?;
@@ -136,7 +195,8 @@ impl SessionTask {
             self.send(Message::Lock(asked), confirms).await?;
         }
         if !publications.is_empty() {
-            // By itself: where it fails, nothing else does.
+            // By itself: where it fails, nothing else does. One transaction, as PostgreSQL commits
+            // notices one at a time.
             let message = Message::Publish(publications);
             self.send(message, Vec::new()).await?;
         }
@@ -177,62 +237,58 @@ impl SessionTask {
             confirm.publish(Ok(()));
         }
         match sent.message {
-            Message::Lock(asked) => self.settle_locks(asked, answer).await,
-            Message::Unlock(releases) => settle_unlocks(releases, answer),
-            Message::Publish(publications) => {
-                settle_publications(publications, &answer);
-                Ok(())
-            }
-            Message::Empty => Ok(()),
+            Message::Lock(asked) => self.settle_locks(asked, answer).await?,
+            Message::Unlock(releases) => self.settle_unlocks(releases, answer)?,
+            Message::Publish(_) => self.settle_publications(&answer),
+            Message::Empty => {}
         }
+        Ok(())
     }
 
+    /// Tells callers what they were granted, and unlocks what nobody takes: a claim is granted as a
+    /// whole or not at all.
     async fn settle_locks(&mut self, asked: Vec<Asked>, answer: Answer) -> Result<(), Lost> {
-        let count = asked.iter().map(|ask| ask.claim.locks().len()).sum();
-        match self.grants(answer, count) {
-            Ok((grants, token)) => {
-                let mut grants = grants.into_iter();
-                let mut refused = Vec::new();
-                for Asked { claim, reply } in asked {
-                    // As many answers as keys, in their order.
-                    let each = claim.locks().iter().zip(grants.by_ref());
-                    let granted: Vec<Lock> = each
-                        .filter_map(|(lock, granted)| granted.then_some(*lock))
-                        .collect();
-                    let is_whole = granted.len() == claim.locks().len();
-                    let reply = if is_whole {
-                        // A caller that has left does not take it.
-                        match reply.send(token) {
-                            Ok(()) => continue,
-                            Err(_) => None,
-                        }
-                    } else {
-                        Some(reply)
-                    };
-                    refused.push(Refused {
-                        claim,
-                        locks: granted,
-                        reply,
-                    });
-                }
-                self.take_back(refused).await
-            }
+        let count = asked.iter().map(|ask| ask.lock.claim().locks().len()).sum();
+        let (mut grants, token) = match self.grants(answer, count) {
+            Ok((grants, token)) => (Some(grants.into_iter()), token),
             Err(reason) => {
                 tracing::warn!(reason, keys = count, "a session's locks failed");
-                // Some may have been granted before, and an error does not undo that.
-                let mut refused = Vec::new();
-                for Asked { claim, reply } in asked {
-                    let locks = self.keys.in_doubt(claim.locks());
-                    let reply = Some(reply);
-                    refused.push(Refused {
-                        claim,
-                        locks,
-                        reply,
-                    });
-                }
-                self.take_back(refused).await
+                (None, None)
             }
+        };
+        let mut releases = Vec::new();
+        let mut refused = Vec::new();
+        for Asked { mut lock, reply } in asked {
+            let locks = lock.claim().locks();
+            let unwanted = if let Some(grants) = &mut grants {
+                // As many answers as keys, in their order.
+                let each = locks.iter().zip(grants.by_ref());
+                let granted: Vec<Lock> = each
+                    .filter_map(|(lock, granted)| granted.then_some(*lock))
+                    .collect();
+                if granted.len() < locks.len() {
+                    refused.push(reply);
+                } else {
+                    let Err(left) = reply.send(lock.granted(token)) else {
+                        continue;
+                    };
+                    lock = left.taken_back();
+                }
+                granted
+            } else {
+                // Some may have been granted before the error, which does not undo that.
+                refused.push(reply);
+                self.keys.in_doubt(locks)
+            };
+            releases.extend(unasked(self.keys.forget(lock.claim().locks())));
+            releases.extend(unasked(unwanted));
         }
+        if !releases.is_empty() {
+            self.send(Message::Unlock(releases), Vec::new()).await?;
+        }
+        // Only now, so that the next to ask this session comes behind the unlock.
+        refused.into_iter().for_each(refuse);
+        Ok(())
     }
 
     fn grants(
@@ -242,37 +298,62 @@ impl SessionTask {
     ) -> Result<(Vec<bool>, Option<FencingToken>), String> {
         let rows = answer.map_err(|error| chain(&error))?;
         let grants = answers(&rows, count).ok_or("not an answer for each key")?;
-        let token = if self.options.fencing {
-            Some(fencing_token(&rows).map_err(|error| error.to_string())?)
-        } else {
-            None
-        };
+        let token = self.options.fencing.then(|| fencing_token(&rows));
+        let token = token.transpose().map_err(|error| error.to_string())?;
         Ok((grants, token))
     }
 
-    /// Refuses claims, and unlocks what may have been granted of them: a claim is granted as a whole or not at all.
-    async fn take_back(&mut self, refused: Vec<Refused>) -> Result<(), Lost> {
-        let mut releases = Vec::new();
-        let mut replies = Vec::new();
-        for refused in refused {
-            releases.extend(unlock(self.keys.forget(refused.claim.locks())));
-            releases.extend(unlock(refused.locks));
-            replies.extend(refused.reply);
+    fn settle_unlocks(&mut self, releases: Vec<Release>, answer: Answer) -> Result<(), Lost> {
+        let rows = answer.map_err(|_| Lost)?;
+        let count = releases.iter().map(|release| release.locks.len()).sum();
+        let mut unlocked = answers(&rows, count).ok_or(Lost)?.into_iter();
+        for release in releases {
+            // As many answers as keys, in their order. All are taken, whatever the first is.
+            let answers = unlocked.by_ref().take(release.locks.len());
+            let all = answers.fold(true, |all, one| all & one);
+            let Some(confirmer) = release.confirmer else {
+                continue;
+            };
+            if all && release.publication.is_some() {
+                self.unlocked.push(confirmer);
+            } else {
+                confirmer.publish(proof(all));
+            }
         }
-        if !releases.is_empty() {
-            self.send(Message::Unlock(releases), Vec::new()).await?;
-        }
-        // Only now, so that the next to ask this session comes behind the unlock.
-        replies.into_iter().for_each(refuse);
         Ok(())
+    }
+
+    fn settle_publications(&mut self, answer: &Answer) {
+        if let Err(error) = answer {
+            let error = chain(error);
+            tracing::warn!(error, "writes could not be published to the other replicas");
+        }
+        for confirmer in self.unlocked.drain(..) {
+            confirmer.publish(proof(answer.is_ok()));
+        }
     }
 }
 
-/// A claim that is not granted, and what of it may be locked.
-struct Refused {
-    claim: Claim,
-    locks: Vec<Lock>,
-    reply: Option<Reply>,
+impl Message {
+    fn statement(&self, fencing: bool) -> String {
+        match self {
+            Self::Lock(asked) => {
+                let mut statement = try_lock(asked.iter().flat_map(|ask| ask.lock.claim().locks()));
+                if fencing {
+                    // After the locks, so that the holders before have their tokens already.
+                    statement += token::ASK;
+                }
+                statement
+            }
+            Self::Unlock(releases) => unlock(releases.iter().flat_map(|release| &release.locks)),
+            Self::Publish(statements) => statements.clone(),
+            Self::Empty => String::new(),
+        }
+    }
+}
+
+fn proof(is_positive: bool) -> Result<(), Unconfirmed> {
+    is_positive.then_some(()).ok_or(Unconfirmed::Lost)
 }
 
 /// Dropping a reply refuses.
@@ -280,8 +361,11 @@ fn refuse(reply: Reply) {
     drop(reply);
 }
 
-/// What nobody waits for.
-fn unlock(locks: Vec<Lock>) -> Option<Release> {
-    let confirm = Confirm::Nobody;
-    (!locks.is_empty()).then_some(Release { locks, confirm })
+/// An unlock that nobody waits for.
+fn unasked(locks: Vec<Lock>) -> Option<Release> {
+    (!locks.is_empty()).then_some(Release {
+        locks,
+        confirmer: None,
+        publication: None,
+    })
 }

@@ -1,5 +1,6 @@
-//! What a session says to its server, message by message. Time is paused: it goes on when nobody has anything to do, so an
-//! empty query where none was asked for is a heartbeat, and says that nothing else was sent.
+//! What a session sends to its server, message by message. Time is paused: it goes on when nobody has
+//! anything to do, so an empty query where none was asked for is a heartbeat, and shows that nothing
+//! else was sent.
 
 mod server;
 
@@ -10,7 +11,7 @@ use futures_util::FutureExt;
 use tokio::task::JoinHandle;
 use tokio::time::{advance, timeout};
 
-use self::server::{End, LEASE, SHARE_TIME, Server};
+use self::server::{End, LEASE, Server};
 use super::lock::{Session, SessionLock};
 use super::statements::{try_lock, unlock};
 use crate::realm::claim::Claim;
@@ -27,11 +28,6 @@ fn unlocking<const N: usize>(realms: [&str; N]) -> String {
     unlock(realms.map(claim).iter().flat_map(Claim::locks))
 }
 
-/// A card of realm `a`.
-fn card(path: &str) -> Claim {
-    Claim::resources(&"http://h/a/".parse().unwrap(), [path])
-}
-
 /// Asks on a task of its own; the command is sent when this returns.
 async fn ask(session: &Session, realm: &str) -> JoinHandle<Option<SessionLock>> {
     ask_for(session, claim(realm)).await
@@ -45,10 +41,15 @@ async fn ask_for(session: &Session, claim: Claim) -> JoinHandle<Option<SessionLo
     asked
 }
 
+/// The server gets this query next, and answers with a flag for each key.
+async fn exchange(server: &mut Server, query: String, flags: &str) {
+    assert_eq!(server.query().await, query);
+    server.answer(&[("done", flags)]).await;
+}
+
 async fn granted(session: &Session, server: &mut Server, realm: &str) -> SessionLock {
     let asked = ask(session, realm).await;
-    assert_eq!(server.query().await, locking([realm]));
-    server.answer(&[("done", "{t}")]).await;
+    exchange(server, locking([realm]), "{t}").await;
     asked.await.unwrap().expect("granted")
 }
 
@@ -62,20 +63,9 @@ async fn an_unlock_goes_before_the_next_lock_of_the_same_key() {
     let mut next = pin!(session.try_lock(&claim));
     assert!((&mut next).now_or_never().is_none());
     assert_eq!(server.query().await, unlocking(["a"]));
-    assert_eq!(server.query().await, locking(["a"]));
-    server.answer(&[("done", "{t}")]).await;
+    exchange(&mut server, locking(["a"]), "{t}").await;
     server.answer(&[("done", "{t}")]).await;
     assert!(next.await.is_some());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_grant_for_a_caller_that_has_left_is_unlocked() {
-    let (session, mut server) = Server::start(false).await;
-    let asked = ask(&session, "a").await;
-    assert_eq!(server.query().await, locking(["a"]));
-    asked.abort();
-    server.answer(&[("done", "{t}")]).await;
-    assert_eq!(server.query().await, unlocking(["a"]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -125,14 +115,15 @@ async fn a_message_that_fails_is_taken_back_and_costs_no_other_lock() {
     server.answer(&[("done", "{f}")]).await;
     assert!(held.lease().is_current());
     let unlocked = held.unlock(None);
-    assert_eq!(server.query().await, unlocking(["a"]));
-    server.answer(&[("done", "{t}")]).await;
+    exchange(&mut server, unlocking(["a"]), "{t}").await;
     assert!(unlocked.is_positive().await);
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_makes_no_sense_is_a_failure() {
-    for columns in [&[][..], &[("done", "{t,t}")], &[("other", "{t}")]] {
+    let flags = ["", "{}", "t", "{t", "{t,}", "{NULL}", "{t,t}"].map(|flags| [("done", flags)]);
+    let others = [&[][..], &[("other", "{t}")]];
+    for columns in flags.iter().map(|it| &it[..]).chain(others) {
         let (session, mut server) = Server::start(false).await;
         let asked = ask(&session, "a").await;
         server.query().await;
@@ -168,8 +159,7 @@ async fn a_lock_that_was_not_held_any_more_is_lost_alone() {
     let one = granted(&session, &mut server, "a").await;
     let other = granted(&session, &mut server, "b").await;
     let unlocked = [one.unlock(None), other.unlock(None)];
-    assert_eq!(server.query().await, unlocking(["a", "b"]));
-    server.answer(&[("done", "{f,t}")]).await;
+    exchange(&mut server, unlocking(["a", "b"]), "{f,t}").await;
     let [one, other] = unlocked;
     assert_eq!(
         (one.is_positive().await, other.is_positive().await),
@@ -202,8 +192,7 @@ async fn many_confirmations_share_one_answer_to_a_later_message() {
 
     let confirmations = [lock.confirm(), lock.confirm()];
     drop(lock);
-    assert_eq!(server.query().await, unlocking(["a"]));
-    server.answer(&[("done", "{f}")]).await;
+    exchange(&mut server, unlocking(["a"]), "{f}").await;
     assert!(earlier.await.unwrap().is_none());
     for confirmation in &confirmations {
         assert!(confirmation.answered().now_or_never().is_none());
@@ -254,8 +243,7 @@ async fn a_session_that_nobody_uses_any_more_ends_in_order_after_its_last_lock()
     assert_eq!(server.query().await, "", "a heartbeat");
     server.answer(&[]).await;
     let unlocked = lock.unlock(None);
-    assert_eq!(server.query().await, unlocking(["a"]));
-    server.answer(&[("done", "{t}")]).await;
+    exchange(&mut server, unlocking(["a"]), "{t}").await;
     assert!(unlocked.is_positive().await);
     assert_eq!(server.end().await, End::InOrder);
 }
@@ -297,97 +285,15 @@ async fn a_grant_that_is_as_old_as_its_lease_is_none() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_realm_is_shared_on_a_session_only_for_a_while() {
-    let (session, mut server) = Server::start(false).await;
-    let mut held = Vec::new();
-    for path in ["x", "y"] {
-        let asked = ask_for(&session, card(path)).await;
-        assert_eq!(server.query().await, try_lock(card(path).locks()));
-        server.answer(&[("done", "{t,t}")]).await;
-        held.push(asked.await.unwrap().expect("granted"));
-        advance(SHARE_TIME.mul_f64(0.999)).await;
-        if held.len() == 1 {
-            continue;
-        }
-        // The first holder came that long ago. PostgreSQL would let this one overtake who waits for the realm there.
-        assert!(ask_for(&session, card("z")).await.await.unwrap().is_none());
-    }
-    for (lock, path) in held.into_iter().zip(["x", "y"]) {
-        let unlocked = lock.unlock(None);
-        assert_eq!(server.query().await, unlock(card(path).locks()));
-        server.answer(&[("done", "{t,t}")]).await;
-        assert!(unlocked.is_positive().await);
-    }
-    let asked = ask_for(&session, card("z")).await;
-    assert_eq!(server.query().await, try_lock(card("z").locks()));
-    server.answer(&[("done", "{t,t}")]).await;
-    assert!(asked.await.unwrap().is_some());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_session_that_shares_a_realm_is_not_asked_for_it_whole_nor_the_other_way_round() {
-    let (session, mut server) = Server::start(false).await;
-    for (first, second) in [(card("x"), claim("a")), (claim("a"), card("x"))] {
-        let asked = ask_for(&session, first.clone()).await;
-        server.query().await;
-        let answer = if first.locks().len() == 2 {
-            "{t,t}"
-        } else {
-            "{t}"
-        };
-        server.answer(&[("done", answer)]).await;
-        let held = asked.await.unwrap().expect("granted");
-        // The caller before has left, and its turn has gone on. To PostgreSQL one session never excludes itself.
-        assert!(ask_for(&session, second).await.await.unwrap().is_none());
-        drop(held);
-        assert_eq!(server.query().await, unlock(first.locks()));
-        server.answer(&[("done", answer)]).await;
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_claim_that_is_granted_in_part_is_unlocked_and_refused() {
     let (session, mut server) = Server::start(false).await;
     let both = claim("a").and(&claim("b"));
     let asked = ask_for(&session, both.clone()).await;
-    assert_eq!(server.query().await, try_lock(both.locks()));
-    server.answer(&[("done", "{f,t}")]).await;
+    exchange(&mut server, try_lock(both.locks()), "{f,t}").await;
     assert_eq!(server.query().await, unlock(&both.locks()[1..]));
     assert!(asked.await.unwrap().is_none());
     server.answer(&[("done", "{t}")]).await;
     let again = ask_for(&session, both.clone()).await;
-    assert_eq!(server.query().await, try_lock(both.locks()));
-    server.answer(&[("done", "{t,t}")]).await;
+    exchange(&mut server, try_lock(both.locks()), "{t,t}").await;
     assert!(again.await.unwrap().is_some());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_message_that_fails_unlocks_no_key_that_somebody_else_shares() {
-    let (session, mut server) = Server::start(false).await;
-    let asked = ask_for(&session, card("x")).await;
-    server.query().await;
-    server.answer(&[("done", "{t,t}")]).await;
-    let held = asked.await.unwrap().expect("granted");
-    // Fails after its first key, or before it: nobody knows.
-    let fails = ask_for(&session, card("y")).await;
-    server.query().await;
-    server.fail().await;
-    let own = card("y");
-    let own = own.locks().iter().filter(|lock| !lock.is_shared());
-    assert_eq!(server.query().await, unlock(own));
-    server.answer(&[("done", "{f}")]).await;
-    assert!(fails.await.unwrap().is_none());
-    assert!(held.lease().is_current());
-
-    // With the last holder goes what may have been granted to the other one.
-    let unlocked = held.unlock(None);
-    let realm = card("x");
-    let realm = realm.locks().iter().find(|lock| lock.is_shared());
-    let card = card("x");
-    assert_eq!(
-        server.query().await,
-        unlock(card.locks().iter().chain(realm))
-    );
-    server.answer(&[("done", "{t,t,f}")]).await;
-    assert!(unlocked.is_positive().await);
 }

@@ -1,4 +1,11 @@
-use super::*;
+//! What a client reads of each rejection: status, problem body and `grpc-status`.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Response, StatusCode, header};
+use serde_json::json;
+use tower_realm_lock::{BodyError, Claim, LockError, RealmUrl, Rejection};
 
 /// The `grpc-status` that is documented for a code.
 fn grpc_status(code: &str) -> &'static str {
@@ -133,62 +140,6 @@ fn every_situation_has_the_response_that_is_documented() {
 }
 
 #[test]
-fn a_route_answers_for_a_busy_realm_and_for_nothing_else() {
-    let after = Duration::from_secs(1);
-    let timeout = || LockError::Timeout {
-        claim: claim(),
-        after,
-    };
-    let full = LockError::QueueFull {
-        claim: claim(),
-        waiters: 3,
-    };
-    let nested = LockError::Nested {
-        held: claim(),
-        source: Box::new(timeout()),
-    };
-    let conflict = RouteLimits::new().busy_status(StatusCode::CONFLICT);
-    let conflict = conflict.unwrap();
-    for plain in [timeout(), full, nested].map(Rejection::from) {
-        for (limits, status, detail) in [
-            (conflict.clone(), 409, None),
-            (RouteLimits::new().busy_detail("later"), 503, Some("later")),
-            (conflict.clone().busy_detail("later"), 409, Some("later")),
-        ] {
-            let rejection = plain.clone().on_route(&limits);
-            assert_eq!(rejection.code(), plain.code());
-            assert_eq!(rejection.realms(), plain.realms());
-            let response = rejection.to_response();
-            assert_eq!(response.status(), status);
-            assert!(response.headers().contains_key(header::RETRY_AFTER));
-            let problem: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
-            assert_eq!(problem["status"], status);
-            let detail = detail.map_or(plain.detail(), ToOwned::to_owned);
-            assert_eq!(problem["detail"], detail);
-        }
-        let routed = plain.on_route(&RouteLimits::new());
-        assert!(matches!(routed, Rejection::Lock(_)));
-    }
-    let lost = LockError::Lost { claim: claim() };
-    let expired = LockError::Expired {
-        claim: claim(),
-        max_hold: after,
-    };
-    for rejection in [
-        lost.into(),
-        expired.into(),
-        LockError::ShuttingDown.into(),
-        RealmError::AmbiguousMethod.into(),
-        Rejection::from(BodyError::TooLarge { limit: 9 }),
-    ] {
-        let status = rejection.status();
-        let routed = rejection.on_route(&conflict);
-        assert_eq!(routed.status(), status);
-        assert!(!matches!(routed, Rejection::Busy { .. }));
-    }
-}
-
-#[test]
 fn a_realm_that_cannot_be_told_is_the_clients_fault() {
     let rejection = Rejection::from(RealmUrl::parse("x\"\n<y>").unwrap_err());
     assert_grpc(&rejection);
@@ -269,4 +220,29 @@ fn another_status_changes_nothing_else() {
     let mut expected = body(&own);
     expected["status"] = 423.into();
     assert_eq!(body(&response), expected);
+}
+
+#[test]
+fn the_content_type_decides_which_protocol_a_request_has() {
+    let rejection = Rejection::from(LockError::ShuttingDown);
+    for (sent, answered) in [
+        ("application/grpc", "application/grpc"),
+        ("Application/GRPC+proto", "application/grpc"),
+        ("application/grpc;charset=utf-8", "application/grpc"),
+        ("application/grpc-web", "application/grpc-web"),
+        ("application/grpc-web+proto", "application/grpc-web"),
+        (
+            "application/grpc-web-text+proto",
+            "application/grpc-web-text",
+        ),
+        ("application/grpcx", "application/problem+json"),
+        ("application/grpc-other", "application/problem+json"),
+        ("application/grp", "application/problem+json"),
+        ("application/json", "application/problem+json"),
+    ] {
+        let request = http::Request::builder().header("content-type", sent);
+        let (head, ()) = request.body(()).unwrap().into_parts();
+        let response = rejection.to_response_for(&head);
+        assert_eq!(response.headers()[header::CONTENT_TYPE], answered, "{sent}");
+    }
 }
