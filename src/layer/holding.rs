@@ -19,9 +19,6 @@ use crate::lock::locks::RealmLocks;
 
 pub(super) type BoxError = Box<dyn Error + Send + Sync>;
 
-/// What one poll of a body gives.
-type Step<B> = Option<Result<Frame<<B as Body>::Data>, <B as Body>::Error>>;
-
 /// Holds a body for the server that polls it and for the hold that may have to drop it; empty once
 /// the body is dropped. Locked during each step of the body, its destructor included, so that the
 /// hold ends before or after the step.
@@ -117,17 +114,18 @@ where
         while let Ok(mut place) = place.try_lock()
             && let Some(body) = place.as_mut()
         {
-            // First the clock and the hold's own task: a body must make no step without its lock.
-            if hold.held.check_step().is_err() {
-                *place = None;
-                hold.break_off();
-                break;
-            }
+            // A body must make no step without its lock. What the hold's own task has found out counts
+            // first.
             if let Poll::Ready(outcome) = hold.poll_outcome(cx) {
                 *place = None;
                 return Poll::Ready(outcome.err().map(Err));
             }
-            let before = match ready!(hold.poll_body(body.as_mut(), cx)) {
+            let Ok(polled) = hold.held.step(|| body.as_mut().poll_frame(cx)) else {
+                *place = None;
+                hold.break_off();
+                break;
+            };
+            let before = match ready!(polled) {
                 Some(Ok(frame)) => {
                     let length = frame.data_ref().map_or(0, Buf::remaining);
                     let length = u64::try_from(length).unwrap_or(u64::MAX);
@@ -223,11 +221,6 @@ impl StreamHold {
             }),
             finished: false,
         }
-    }
-
-    /// Polls the body as a part of the call that holds the lock.
-    fn poll_body<B: Body>(&mut self, body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<Step<B>> {
-        self.held.within(|| body.poll_frame(cx))
     }
 
     /// Resolves when the hold has ended: after the body, or before it by a loss.

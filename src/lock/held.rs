@@ -190,14 +190,9 @@ impl HeldLock {
         self.0.released_at()
     }
 
-    /// Whether the next step of the work may be made: under the lock, or after its release.
-    pub(crate) fn check_step(&self) -> Result<(), LockError> {
-        self.0.check_step()
-    }
-
-    /// Runs one step of work under the hold, for work that is not polled by its guard.
-    pub(crate) fn within<T>(&self, step: impl FnOnce() -> T) -> T {
-        self.0.within(step)
+    /// Makes one step of work that its guard does not poll, if the lock is still held.
+    pub(crate) fn step<T>(&self, step: impl FnOnce() -> T) -> Result<T, LockError> {
+        self.0.step(step)
     }
 }
 

@@ -559,6 +559,18 @@ impl Core {
         INNERMOST.sync_scope(Arc::clone(self), step)
     }
 
+    /// Makes one step of work that its guard does not poll, such as a step of a response's body. The
+    /// watchdog does not revoke the lock before the step has ended.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`check_step`](Self::check_step): the step was not made.
+    pub(super) fn step<T>(self: &Arc<Self>, step: impl FnOnce() -> T) -> Result<T, LockError> {
+        self.check_step()?;
+        let _step = self.begin_step()?;
+        Ok(self.within(step))
+    }
+
     /// Begins a step of the work: checks that the lock is held, and keeps the watchdog from revoking
     /// it before the step has ended.
     fn begin_step(&self) -> Result<Step<'_>, LockError> {
@@ -928,6 +940,29 @@ pub(crate) mod tests {
 
     fn realm() -> Claim {
         Claim::realm(&"http://h/a/".parse().unwrap())
+    }
+
+    #[test]
+    fn a_step_that_no_guard_polls_is_not_interrupted_by_the_watchdog() {
+        let queue = Arc::new(Queue::default());
+        let bound = Duration::from_secs(1);
+        let visits = |count: u32| {
+            for visit in 1..=count {
+                let _ = queue.visit(Instant::now() + bound * visit / 2);
+            }
+        };
+        let entry = queue.enter(&realm(), 9, Some(bound)).ok().unwrap();
+        let slot = entry.keep().unwrap();
+        slot.with(|_, obtained| *obtained = Some(Obtained::Granted(Grant::in_process())));
+        let hold = Hold::new(terms(&realm()), slot).unwrap();
+        let made = hold.core().step(|| {
+            visits(4);
+            queue.status().len()
+        });
+        assert_eq!(made.unwrap(), 1, "the lock is held during the whole step");
+        visits(8);
+        assert!(queue.status().is_empty(), "nobody polls it any more");
+        assert!(hold.core().step(|| ()).is_err());
     }
 
     #[test]
