@@ -136,7 +136,7 @@
 //! let layer = RealmBodyLockLayer::new(RealmLocks::in_process(), realms, 1024 * 1024)
 //!     .rules(rules);
 //! # let _ = layer;
-//! # Ok::<(), tower_realm_lock::RealmError>(())
+//! # Ok::<(), tower_realm_lock::ConfigError>(())
 //! ```
 //!
 //! [`explain`](RealmWriteLockLayer::explain) shows what one request locks, and why. A layer logs
@@ -241,20 +241,22 @@
 // docs.rs builds with a nightly Rust, and says of each item which feature it needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod config;
 #[cfg(any(doc, doctest))]
 pub mod guide;
-pub mod layer;
-pub mod lock;
+mod layer;
+mod lock;
 mod metrics;
-pub mod realm;
+mod realm;
 #[cfg(feature = "serde")]
 mod table;
 
+pub use self::config::ConfigError;
 #[cfg(feature = "serde")]
 pub use self::layer::Limits;
 pub use self::layer::{
     BodyError, HoldUntil, LockBody, OnDisconnect, RealmBodyLock, RealmBodyLockLayer,
-    RealmWriteLock, RealmWriteLockLayer, Rejection, RequestBody, Success,
+    RealmWriteLock, RealmWriteLockLayer, Rejection, RequestBody, ResponseFuture, Success,
 };
 #[cfg(any(feature = "tls-native", feature = "tls-rustls"))]
 pub use self::lock::Tls;
@@ -263,7 +265,7 @@ pub use self::lock::{
     RealmEvent, RealmLocks, RealmWrite, RealmWrites, TransactionClient,
 };
 pub use self::realm::{
-    Claim, Explanation, LockKey, LockRules, MethodSet, PeerAddr, RealmBodyResolver, RealmError,
-    RealmMounts, RealmPaths, RealmPointers, RealmResolver, RealmUrl, RequestHead, RequestOrigin,
-    RouteLimits, Scope, TrustedProxies, UnixPeer, Unresolved,
+    Claim, Explanation, LockKey, LockRules, MethodSet, PathProblem, PeerAddr, RealmBodyResolver,
+    RealmError, RealmMounts, RealmPaths, RealmPointers, RealmResolver, RealmUrl, RequestHead,
+    RequestOrigin, RouteLimits, Scope, TrustedProxies, UnixPeer, Unresolved,
 };

@@ -18,8 +18,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
-    LockError, LockRules, MethodSet, RealmBodyLockLayer, RealmBodyResolver, RealmError, RealmLocks,
-    RealmPointers, RealmResolver, RealmWriteLockLayer, Rejection, RouteLimits, Scope,
+    ConfigError, LockError, LockRules, MethodSet, RealmBodyLockLayer, RealmBodyResolver,
+    RealmLocks, RealmPointers, RealmResolver, RealmWriteLockLayer, Rejection, RouteLimits, Scope,
 };
 
 const CARD: &str = "/{owner}/{realm}/{*card}";
@@ -435,7 +435,7 @@ fn a_rule_that_can_never_decide_anything_is_an_error_that_names_the_remedy() {
             "name at least one",
         ),
     ] {
-        let RealmError::InvalidRule { rule: named, .. } = &error else {
+        let ConfigError::InvalidRule { rule: named, .. } = &error else {
             panic!("{error}");
         };
         assert_eq!(named, rule);

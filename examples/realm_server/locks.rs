@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::Method;
 use tower_realm_lock::{
-    LockError, LockRules, RealmBodyLockLayer, RealmBodyResolver, RealmError, RealmLocks,
+    ConfigError, LockError, LockRules, RealmBodyLockLayer, RealmBodyResolver, RealmLocks,
     RealmPaths, RealmWrites,
 };
 use url::Url;
@@ -88,7 +88,7 @@ pub fn unlocked(rules: &LockRules) -> impl Iterator<Item = String> {
 }
 
 /// `rows`: whether changes to whole realms write rows in the transaction that holds the lock.
-pub fn layers(locks: &RealmLocks, base_url: &Url, rows: bool) -> Result<Layers, RealmError> {
+pub fn layers(locks: &RealmLocks, base_url: &Url, rows: bool) -> Result<Layers, ConfigError> {
     let layer = |realms: RealmBodyResolver| {
         RealmBodyLockLayer::new(locks.clone(), realms, body::LIMIT)
             .rejection(|rejection, _| ApiError::from(rejection).into_http())

@@ -15,9 +15,9 @@ use super::request_body::Reading;
 use super::service::{RealmBodyLock, RealmWriteLock};
 use super::settings::{HoldUntil, OnDisconnect, Settings};
 use super::success::Success;
+use crate::config::ConfigError;
 use crate::lock::locks::RealmLocks;
 use crate::realm::classify::Realms;
-use crate::realm::error::RealmError;
 use crate::realm::explain::Explanation;
 use crate::realm::resolve::resolver::{RealmBodyResolver, RealmResolver};
 use crate::realm::review::Summary;
@@ -74,7 +74,7 @@ pub struct RealmWriteLockLayer {
 ///     .rules(rules);
 /// let app: axum::Router = axum::Router::new().layer(layer);
 /// # let _ = app;
-/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// # Ok::<(), tower_realm_lock::ConfigError>(())
 /// ```
 ///
 /// A service over other bodies names the [`RequestBody`](crate::RequestBody) in its type:
@@ -150,7 +150,7 @@ macro_rules! options {
         ///
         /// let layer = layer.unresolved(Unresolved::Pass);
         /// assert!(layer.explain(&Method::POST, "/auth/login").passes());
-        /// # Ok::<(), tower_realm_lock::RealmError>(())
+        /// # Ok::<(), tower_realm_lock::ConfigError>(())
         /// ```
         #[must_use]
         pub fn unresolved(self, unresolved: Unresolved) -> Self {
@@ -174,7 +174,7 @@ macro_rules! options {
         /// let explanation = layer.explain(&Method::PATCH, "/luke/my-realm/cards/1");
         /// println!("{explanation}");
         /// assert_eq!(explanation.realms()[0].as_str(), "https://realms.example.com/luke/my-realm/");
-        /// # Ok::<(), tower_realm_lock::RealmError>(())
+        /// # Ok::<(), tower_realm_lock::ConfigError>(())
         /// ```
         #[must_use]
         pub fn explain(&self, method: &Method, uri: &str) -> Explanation {
@@ -196,7 +196,7 @@ macro_rules! options {
         /// assert!(login.passes());
         /// let card = layer.explain_route(&Method::PATCH, "/{owner}/{realm}/{*card}", "/luke/a/x");
         /// assert_eq!(card.realms()[0].as_str(), "https://realms.example.com/luke/a/");
-        /// # Ok::<(), tower_realm_lock::RealmError>(())
+        /// # Ok::<(), tower_realm_lock::ConfigError>(())
         /// ```
         #[cfg(feature = "axum")]
         #[must_use]
@@ -372,7 +372,7 @@ macro_rules! options {
         ///     },
         /// );
         /// # let _ = layer;
-        /// # Ok::<(), tower_realm_lock::RealmError>(())
+        /// # Ok::<(), tower_realm_lock::ConfigError>(())
         /// ```
         #[must_use]
         pub fn rejection<F>(mut self, response: F) -> Self
@@ -398,7 +398,7 @@ impl RealmWriteLockLayer {
     ///
     /// let realms = RealmPointers::new(["/realmURL"])?;
     /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms);
-    /// # Ok::<(), tower_realm_lock::RealmError>(())
+    /// # Ok::<(), tower_realm_lock::ConfigError>(())
     /// ```
     #[must_use]
     pub fn new(locks: RealmLocks, realms: impl Into<RealmResolver>) -> Self {
@@ -413,14 +413,14 @@ impl RealmWriteLockLayer {
     ///
     /// # Errors
     ///
-    /// [`RealmError::BodyNeeded`] if a [`Scope`](crate::Scope) needs the body of a request, such as
+    /// [`ConfigError::BodyNeeded`] if a [`Scope`](crate::Scope) needs the body of a request, such as
     /// [`Scope::atomic_hrefs`](crate::Scope::atomic_hrefs): call [`read_bodies`](Self::read_bodies)
     /// before.
     ///
     /// ```
     /// use http::Method;
     /// use tower_realm_lock::{
-    ///     LockRules, RealmError, RealmLocks, RealmPaths, RealmWriteLockLayer, Scope,
+    ///     LockRules, ConfigError, RealmLocks, RealmPaths, RealmWriteLockLayer, Scope,
     /// };
     ///
     /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
@@ -428,13 +428,13 @@ impl RealmWriteLockLayer {
     ///     .scope(Method::POST, "/{owner}/{realm}/_atomic", Scope::atomic_hrefs())?;
     /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms);
     /// let refused = layer.clone().rules(rules.clone()).unwrap_err();
-    /// assert!(matches!(refused, RealmError::BodyNeeded { .. }));
+    /// assert!(matches!(refused, ConfigError::BodyNeeded { .. }));
     ///
     /// let layer = layer.read_bodies(1024 * 1024).rules(rules);
     /// # let _ = layer;
-    /// # Ok::<(), RealmError>(())
+    /// # Ok::<(), ConfigError>(())
     /// ```
-    pub fn rules(self, rules: LockRules) -> Result<Self, RealmError> {
+    pub fn rules(self, rules: LockRules) -> Result<Self, ConfigError> {
         let realms = Arc::unwrap_or_clone(self.realms).with_head_rules(rules)?;
         let realms = Arc::new(realms);
         Ok(Self { realms, ..self }.reviewed_anew())
@@ -508,7 +508,7 @@ impl RealmBodyLockLayer {
     ///     .read_bodies(1024 * 1024)
     ///     .read_all(true);
     /// # let _ = layer;
-    /// # Ok::<(), tower_realm_lock::RealmError>(())
+    /// # Ok::<(), tower_realm_lock::ConfigError>(())
     /// ```
     #[must_use]
     pub fn read_all(mut self, all: bool) -> Self {

@@ -3,7 +3,7 @@
 use serde::de::{Deserialize, Deserializer, Error, MapAccess};
 
 use super::paths::RealmPaths;
-use crate::realm::error::RealmError;
+use crate::config::ConfigError;
 use crate::table::value::Value;
 use crate::table::{self, Table};
 
@@ -78,7 +78,7 @@ impl Table for Keys {
 }
 
 impl Keys {
-    fn into_paths(self) -> Result<RealmPaths, RealmError> {
+    fn into_paths(self) -> Result<RealmPaths, ConfigError> {
         let base_url = self.base_url.unwrap_or_default();
         let mut paths = RealmPaths::new(&base_url, &self.pattern.unwrap_or_default())?;
         if let Some(name) = &self.named {

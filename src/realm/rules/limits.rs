@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::realm::error::RealmError;
+use crate::config::ConfigError;
 
 /// The limits of one route, and how its requests are answered while the realm is busy.
 ///
@@ -28,7 +28,7 @@ use crate::realm::error::RealmError;
 ///     .limits(Method::POST, "/{owner}/{realm}/_batch", batch)?
 ///     .limits(Method::POST, "/{owner}/{realm}/_export", export)?;
 /// # let _ = rules;
-/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// # Ok::<(), tower_realm_lock::ConfigError>(())
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct RouteLimits {
@@ -76,11 +76,11 @@ impl RouteLimits {
     ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidStatus`] for a status that is not 4xx or 5xx.
-    pub fn busy_status(mut self, status: StatusCode) -> Result<Self, RealmError> {
+    /// [`ConfigError::InvalidStatus`] for a status that is not 4xx or 5xx.
+    pub fn busy_status(mut self, status: StatusCode) -> Result<Self, ConfigError> {
         if !(status.is_client_error() || status.is_server_error()) {
             let status = status.as_str().to_owned();
-            return Err(RealmError::InvalidStatus { status });
+            return Err(ConfigError::InvalidStatus { status });
         }
         self.busy_status = Some(status);
         Ok(self)

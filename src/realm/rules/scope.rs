@@ -81,7 +81,7 @@ impl Scope {
     ///     .scope(Method::POST, "/{owner}/{realm}/_purge", Scope::realm())?
     ///     .scope(Method::POST, "/{owner}/{realm}/{*rest}", Scope::shared())?;
     /// # let _ = rules;
-    /// # Ok::<(), tower_realm_lock::RealmError>(())
+    /// # Ok::<(), tower_realm_lock::ConfigError>(())
     /// ```
     ///
     /// **The layer does not protect such writers from each other.** Their store must: with a
@@ -136,7 +136,7 @@ impl Scope {
     ///
     /// ```
     /// use http::Method;
-    /// use tower_realm_lock::{LockRules, RealmError, Scope};
+    /// use tower_realm_lock::{ConfigError, LockRules, RealmError, Scope};
     ///
     /// // `If-Table: orders, customers` names the tables that an import writes.
     /// let tables = Scope::from_fn(|head, _realm| async move {
@@ -149,7 +149,7 @@ impl Scope {
     /// });
     /// let rules = LockRules::new().scope(Method::POST, "/{owner}/{realm}/_import", tables)?;
     /// # let _ = rules;
-    /// # Ok::<(), RealmError>(())
+    /// # Ok::<(), ConfigError>(())
     /// ```
     #[must_use]
     pub fn from_fn<F, R>(paths: F) -> Self
@@ -169,7 +169,7 @@ impl Scope {
     /// ```
     /// use http::Method;
     /// use tower_realm_lock::{
-    ///     LockRules, RealmBodyLockLayer, RealmError, RealmLocks, RealmPaths, Scope,
+    ///     ConfigError, LockRules, RealmBodyLockLayer, RealmError, RealmLocks, RealmPaths, Scope,
     /// };
     ///
     /// // The body is a list of cards, one in each line.
@@ -181,7 +181,7 @@ impl Scope {
     /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
     /// let layer = RealmBodyLockLayer::new(RealmLocks::in_process(), realms, 64 * 1024).rules(rules);
     /// # let _ = layer;
-    /// # Ok::<(), RealmError>(())
+    /// # Ok::<(), ConfigError>(())
     /// ```
     #[must_use]
     pub fn from_body_fn<F, R>(paths: F) -> Self

@@ -6,7 +6,7 @@ use http::{HeaderValue, Method, Request, StatusCode};
 use super::limits::RouteLimits;
 use super::lock_rules::LockRules;
 use super::scope::Scope;
-use crate::realm::error::RealmError;
+use crate::config::ConfigError;
 use crate::realm::head::Head;
 
 #[test]
@@ -183,6 +183,6 @@ fn a_layer_that_reads_no_bodies_refuses_a_scope_that_needs_one() {
     ] {
         let error = scoped(scope).unwrap().into_rules().without_bodies();
         let route = "POST /{owner}/{realm}/_atomic".to_owned();
-        assert_eq!(error.unwrap_err(), RealmError::BodyNeeded { route });
+        assert_eq!(error.unwrap_err(), ConfigError::BodyNeeded { route });
     }
 }

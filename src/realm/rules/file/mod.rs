@@ -9,8 +9,8 @@ use super::lock_rules::{LockRules, Ruled};
 use super::methods::MethodSet;
 use super::scope::{RouteScope, Scope};
 use super::selector::{RuleKind, Selector};
+use crate::config::ConfigError;
 use crate::realm::body::ReadsBodies;
-use crate::realm::error::RealmError;
 use crate::realm::template::PathTemplate;
 use crate::table::value::{Texts, Value};
 use crate::table::words::shown;
@@ -303,7 +303,7 @@ fn busy_status(limits: RouteLimits, number: u32) -> Result<RouteLimits, String> 
     let status = u16::try_from(number).ok();
     let limits = match status.and_then(|status| StatusCode::from_u16(status).ok()) {
         Some(status) => limits.busy_status(status),
-        None => Err(RealmError::InvalidStatus {
+        None => Err(ConfigError::InvalidStatus {
             status: number.to_string(),
         }),
     };
