@@ -6,6 +6,7 @@
 // Each test binary compiles this folder for itself and uses only a part of it.
 #![allow(dead_code)]
 
+pub mod alone;
 pub mod bouncer;
 pub mod broadcast;
 pub mod claims;

@@ -1,0 +1,127 @@
+//! A hundred thousand waiters that went away are gone: their memory, their places and their connections.
+
+// Reads the size of this process in `/proc`.
+#![cfg(target_os = "linux")]
+
+use std::fs;
+
+use futures_util::FutureExt;
+use http::Request;
+use tower::{Layer, ServiceExt};
+use tower_realm_lock::{RealmLocks, RealmWriteLockLayer};
+
+use crate::support::alone::is_alone;
+use crate::support::database::{TestDatabase, database};
+use crate::support::gate::{Gated, gate, key, patch, realms};
+
+const QUEUED: &str = "/luke/queued/card";
+const IN_DATABASE: &str = "/luke/foreign/card";
+
+/// The most connections of the pool.
+const POOL: u32 = 2;
+
+/// How many waiters there are at a time, and how many times.
+const BATCH: usize = 1000;
+const BATCHES: usize = 100;
+
+/// How many waiters go away that have come as far as PostgreSQL.
+const WAITS_IN_DATABASE: usize = 200;
+
+/// How much a process may grow that keeps nothing: pages of the allocator, which come and go.
+const GROWTH: u64 = 4 * 1024 * 1024;
+
+#[tokio::test]
+async fn cancelled_waiters_leave_no_memory_and_no_connection() {
+    if !is_alone(
+        module_path!(),
+        "cancelled_waiters_leave_no_memory_and_no_connection",
+    ) {
+        return;
+    }
+    let database = database().await;
+    let locks = RealmLocks::postgres_builder(database.url())
+        .pool_size(POOL)
+        .build()
+        .await
+        .unwrap();
+    let layer = RealmWriteLockLayer::new(locks, realms());
+    let (handler, mut gate) = gate();
+    let inside = patch(&layer, &handler, QUEUED);
+    let holder = gate.entered().await;
+    let foreign = database.connect().await;
+    let lock = format!("SELECT pg_advisory_lock({})", key(IN_DATABASE));
+    foreign.batch_execute(&lock).await.unwrap();
+
+    cancel_in_queue(&layer, &handler, BATCHES / 10);
+    cancel_in_database(&layer, &handler, &database, WAITS_IN_DATABASE / 10).await;
+    let memory = resident();
+
+    cancel_in_queue(&layer, &handler, BATCHES);
+    cancel_in_database(&layer, &handler, &database, WAITS_IN_DATABASE).await;
+    let (memory_after, backends) = (resident(), database.backends().await);
+    println!("resident: {memory} bytes before, {memory_after} after");
+    println!("connections: {backends}");
+    let growth = memory_after.saturating_sub(memory);
+    assert!(growth < GROWTH, "grew by {growth} bytes");
+    // Those of the pool, and the foreign one. A waiter may need the pool's second connection while
+    // the first is still on its way back, and the pool keeps both.
+    assert!(
+        backends <= i64::from(POOL) + 1,
+        "{backends} connections are left"
+    );
+
+    // Nobody stands in anybody's way.
+    let next = patch(&layer, &handler, QUEUED);
+    holder.answer(200);
+    gate.entered().await.answer(200);
+    foreign
+        .batch_execute("SELECT pg_advisory_unlock_all()")
+        .await
+        .unwrap();
+    let other = patch(&layer, &handler, IN_DATABASE);
+    gate.entered().await.answer(200);
+    for write in [inside, next, other] {
+        assert_eq!(write.await.unwrap().unwrap().status(), 200);
+    }
+}
+
+/// Lets requests wait behind the holder, a batch at a time, and drops them.
+fn cancel_in_queue(layer: &RealmWriteLockLayer, handler: &Gated, batches: usize) {
+    for _ in 0..batches {
+        let waiters: Vec<_> = (0..BATCH)
+            .map(|_| {
+                let request = Request::patch(QUEUED).body(String::new()).unwrap();
+                let mut waiter = Box::pin(layer.layer(handler.clone()).oneshot(request));
+                assert!((&mut waiter).now_or_never().is_none());
+                waiter
+            })
+            .collect();
+        drop(waiters);
+    }
+}
+
+/// Lets requests wait in PostgreSQL, one after the other, and aborts them there.
+async fn cancel_in_database(
+    layer: &RealmWriteLockLayer,
+    handler: &Gated,
+    database: &TestDatabase,
+    count: usize,
+) {
+    for _ in 0..count {
+        let mut waiter = patch(layer, handler, IN_DATABASE);
+        tokio::select! {
+            () = database.wait_for_waiting(key(IN_DATABASE), 1) => {}
+            answer = &mut waiter => panic!("it does not wait: {answer:?}"),
+        }
+        waiter.abort();
+        database.wait_for_waiting(key(IN_DATABASE), 0).await;
+    }
+}
+
+/// How much memory this process has.
+fn resident() -> u64 {
+    // In pages; the kernel of every common machine has pages of 4096 bytes.
+    let statm = fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
