@@ -60,10 +60,10 @@
 //! ```
 //! use std::{fs, io, path::PathBuf};
 //!
-//! use axum::{Extension, http::StatusCode};
+//! use axum::http::StatusCode;
 //! use tower_realm_lock::HeldLock;
 //!
-//! async fn put_card(Extension(held): Extension<HeldLock>, card: String) -> StatusCode {
+//! async fn put_card(held: HeldLock, card: String) -> StatusCode {
 //!     let lock = held.clone();
 //!     let written = held.spawn_blocking(move || {
 //!         fs::write("card.json.new", card)?;
@@ -94,8 +94,9 @@
 //!
 //! # How it is built
 //!
-//! A request walks one way through three rooms: [`layer`] (*where* it applies) asks [`realm`] (*what* is locked) for the
-//! realm and [`lock`] (*how* it is held) for a hold, calls the inner service, and releases.
+//! A request takes one way: the layer (*where* it applies) asks the resolver and the rules (*what*
+//! is locked) for the claim and [`RealmLocks`] (*how* it is held) for a hold, calls the inner
+//! service, and releases.
 //!
 //! - **Waiting costs no connection.** Callers stand in an in-process queue; for each realm at most one of a process talks to
 //!   PostgreSQL, on a pool of the locks' own.
@@ -160,12 +161,13 @@
 //! None is on by default.
 //!
 //! - `axum`: finds realms by the parameters of the route that axum's router has matched, so that
-//!   other routes pass and nested routers need no care; reads `ConnectInfo`. Recommended with axum.
-//!   It can change which requests are locked: turn it on in all replicas or in none.
+//!   other routes pass and nested routers need no care; reads `ConnectInfo`; and lets handlers take
+//!   [`HeldLock`] and [`LockTransaction`] as arguments. Recommended with axum. It can change which requests are locked: turn it on in all replicas or in none.
 //! - `metrics`: counts waits, holds, hand-offs, losses and rejections through the `metrics` facade;
 //!   [operations](guide::operations) has the list.
 //! - `serde`: reads [`RealmPaths`], [`LockRules`], `Limits` and [`PostgresBuilder`] from a
-//!   configuration file; unknown keys are errors.
+//!   configuration file; unknown keys are errors. Reads and writes [`RealmUrl`], [`LockKey`] and
+//!   [`FencingToken`].
 //! - `test-util`: `HeldLock::lose` takes a hold's lock away on purpose, for tests of what an
 //!   application does then. Turn it on under `[dev-dependencies]`.
 //! - `tls-rustls`: TLS to PostgreSQL by rustls, with ring. No crypto provider has to be installed for the process.

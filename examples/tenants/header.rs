@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode};
 use axum::routing::post;
 use tower_realm_lock::{
-    ConfigError, LockKey, LockRules, RealmError, RealmLocks, RealmResolver, RealmWriteLockLayer,
+    ConfigError, LockKey, LockRules, RealmLocks, RealmResolver, RealmWriteLockLayer,
 };
 
 use crate::login;

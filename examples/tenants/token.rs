@@ -7,9 +7,7 @@ use axum::middleware::{Next, from_fn};
 use axum::response::Response;
 use axum::routing::post;
 use axum::{Extension, Router};
-use tower_realm_lock::{
-    ConfigError, RealmError, RealmLocks, RealmResolver, RealmUrl, RealmWriteLockLayer,
-};
+use tower_realm_lock::{ConfigError, RealmLocks, RealmResolver, RealmUrl, RealmWriteLockLayer};
 
 use crate::login;
 use crate::notes::Notes;

@@ -3,6 +3,7 @@
 
 mod canonical_paths;
 mod explain;
+mod face;
 mod forwarded;
 mod hostile_input;
 mod hostile_names;
