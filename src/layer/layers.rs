@@ -220,40 +220,27 @@ macro_rules! options {
             self
         }
 
-        /// How long a request waits for its lock, in the queue and in PostgreSQL together. Default:
-        /// the setting of `locks`, which is 10 seconds unless changed.
-        #[must_use]
-        pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
-            self.settings.locks = self.settings.locks.acquire_timeout(timeout);
-            self
-        }
-
-        /// How long an inner call may hold its lock before it is dropped and answered with 504;
-        /// `None` for no bound. Default: the setting of `locks`, which is 5 minutes unless changed.
-        #[must_use]
-        pub fn max_hold(mut self, max_hold: impl Into<Option<Duration>>) -> Self {
-            self.settings.locks = self.settings.locks.max_hold(max_hold);
-            self
-        }
-
-        /// How many requests may wait for one realm in this process; the next is rejected at once.
-        /// Default: the setting of `locks`, which is 1024 unless changed.
-        #[must_use]
-        pub fn max_waiters_per_realm(mut self, waiters: usize) -> Self {
-            self.settings.locks = self.settings.locks.max_waiters_per_realm(waiters);
-            self
-        }
-
-        /// Whether handlers may run their own SQL in the transaction that holds the lock:
-        /// `Extension<LockTransaction>`. Default `false`.
+        /// Changes the bounds of this layer's locks: how long a request waits and holds, how many
+        /// wait, and whether handlers share the transaction. They are options of [`RealmLocks`],
+        /// and what else has a clone of the same locks keeps its own.
         ///
-        /// A success then commits before its response leaves, or is answered with 503
-        /// `commit-failed`; everything else rolls back. Under [`HoldUntil::BodyEnd`] the body's end
-        /// commits, and a body that breaks off rolls back. See
-        /// [`LockTransaction`](crate::LockTransaction).
+        /// ```
+        /// use std::time::Duration;
+        ///
+        /// use tower_realm_lock::{RealmLocks, RealmPaths, RealmWriteLockLayer};
+        ///
+        /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
+        /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms);
+        /// // For the routes of batches.
+        /// let patient = layer
+        ///     .clone()
+        ///     .map_locks(|locks| locks.acquire_timeout(Duration::from_secs(60)));
+        /// # let _ = patient;
+        /// # Ok::<(), tower_realm_lock::ConfigError>(())
+        /// ```
         #[must_use]
-        pub fn share_transaction(mut self, share: bool) -> Self {
-            self.settings.locks = self.settings.locks.share_transaction(share);
+        pub fn map_locks(mut self, change: impl FnOnce(RealmLocks) -> RealmLocks) -> Self {
+            self.settings.locks = change(self.settings.locks);
             self
         }
 
@@ -489,12 +476,12 @@ impl RealmBodyLockLayer {
     /// Without it, the handler reads such a body under the lock:
     ///
     /// - A client that sends slowly, or stops, holds its realm and a lock connection, up to
-    ///   [`max_hold`](Self::max_hold). Once there are as many of them as the pool has connections,
+    ///   [`max_hold`](RealmLocks::max_hold). Once there are as many of them as the pool has connections,
     ///   every other realm waits.
     /// - A client that vanishes while it waits is noticed late over HTTP/1.1. A server reads
     ///   nothing more from the connection until somebody reads the body, so it misses the
     ///   disconnect unless the first read brought the whole body. The request keeps its place in
-    ///   the queue until [`acquire_timeout`](Self::acquire_timeout).
+    ///   the queue until [`acquire_timeout`](RealmLocks::acquire_timeout).
     ///
     /// With it, neither happens. The price is memory: each waiting request keeps its body, up to
     /// the layer's limit, and a longer one is answered with 413 `body-too-large`. Large uploads are

@@ -128,7 +128,8 @@ impl RealmLocks {
         self
     }
 
-    /// How many callers of this process may wait for one realm; the next is refused at once. Default 1024.
+    /// How many callers of this process may wait for one realm; the next is refused at once.
+    /// Default 1024.
     #[must_use]
     pub fn max_waiters_per_realm(mut self, waiters: usize) -> Self {
         self.bounds.max_waiters = waiters;
@@ -138,7 +139,9 @@ impl RealmLocks {
     /// Whether the work may run its own SQL in the transaction that holds the lock: see
     /// [`LockTransaction`](crate::LockTransaction). Default `false`.
     ///
-    /// For locks in PostgreSQL only: locks in process then refuse every request.
+    /// A success then commits before its response leaves, or is answered with 503 `commit-failed`;
+    /// everything else rolls back. For locks in PostgreSQL only: locks in process then refuse every
+    /// request.
     #[must_use]
     pub fn share_transaction(mut self, share: bool) -> Self {
         self.bounds.share_transaction = share;

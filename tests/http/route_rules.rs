@@ -144,7 +144,7 @@ async fn several_realms_are_shared_together() {
 #[tokio::test]
 async fn a_route_waits_for_as_long_as_it_says() {
     let long = RouteLimits::new().acquire_timeout(PATIENCE);
-    let layer = layer(limited(long)).acquire_timeout(SHORT);
+    let layer = layer(limited(long)).map_locks(|locks| locks.acquire_timeout(SHORT));
     let (handler, mut gate) = gate();
     let first = patch(&layer, &handler, "/luke/a/x");
     let inside = gate.entered().await;
@@ -169,7 +169,11 @@ async fn a_route_holds_for_as_long_as_it_says() {
     ] {
         let layer = RealmWriteLockLayer::new(locks, realms());
         let unbounded = limited(RouteLimits::new().max_hold(None));
-        let unbounded = layer.clone().rules(unbounded).unwrap().max_hold(SHORT);
+        let unbounded = layer
+            .clone()
+            .rules(unbounded)
+            .unwrap()
+            .map_locks(|locks| locks.max_hold(SHORT));
         let (handler, mut gate) = gate();
         let batch = put(&unbounded, &handler, "/luke/a/batch");
         let inside = gate.entered().await;
@@ -250,7 +254,8 @@ async fn a_route_that_does_not_wait_answers_at_once_if_the_realm_is_taken() {
 
 #[tokio::test]
 async fn a_full_queue_is_answered_as_the_route_says_and_other_routes_keep_their_answer() {
-    let layer = layer(limited(fail_fast().acquire_timeout(PATIENCE))).max_waiters_per_realm(1);
+    let layer = layer(limited(fail_fast().acquire_timeout(PATIENCE)))
+        .map_locks(|locks| locks.max_waiters_per_realm(1));
     let (handler, mut gate) = gate();
     let first = patch(&layer, &handler, "/luke/a/x");
     let inside = gate.entered().await;

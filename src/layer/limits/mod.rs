@@ -12,9 +12,9 @@ use crate::table::{self, Table};
 ///
 /// | key | value |
 /// | --- | --- |
-/// | `acquire_timeout` | a time: [`acquire_timeout`](crate::RealmWriteLockLayer::acquire_timeout) |
-/// | `max_hold` | a time, or `"none"` for no bound: [`max_hold`](crate::RealmWriteLockLayer::max_hold) |
-/// | `max_waiters_per_realm` | a number: [`max_waiters_per_realm`](crate::RealmWriteLockLayer::max_waiters_per_realm) |
+/// | `acquire_timeout` | a time: [`acquire_timeout`](crate::RealmLocks::acquire_timeout) |
+/// | `max_hold` | a time, or `"none"` for no bound: [`max_hold`](crate::RealmLocks::max_hold) |
+/// | `max_waiters_per_realm` | a number: [`max_waiters_per_realm`](crate::RealmLocks::max_waiters_per_realm) |
 /// | `body_timeout` | a time: [`body_timeout`](crate::RealmBodyLockLayer::body_timeout) |
 ///
 /// A time is a text with a unit, `"10s"`, `"500ms"` or `"1m 30s"`; a bare number is refused. An

@@ -49,8 +49,8 @@ impl RouteLimits {
         Self::default()
     }
 
-    /// How long a request of the route waits for its lock. Default: the layer's
-    /// [`acquire_timeout`](crate::RealmWriteLockLayer::acquire_timeout).
+    /// How long a request of the route waits for its lock. Default: the
+    /// [`acquire_timeout`](crate::RealmLocks::acquire_timeout) of the layer's locks.
     ///
     /// With [`Duration::ZERO`] it does not wait: it is rejected at once if the lock is taken.
     #[must_use]
@@ -59,8 +59,8 @@ impl RouteLimits {
         self
     }
 
-    /// How long a call of the route may hold its lock; `None` for no bound. Default: the layer's
-    /// [`max_hold`](crate::RealmWriteLockLayer::max_hold).
+    /// How long a call of the route may hold its lock; `None` for no bound. Default: the
+    /// [`max_hold`](crate::RealmLocks::max_hold) of the layer's locks.
     #[must_use]
     pub fn max_hold(mut self, max_hold: impl Into<Option<Duration>>) -> Self {
         self.max_hold = Some(MaxHold(max_hold.into()));
