@@ -982,8 +982,7 @@ pub(crate) mod tests {
 
     #[test]
     fn work_that_was_frozen_with_its_process_does_not_go_on() {
-        // The queue's mutex is a model checker's in unit tests.
-        shuttle::check_random(|| paused_runtime().block_on(freeze()), 1);
+        paused_runtime().block_on(freeze());
     }
 
     pub(crate) fn paused_runtime() -> tokio::runtime::Runtime {
@@ -1037,101 +1036,59 @@ pub(crate) mod tests {
 
     #[test]
     fn a_lock_is_given_back_by_the_last_hold_that_shares_it() {
-        // The queue's mutex is a model checker's in unit tests.
-        shuttle::check_random(
-            || {
-                let queue = Arc::new(Queue::default());
-                let outer = granted(&queue, &realm());
-                let inner = outer.core().within(|| nested(&realm()));
-                let innermost = inner.core().within(|| nested(&realm()));
-                let outer = outer.end(Outcome::Success).unwrap();
-                assert_eq!(outer.fate, Fate::Kept);
-                assert!(inner.core().is_held());
-                drop(inner);
-                assert_eq!(queue.status().len(), 1, "the innermost keeps it");
-                let innermost = innermost.end(Outcome::Success).unwrap();
-                assert_eq!(innermost.fate, Fate::GivenBack);
-                assert!(queue.status().is_empty());
-            },
-            1,
-        );
+        let queue = Arc::new(Queue::default());
+        let outer = granted(&queue, &realm());
+        let inner = outer.core().within(|| nested(&realm()));
+        let innermost = inner.core().within(|| nested(&realm()));
+        let outer = outer.end(Outcome::Success).unwrap();
+        assert_eq!(outer.fate, Fate::Kept);
+        assert!(inner.core().is_held());
+        drop(inner);
+        assert_eq!(queue.status().len(), 1, "the innermost keeps it");
+        let innermost = innermost.end(Outcome::Success).unwrap();
+        assert_eq!(innermost.fate, Fate::GivenBack);
+        assert!(queue.status().is_empty());
     }
 
     #[test]
     fn a_nested_hold_of_two_locks_ends_with_neither() {
-        shuttle::check_random(
-            || {
-                let queue = Arc::new(Queue::default());
-                let other = Claim::realm(&"http://h/b/".parse().unwrap());
-                let one = granted(&queue, &realm());
-                let two = one.core().within(|| granted(&queue, &other));
-                let both = two.core().within(|| nested(&realm().and(&other)));
-                drop((one, two));
-                assert_eq!(queue.status().len(), 2);
-                drop(both);
-                assert!(queue.status().is_empty());
-            },
-            1,
-        );
+        let queue = Arc::new(Queue::default());
+        let other = Claim::realm(&"http://h/b/".parse().unwrap());
+        let one = granted(&queue, &realm());
+        let two = one.core().within(|| granted(&queue, &other));
+        let both = two.core().within(|| nested(&realm().and(&other)));
+        drop((one, two));
+        assert_eq!(queue.status().len(), 2);
+        drop(both);
+        assert!(queue.status().is_empty());
     }
 
     #[test]
     fn a_loss_is_counted_once_and_makes_no_success() {
-        shuttle::check_random(
-            || {
-                paused_runtime().block_on(async {
-                    let (hold, lease) = leased(Duration::from_secs(30));
-                    tokio::time::advance(Duration::from_secs(20)).await;
-                    assert!(!lease.is_current());
-                    let core = Arc::clone(hold.core());
-                    assert!(!core.is_counted_lost.load(Ordering::Relaxed));
-                    let end = hold.end(Outcome::Success);
-                    assert!(matches!(end, Err(LockError::Lost { .. })));
-                    assert!(core.is_counted_lost.load(Ordering::Relaxed));
-                });
-            },
-            1,
-        );
-    }
-
-    #[test]
-    fn work_begins_only_under_a_grant_that_lasts() {
-        shuttle::check_random(
-            || {
-                let queue = Arc::new(Queue::default());
-                let hold = granted(&queue, &realm());
-                let core = Arc::clone(hold.core());
-                let beginning = shuttle::thread::spawn(move || Hold::for_work(&core).ok());
-                // A point for the model checker.
-                shuttle::thread::yield_now();
-                let _ = hold.end(Outcome::Success);
-                let part = beginning.join().unwrap();
-                let holds = usize::from(part.is_some());
-                assert_eq!(queue.status().len(), holds, "work without its lock");
-                drop(part);
-                assert!(queue.status().is_empty());
-            },
-            2_000,
-        );
+        paused_runtime().block_on(async {
+            let (hold, lease) = leased(Duration::from_secs(30));
+            tokio::time::advance(Duration::from_secs(20)).await;
+            assert!(!lease.is_current());
+            let core = Arc::clone(hold.core());
+            assert!(!core.is_counted_lost.load(Ordering::Relaxed));
+            let end = hold.end(Outcome::Success);
+            assert!(matches!(end, Err(LockError::Lost { .. })));
+            assert!(core.is_counted_lost.load(Ordering::Relaxed));
+        });
     }
 
     #[test]
     fn work_that_took_too_long_is_no_success_however_late_its_timer_is() {
-        shuttle::check_random(
-            || {
-                paused_runtime().block_on(async {
-                    let limit = Duration::from_secs(1);
-                    let mut hold = granted(&Arc::new(Queue::default()), &realm());
-                    let core = Arc::get_mut(&mut hold.core).unwrap();
-                    core.max_hold = Some(limit);
-                    tokio::time::advance(limit).await;
-                    assert!(!hold.core.is_held());
-                    let end = hold.end(Outcome::Success);
-                    assert!(matches!(end, Err(LockError::Expired { .. })));
-                });
-            },
-            1,
-        );
+        paused_runtime().block_on(async {
+            let limit = Duration::from_secs(1);
+            let mut hold = granted(&Arc::new(Queue::default()), &realm());
+            let core = Arc::get_mut(&mut hold.core).unwrap();
+            core.max_hold = Some(limit);
+            tokio::time::advance(limit).await;
+            assert!(!hold.core.is_held());
+            let end = hold.end(Outcome::Success);
+            assert!(matches!(end, Err(LockError::Expired { .. })));
+        });
     }
 
     async fn freeze() {
@@ -1147,5 +1104,32 @@ pub(crate) mod tests {
         let end = guarded.now_or_never();
         assert!(matches!(end, Some(Err(LockError::Lost { .. }))));
         assert_eq!(steps.get(), 1);
+    }
+
+    /// What runs under the model checker, as the queue's own schedules do.
+    #[cfg(shuttle)]
+    mod schedules {
+        use super::*;
+
+        #[test]
+        fn work_begins_only_under_a_grant_that_lasts() {
+            shuttle::check_random(
+                || {
+                    let queue = Arc::new(Queue::default());
+                    let hold = granted(&queue, &realm());
+                    let core = Arc::clone(hold.core());
+                    let beginning = shuttle::thread::spawn(move || Hold::for_work(&core).ok());
+                    // A point for the model checker.
+                    shuttle::thread::yield_now();
+                    let _ = hold.end(Outcome::Success);
+                    let part = beginning.join().unwrap();
+                    let holds = usize::from(part.is_some());
+                    assert_eq!(queue.status().len(), holds, "work without its lock");
+                    drop(part);
+                    assert!(queue.status().is_empty());
+                },
+                2_000,
+            );
+        }
     }
 }

@@ -11,7 +11,7 @@
 //! Replicas are processes of this program. Their handlers write to a store of files and append what they do to a log that
 //! knows nothing of locks (`store`); clients note what they are told (`load`). A seeded schedule of faults (`schedule`)
 //! ends connections and processes, freezes them, restarts and crashes PostgreSQL, and lets clients leave (`nemesis`).
-//! In the end a checker looks for what must not happen (`support::history::checker`; `tests/history.rs` tests it).
+//! In the end a checker looks for what must not happen (`support::history::checker`; `tests/server/history.rs` tests it).
 //!
 //! That the suite can fail is a part of it: it first runs without a lock, and with one that does
 //! not notice its loss, and wants to find overlapping holds and lost writes in both. Then it runs

@@ -1,7 +1,7 @@
 //! Whatever a client writes, nothing panics, no realm has a second key, and no problem body does more than be read.
 //!
-//! The properties are those of the fuzz targets in `fuzz/`. `PROPTEST_CASES=1000000 cargo test --release --all-features --test
-//! hostile_input` looks for longer.
+//! The properties are those of the fuzz targets in `fuzz/`. `SECURITY.md` has the command that tries
+//! more inputs.
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;

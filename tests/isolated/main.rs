@@ -1,7 +1,6 @@
 //! Promises whose tests need a process of their own, because they count what a process allocates or collect what it
 //! logs, and those whose tests also run with other features. One module for each promise, named for it.
 
-mod cancelled_waiters;
 mod frugal;
 mod many_realms;
 mod metrics;

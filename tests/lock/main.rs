@@ -5,6 +5,7 @@ mod always_released;
 mod broadcast;
 mod broadcast_missed;
 mod cancel_anywhere;
+mod cancelled_waiters;
 mod claims;
 mod client_disconnect;
 mod come_and_go;

@@ -33,7 +33,7 @@ async fn a_long_hold_is_kept_by_heartbeats() {
     let database = database().await;
     let proxy = Proxy::to(database.url()).await;
     let layer = postgres_layer_with(&proxy.url(database.url()), |builder| {
-        builder.lease(Duration::from_millis(300))
+        builder.lease(Duration::from_millis(900))
     })
     .await;
     let (handler, mut gate) = gate();

@@ -3,7 +3,7 @@
 //!
 //! Everything here panics with what it saw when it cannot do its part: a test has no use for an error value.
 
-// Each test binary compiles this folder for itself and uses only a part of it.
+// Each test program, an example and the benchmark compile this folder, and use only a part of it.
 #![allow(dead_code)]
 
 pub mod alone;

@@ -36,20 +36,20 @@
 
 mod lane;
 mod life;
-#[cfg(test)]
-mod tests;
+#[cfg(all(test, shuttle))]
+mod schedules;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::{Arc, OnceLock, PoisonError};
-#[cfg(not(test))]
+#[cfg(not(shuttle))]
 use std::sync::{Mutex, MutexGuard};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-// In unit tests a model checker chooses which thread runs next wherever a mutex is taken.
-#[cfg(test)]
+// The model checker chooses which thread runs next wherever a mutex is taken.
+#[cfg(shuttle)]
 use shuttle::sync::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::time::Instant;

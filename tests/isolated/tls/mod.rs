@@ -1,7 +1,8 @@
 //! Connections to PostgreSQL are encrypted as the URL says, by either library, and what keeps them from it is said with its remedy.
 //!
-//! The server is a real one with a certificate of the tests' own. With both libraries a URL's TLS is rustls'; native-tls has its turn
-//! with `cargo test --test tls --no-default-features --features tls-native`.
+//! The server is a real one with a certificate of the tests' own. With both libraries a URL's TLS is
+//! rustls'; native-tls has its turn with
+//! `cargo test --test isolated --no-default-features --features tls-native -- tls::`.
 
 #[cfg(any(feature = "tls-native", feature = "tls-rustls"))]
 mod authority;

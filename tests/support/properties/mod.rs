@@ -2,10 +2,7 @@
 //!
 //! It returns whether the input was let in; what is refused is seen to be refused well.
 //!
-//! Written once for two drivers: the property tests in `tests/hostile_input.rs`, and the fuzz targets in `fuzz/`.
-
-// Each test binary compiles this folder for itself and uses only a part of it.
-#![allow(dead_code)]
+//! Written once for two drivers: the property tests in `tests/http/hostile_input.rs`, and the fuzz targets in `fuzz/`.
 
 pub mod answer;
 pub mod destinations;

@@ -1,5 +1,6 @@
-//! Each test runs under shuttle, which takes the threads apart at every use of the queue's mutex. A deadlock (a lost
-//! wake-up) fails the test, and so does a double grant.
+//! Each test runs under shuttle, which takes the threads apart at every use of the queue's mutex. A
+//! deadlock (a lost wake-up) fails the test, and so does a double grant. `scripts/test schedules`
+//! compiles them, with `--cfg shuttle`.
 
 mod overlapping;
 
