@@ -63,6 +63,7 @@
 //! use axum::http::StatusCode;
 //! use tower_realm_lock::HeldLock;
 //!
+//! # #[cfg(feature = "axum")]
 //! async fn put_card(held: HeldLock, card: String) -> StatusCode {
 //!     let lock = held.clone();
 //!     let written = held.spawn_blocking(move || {

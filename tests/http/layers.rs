@@ -12,7 +12,7 @@ use axum::extract::ws::{Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
 use axum::extract::{OriginalUri, Request, State};
 use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
-use axum::{Router, routing};
+use axum::{Extension, Router, routing};
 use flate2::read::GzDecoder;
 use futures_util::stream;
 use http::header::{
@@ -400,7 +400,7 @@ async fn a_compressed_body_ends_well_only_if_the_hold_does() {
         ("INSERT INTO writes VALUES (1)", true),
         ("INSERT INTO writes VALUES (2); ROLLBACK", false),
     ] {
-        let handler = move |transaction: LockTransaction| async move {
+        let handler = move |Extension(transaction): Extension<LockTransaction>| async move {
             let client = transaction.client().unwrap();
             client.batch_execute(statement).await.unwrap();
             let parts = ["a".repeat(1000), "b".repeat(1000)];
@@ -431,7 +431,7 @@ async fn a_compressed_body_ends_well_only_if_the_hold_does() {
 async fn a_status_that_compression_changes_decides_the_write_if_it_is_inside() {
     let (database, lock) = shared(HoldUntil::Response).await;
     for (compression_is_outside, count) in [(false, "0"), (true, "1")] {
-        let handler = async |transaction: LockTransaction| {
+        let handler = async |Extension(transaction): Extension<LockTransaction>| {
             let client = transaction.client().unwrap();
             let insert = "INSERT INTO writes VALUES (1)";
             client.batch_execute(insert).await.unwrap();

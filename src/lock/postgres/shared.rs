@@ -65,6 +65,7 @@ use crate::realm::claim::Claim;
 /// use axum::http::StatusCode;
 /// use tower_realm_lock::LockTransaction;
 ///
+/// # #[cfg(feature = "axum")]
 /// async fn rename(transaction: LockTransaction) -> StatusCode {
 ///     let Ok(client) = transaction.client() else {
 ///         return StatusCode::SERVICE_UNAVAILABLE;
