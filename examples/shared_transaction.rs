@@ -39,9 +39,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     tokio::spawn(connection);
     reader.batch_execute(TABLE).await?;
 
-    let locks = RealmLocks::postgres(&url).await?;
+    let locks = RealmLocks::postgres(&url).await?.share_transaction(true);
     let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
-    let layer = RealmWriteLockLayer::new(locks.clone(), realms).share_transaction(true);
+    let layer = RealmWriteLockLayer::new(locks.clone(), realms);
     let app = Router::new()
         .route("/{owner}/{realm}/spent", get(spent).post(spend))
         .layer(layer)

@@ -52,13 +52,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
     tokio::spawn(connection);
     reader.batch_execute(TABLE).await?;
 
-    let locks = RealmLocks::postgres(&url).await?;
+    let locks = RealmLocks::postgres(&url).await?.share_transaction(true);
     // Metadata are headers.
     let realms = RealmResolver::from_header(HeaderName::from_static("realm"), realm);
     let layer = RealmWriteLockLayer::new(locks.clone(), realms)
         // Every call of gRPC is a POST.
         .rules(LockRules::new().exempt(Method::POST, "/ledger.Ledger/Total")?)?
-        .share_transaction(true)
         .success(Success::grpc());
 
     let port = env::var("PORT").map_or(Ok(3000), |port| port.parse())?;

@@ -60,10 +60,11 @@
 //! ```
 //! use std::{fs, io, path::PathBuf};
 //!
-//! use axum::{Extension, http::StatusCode};
+//! use axum::http::StatusCode;
 //! use tower_realm_lock::HeldLock;
 //!
-//! async fn put_card(Extension(held): Extension<HeldLock>, card: String) -> StatusCode {
+//! # #[cfg(feature = "axum")]
+//! async fn put_card(held: HeldLock, card: String) -> StatusCode {
 //!     let lock = held.clone();
 //!     let written = held.spawn_blocking(move || {
 //!         fs::write("card.json.new", card)?;
@@ -94,8 +95,9 @@
 //!
 //! # How it is built
 //!
-//! A request walks one way through three rooms: [`layer`] (*where* it applies) asks [`realm`] (*what* is locked) for the
-//! realm and [`lock`] (*how* it is held) for a hold, calls the inner service, and releases.
+//! A request takes one way: the layer (*where* it applies) asks the resolver and the rules (*what*
+//! is locked) for the claim and [`RealmLocks`] (*how* it is held) for a hold, calls the inner
+//! service, and releases.
 //!
 //! - **Waiting costs no connection.** Callers stand in an in-process queue; for each realm at most one of a process talks to
 //!   PostgreSQL, on a pool of the locks' own.
@@ -136,7 +138,7 @@
 //! let layer = RealmBodyLockLayer::new(RealmLocks::in_process(), realms, 1024 * 1024)
 //!     .rules(rules);
 //! # let _ = layer;
-//! # Ok::<(), tower_realm_lock::RealmError>(())
+//! # Ok::<(), tower_realm_lock::ConfigError>(())
 //! ```
 //!
 //! [`explain`](RealmWriteLockLayer::explain) shows what one request locks, and why. A layer logs
@@ -160,12 +162,13 @@
 //! None is on by default.
 //!
 //! - `axum`: finds realms by the parameters of the route that axum's router has matched, so that
-//!   other routes pass and nested routers need no care; reads `ConnectInfo`. Recommended with axum.
-//!   It can change which requests are locked: turn it on in all replicas or in none.
+//!   other routes pass and nested routers need no care; reads `ConnectInfo`; and lets handlers take
+//!   [`HeldLock`] and [`LockTransaction`] as arguments. Recommended with axum. It can change which requests are locked: turn it on in all replicas or in none.
 //! - `metrics`: counts waits, holds, hand-offs, losses and rejections through the `metrics` facade;
 //!   [operations](guide::operations) has the list.
 //! - `serde`: reads [`RealmPaths`], [`LockRules`], `Limits` and [`PostgresBuilder`] from a
-//!   configuration file; unknown keys are errors.
+//!   configuration file; unknown keys are errors. Reads and writes [`RealmUrl`], [`LockKey`] and
+//!   [`FencingToken`].
 //! - `test-util`: `HeldLock::lose` takes a hold's lock away on purpose, for tests of what an
 //!   application does then. Turn it on under `[dev-dependencies]`.
 //! - `tls-rustls`: TLS to PostgreSQL by rustls, with ring. No crypto provider has to be installed for the process.
@@ -241,18 +244,20 @@
 // docs.rs builds with a nightly Rust, and says of each item which feature it needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod config;
 #[cfg(any(doc, doctest))]
 pub mod guide;
-pub mod layer;
-pub mod lock;
+mod layer;
+mod lock;
 mod metrics;
-pub mod realm;
+mod realm;
 
+pub use self::config::ConfigError;
 #[cfg(feature = "serde")]
 pub use self::layer::Limits;
 pub use self::layer::{
     BodyError, HoldUntil, LockBody, OnDisconnect, RealmBodyLock, RealmBodyLockLayer,
-    RealmWriteLock, RealmWriteLockLayer, Rejection, RequestBody, Success,
+    RealmWriteLock, RealmWriteLockLayer, Rejection, RequestBody, ResponseFuture, Success,
 };
 #[cfg(any(feature = "tls-native", feature = "tls-rustls"))]
 pub use self::lock::Tls;
@@ -261,7 +266,7 @@ pub use self::lock::{
     RealmEvent, RealmLocks, RealmWrite, RealmWrites, TransactionClient,
 };
 pub use self::realm::{
-    Claim, Explanation, LockKey, LockRules, MethodSet, PeerAddr, RealmBodyResolver, RealmError,
-    RealmMounts, RealmPaths, RealmPointers, RealmResolver, RealmUrl, RequestHead, RequestOrigin,
-    RouteLimits, Scope, TrustedProxies, UnixPeer, Unresolved,
+    Claim, Explanation, LockKey, LockRules, MethodSet, PathProblem, PeerAddr, RealmBodyResolver,
+    RealmError, RealmMounts, RealmPaths, RealmPointers, RealmResolver, RealmUrl, RequestHead,
+    RequestOrigin, RouteLimits, Scope, TrustedProxies, UnixPeer, Unresolved,
 };

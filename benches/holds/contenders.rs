@@ -120,7 +120,8 @@ async fn postgres(
 
 /// No call is refused, however many wait and however long.
 fn layer(locks: RealmLocks) -> RealmWriteLockLayer {
-    RealmWriteLockLayer::new(locks, realms())
+    let locks = locks
         .acquire_timeout(PATIENCE)
-        .max_waiters_per_realm(usize::MAX)
+        .max_waiters_per_realm(usize::MAX);
+    RealmWriteLockLayer::new(locks, realms())
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::Method;
 use tower_realm_lock::{
-    LockError, LockRules, RealmBodyLockLayer, RealmBodyResolver, RealmError, RealmLocks,
+    ConfigError, LockError, LockRules, RealmBodyLockLayer, RealmBodyResolver, RealmLocks,
     RealmPaths, RealmWrites,
 };
 use url::Url;
@@ -61,7 +61,7 @@ impl Layers {
                 .limits(config.limits)
                 .server_timing(config.server_timing);
             match config.acquire_timeout {
-                Some(timeout) => layer.acquire_timeout(timeout),
+                Some(timeout) => layer.map_locks(|locks| locks.acquire_timeout(timeout)),
                 None => layer,
             }
         };
@@ -88,16 +88,19 @@ pub fn unlocked(rules: &LockRules) -> impl Iterator<Item = String> {
 }
 
 /// `rows`: whether changes to whole realms write rows in the transaction that holds the lock.
-pub fn layers(locks: &RealmLocks, base_url: &Url, rows: bool) -> Result<Layers, RealmError> {
-    let layer = |realms: RealmBodyResolver| {
-        RealmBodyLockLayer::new(locks.clone(), realms, body::LIMIT)
+pub fn layers(locks: &RealmLocks, base_url: &Url, rows: bool) -> Result<Layers, ConfigError> {
+    let layer = |locks: RealmLocks, realms: RealmBodyResolver| {
+        RealmBodyLockLayer::new(locks, realms, body::LIMIT)
             .rejection(|rejection, _| ApiError::from(rejection).into_http())
     };
     let cards = RealmPaths::new(base_url.as_str(), "/{owner}/{realm}")?;
     Ok(Layers {
         // Where the file's rules lock the cards that an atomic document names.
-        cards: layer(cards.into()),
-        realms: layer(realms::resolver(base_url)?).share_transaction(rows),
+        cards: layer(locks.clone(), cards.into()),
+        realms: layer(
+            locks.clone().share_transaction(rows),
+            realms::resolver(base_url)?,
+        ),
     })
 }
 

@@ -9,7 +9,7 @@ use axum::http::header::HOST;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::routing::post;
 use tower_realm_lock::{
-    LockRules, RealmError, RealmLocks, RealmResolver, RealmUrl, RealmWriteLockLayer,
+    ConfigError, LockRules, RealmError, RealmLocks, RealmResolver, RealmUrl, RealmWriteLockLayer,
 };
 
 use crate::login;
@@ -40,7 +40,7 @@ struct Service {
     registry: Registry,
 }
 
-pub fn app(locks: RealmLocks, notes: Notes) -> Result<Router, RealmError> {
+pub fn app(locks: RealmLocks, notes: Notes) -> Result<Router, ConfigError> {
     let registry = Registry(Arc::new(HashMap::from([
         ("notes.acme.test", "acme"),
         ("acme.example.com", "acme"),

@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode};
 use axum::routing::post;
 use tower_realm_lock::{
-    LockKey, LockRules, RealmError, RealmLocks, RealmResolver, RealmWriteLockLayer,
+    ConfigError, LockKey, LockRules, RealmLocks, RealmResolver, RealmWriteLockLayer,
 };
 
 use crate::login;
@@ -15,7 +15,7 @@ use crate::notes::Notes;
 /// write, for any tenant.
 const TENANT: HeaderName = HeaderName::from_static("x-tenant-id");
 
-pub fn app(locks: RealmLocks, notes: Notes) -> Result<Router, RealmError> {
+pub fn app(locks: RealmLocks, notes: Notes) -> Result<Router, ConfigError> {
     let tenants = RealmResolver::from_header(TENANT, |id| Ok(LockKey::in_space("tenant", id)));
     let rules = LockRules::new().exempt(Method::POST, "/login")?;
     let app = Router::new()

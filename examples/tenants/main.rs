@@ -33,7 +33,7 @@ use std::time::Duration;
 use axum::Router;
 use clap::{Parser, ValueEnum};
 use tokio::net::TcpListener;
-use tower_realm_lock::{RealmError, RealmLocks};
+use tower_realm_lock::{ConfigError, RealmLocks};
 
 use self::notes::Notes;
 
@@ -54,7 +54,7 @@ enum Scheme {
 }
 
 impl Scheme {
-    fn app(self, locks: RealmLocks, notes: Notes) -> Result<Router, RealmError> {
+    fn app(self, locks: RealmLocks, notes: Notes) -> Result<Router, ConfigError> {
         match self {
             Self::Path => path::app(locks, notes),
             Self::Subdomain => subdomain::app(locks, notes),

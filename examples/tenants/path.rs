@@ -3,12 +3,12 @@
 use axum::Router;
 use axum::extract::{Path, State};
 use axum::routing::post;
-use tower_realm_lock::{RealmError, RealmLocks, RealmPaths, RealmWriteLockLayer};
+use tower_realm_lock::{ConfigError, RealmLocks, RealmPaths, RealmWriteLockLayer};
 
 use crate::login;
 use crate::notes::Notes;
 
-pub fn app(locks: RealmLocks, notes: Notes) -> Result<Router, RealmError> {
+pub fn app(locks: RealmLocks, notes: Notes) -> Result<Router, ConfigError> {
     // The name leaves the version out. axum's router knows which routes have a tenant, so that the
     // other two patterns are only needed by `RealmPaths::resolve` and by other routers.
     let realms = RealmPaths::new("https://api.example.com/api", "/v1/{tenant}/{project}")?

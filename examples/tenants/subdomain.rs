@@ -4,12 +4,12 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::post;
 use axum::{Extension, Router};
-use tower_realm_lock::{HeldLock, RealmError, RealmLocks, RealmPaths, RealmWriteLockLayer};
+use tower_realm_lock::{ConfigError, HeldLock, RealmLocks, RealmPaths, RealmWriteLockLayer};
 
 use crate::login;
 use crate::notes::Notes;
 
-pub fn app(locks: RealmLocks, notes: Notes) -> Result<Router, RealmError> {
+pub fn app(locks: RealmLocks, notes: Notes) -> Result<Router, ConfigError> {
     // Hosts that do not fit are refused. Behind a proxy that writes another `Host`, name the proxy:
     // `.origin_from_request(RequestOrigin::new(TrustedProxies::new(…)?))`.
     let realms = RealmPaths::new("https://{tenant}.example.com", "/{project}")?;

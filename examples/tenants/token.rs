@@ -7,7 +7,7 @@ use axum::middleware::{Next, from_fn};
 use axum::response::Response;
 use axum::routing::post;
 use axum::{Extension, Router};
-use tower_realm_lock::{RealmError, RealmLocks, RealmResolver, RealmUrl, RealmWriteLockLayer};
+use tower_realm_lock::{ConfigError, RealmLocks, RealmResolver, RealmUrl, RealmWriteLockLayer};
 
 use crate::login;
 use crate::notes::Notes;
@@ -18,7 +18,7 @@ struct Claims {
     tenant: String,
 }
 
-pub fn app(locks: RealmLocks, notes: Notes) -> Result<Router, RealmError> {
+pub fn app(locks: RealmLocks, notes: Notes) -> Result<Router, ConfigError> {
     let base = RealmUrl::parse("https://api.example.com/")?;
     let realms = RealmResolver::from_extension(move |claims: &Claims| base.join([&claims.tenant]));
     let of_tenants = Router::new()

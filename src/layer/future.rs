@@ -1,3 +1,4 @@
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -58,5 +59,15 @@ where
                 .map_ok(|response| response.map(LockBody::passed)),
             CallProjection::Locked(call) => call.as_mut().poll(cx),
         }
+    }
+}
+
+impl<F, B: Body, E> fmt::Debug for ResponseFuture<F, B, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.0 {
+            Call::Passed(_) => "passed",
+            Call::Locked(_) => "locked",
+        };
+        f.debug_tuple("ResponseFuture").field(&kind).finish()
     }
 }

@@ -14,9 +14,9 @@ use super::request_body::Reading;
 use super::service::{RealmBodyLock, RealmWriteLock};
 use super::settings::{HoldUntil, OnDisconnect, Settings};
 use super::success::Success;
+use crate::config::ConfigError;
 use crate::lock::locks::RealmLocks;
 use crate::realm::classify::Realms;
-use crate::realm::error::RealmError;
 use crate::realm::explain::Explanation;
 use crate::realm::resolve::resolver::{RealmBodyResolver, RealmResolver};
 use crate::realm::review::Summary;
@@ -119,7 +119,7 @@ macro_rules! options {
         /// let explanation = layer.explain(&Method::PATCH, "/luke/my-realm/cards/1");
         /// println!("{explanation}");
         /// assert_eq!(explanation.realms()[0].as_str(), "https://realms.example.com/luke/my-realm/");
-        /// # Ok::<(), tower_realm_lock::RealmError>(())
+        /// # Ok::<(), tower_realm_lock::ConfigError>(())
         /// ```
         #[must_use]
         pub fn explain(&self, method: &Method, uri: &str) -> Explanation {
@@ -151,40 +151,27 @@ macro_rules! options {
             self
         }
 
-        /// How long a request waits for its lock, in the queue and in PostgreSQL together. Default:
-        /// the setting of `locks`, which is 10 seconds unless changed.
-        #[must_use]
-        pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
-            self.settings.locks = self.settings.locks.acquire_timeout(timeout);
-            self
-        }
-
-        /// How long an inner call may hold its lock before it is dropped and answered with 504;
-        /// `None` for no bound. Default: the setting of `locks`, which is 5 minutes unless changed.
-        #[must_use]
-        pub fn max_hold(mut self, max_hold: impl Into<Option<Duration>>) -> Self {
-            self.settings.locks = self.settings.locks.max_hold(max_hold);
-            self
-        }
-
-        /// How many requests may wait for one realm in this process; the next is rejected at once.
-        /// Default: the setting of `locks`, which is 1024 unless changed.
-        #[must_use]
-        pub fn max_waiters_per_realm(mut self, waiters: usize) -> Self {
-            self.settings.locks = self.settings.locks.max_waiters_per_realm(waiters);
-            self
-        }
-
-        /// Whether handlers may run their own SQL in the transaction that holds the lock:
-        /// `Extension<LockTransaction>`. Default `false`.
+        /// Changes the bounds of this layer's locks: how long a request waits and holds, how many
+        /// wait, and whether handlers share the transaction. They are options of [`RealmLocks`],
+        /// and what else has a clone of the same locks keeps its own.
         ///
-        /// A success then commits before its response leaves, or is answered with 503
-        /// `commit-failed`; everything else rolls back. Under [`HoldUntil::BodyEnd`] the body's end
-        /// commits, and a body that breaks off rolls back. See
-        /// [`LockTransaction`](crate::LockTransaction).
+        /// ```
+        /// use std::time::Duration;
+        ///
+        /// use tower_realm_lock::{RealmLocks, RealmPaths, RealmWriteLockLayer};
+        ///
+        /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
+        /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms);
+        /// // For the routes of batches.
+        /// let patient = layer
+        ///     .clone()
+        ///     .map_locks(|locks| locks.acquire_timeout(Duration::from_secs(60)));
+        /// # let _ = patient;
+        /// # Ok::<(), tower_realm_lock::ConfigError>(())
+        /// ```
         #[must_use]
-        pub fn share_transaction(mut self, share: bool) -> Self {
-            self.settings.locks = self.settings.locks.share_transaction(share);
+        pub fn map_locks(mut self, change: impl FnOnce(RealmLocks) -> RealmLocks) -> Self {
+            self.settings.locks = change(self.settings.locks);
             self
         }
 
@@ -285,7 +272,7 @@ macro_rules! options {
         ///     },
         /// );
         /// # let _ = layer;
-        /// # Ok::<(), tower_realm_lock::RealmError>(())
+        /// # Ok::<(), tower_realm_lock::ConfigError>(())
         /// ```
         #[must_use]
         pub fn rejection<F>(mut self, response: F) -> Self
@@ -311,7 +298,7 @@ impl RealmWriteLockLayer {
     ///
     /// let realms = RealmPointers::new(["/realmURL"])?;
     /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms);
-    /// # Ok::<(), tower_realm_lock::RealmError>(())
+    /// # Ok::<(), tower_realm_lock::ConfigError>(())
     /// ```
     #[must_use]
     pub fn new(locks: RealmLocks, realms: impl Into<RealmResolver>) -> Self {
@@ -326,10 +313,10 @@ impl RealmWriteLockLayer {
     ///
     /// # Errors
     ///
-    /// [`RealmError::BodyNeeded`] if a [`Scope`](crate::Scope) needs the body of a request, such as
+    /// [`ConfigError::BodyNeeded`] if a [`Scope`](crate::Scope) needs the body of a request, such as
     /// [`Scope::atomic_hrefs`](crate::Scope::atomic_hrefs): call [`read_bodies`](Self::read_bodies)
     /// before.
-    pub fn rules(self, rules: LockRules) -> Result<Self, RealmError> {
+    pub fn rules(self, rules: LockRules) -> Result<Self, ConfigError> {
         let realms = Arc::unwrap_or_clone(self.realms).with_head_rules(rules)?;
         let realms = Arc::new(realms);
         Ok(Self { realms, ..self }.reviewed_anew())
@@ -382,8 +369,8 @@ impl RealmBodyLockLayer {
     /// if nothing has to be found in it. Default `false`.
     ///
     /// Without it, the handler reads such a body under the lock. A client that sends slowly, or
-    /// stops, then holds its realm and a lock connection, up to [`max_hold`](Self::max_hold); and one
-    /// that vanishes while it waits may be noticed only at [`acquire_timeout`](Self::acquire_timeout),
+    /// stops, then holds its realm and a lock connection, up to [`max_hold`](RealmLocks::max_hold); and one
+    /// that vanishes while it waits may be noticed only at [`acquire_timeout`](RealmLocks::acquire_timeout),
     /// because an HTTP/1.1 server misses the disconnect until somebody reads the body.
     ///
     /// With it, neither happens. The price is memory: each waiting request keeps its body, up to the

@@ -6,8 +6,9 @@ use serde::Deserialize;
 use super::settings::Settings;
 use crate::realm::rules::limits::MaxHold;
 
-/// The limits of a layer in a configuration file. Each key is named after the layer's method, and
-/// leaves the layer as it is if the file does not have it. `max_waiters_per_realm` is a number.
+/// The limits of a layer in a configuration file. Each key is named after the method of
+/// [`RealmLocks`](crate::RealmLocks) or of the layer that takes the value, and
+/// changes nothing if the file does not have it. `max_waiters_per_realm` is a number.
 /// `acquire_timeout`, `max_hold` and `body_timeout` are times with a unit, such as `"10s"`,
 /// `"500ms"` or `"1m 30s"`; `max_hold = "none"` is no bound. Unknown keys are errors.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]

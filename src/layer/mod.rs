@@ -8,7 +8,7 @@
 //! 1. **Prepare.** Before the lock, closures are asked and the body is read, as far as the decision
 //!    or `read_all` needs that: see `prepare`. The result is the claim, and the request with the
 //!    body that the inner service gets. Nothing is held yet.
-//! 2. **Wait** for the lock: see [`lock`](crate::lock).
+//! 2. **Wait** for the lock: see `lock`.
 //! 3. **Call** the inner service under the hold, in the caller's own task. If the caller is dropped
 //!    now, a task adopts the call and runs it to its end.
 //! 4. **Judge** the response: [`Success`] decides by its head, or when its body has ended.
@@ -44,6 +44,8 @@
 
 mod body;
 mod drain;
+#[cfg(feature = "axum")]
+mod extract;
 mod future;
 mod holding;
 mod layers;

@@ -56,7 +56,32 @@ struct Locking<S, R: Bodies> {
     bodies: R,
 }
 
+/// What both services give of the inner one.
+macro_rules! accessors {
+    () => {
+        /// The inner service.
+        #[must_use]
+        pub fn get_ref(&self) -> &S {
+            &self.0.inner
+        }
+
+        /// The inner service, to change it. Calls that already wait for their lock go to it as it
+        /// was.
+        pub fn get_mut(&mut self) -> &mut S {
+            &mut self.0.inner
+        }
+
+        /// The inner service, without its lock.
+        #[must_use]
+        pub fn into_inner(self) -> S {
+            self.0.inner
+        }
+    };
+}
+
 impl<S> RealmWriteLock<S> {
+    accessors!();
+
     pub(super) fn new(
         inner: S,
         realms: Arc<Realms<<Unread as Bodies>::Reads>>,
@@ -72,6 +97,8 @@ impl<S> RealmWriteLock<S> {
 }
 
 impl<S> RealmBodyLock<S> {
+    accessors!();
+
     pub(super) fn new(
         inner: S,
         realms: Arc<Realms<<Reading as Bodies>::Reads>>,

@@ -34,7 +34,7 @@ pub enum HoldUntil {
     ///
     /// The head of the response leaves before the lock is confirmed; the last frame of the body
     /// waits for that, and a lock that was lost ends it with an error. A client that reads slowly
-    /// keeps the lock, up to [`max_hold`](crate::RealmWriteLockLayer::max_hold): then, or when the
+    /// keeps the lock, up to [`max_hold`](crate::RealmLocks::max_hold): then, or when the
     /// lock is lost, the body is dropped, and the next writer gets in after its destructor.
     ///
     /// Some responses have a body that no server asks for: a response to HEAD, one with the status

@@ -67,7 +67,7 @@ impl Success {
     /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
     /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms).success(success);
     /// # let _ = layer;
-    /// # Ok::<(), tower_realm_lock::RealmError>(())
+    /// # Ok::<(), tower_realm_lock::ConfigError>(())
     /// ```
     #[must_use]
     pub fn from_fn<F>(judge: F) -> Self

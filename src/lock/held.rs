@@ -14,8 +14,8 @@ use crate::realm::url::RealmUrl;
 
 /// The handle of a hold: what the work under the lock can ask of it.
 ///
-/// A handler finds it in the request extensions (`Extension<HeldLock>` in axum). A handle keeps
-/// nothing locked: the lock ends with the call and with the work that was started with
+/// A handler finds it in the request extensions. With the feature `axum` it is an argument of a
+/// handler: `HeldLock`, or `Option<HeldLock>` where a request may pass. A handle keeps nothing locked: the lock ends with the call and with the work that was started with
 /// [`spawn_blocking`](Self::spawn_blocking) or [`spawn`](Self::spawn), even if handles are left.
 /// Cheap to clone.
 #[derive(Clone)]

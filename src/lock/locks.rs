@@ -140,7 +140,9 @@ impl RealmLocks {
     /// Whether the work may run its own SQL in the transaction that holds the lock: see
     /// [`LockTransaction`](crate::LockTransaction). Default `false`.
     ///
-    /// For locks in PostgreSQL only: locks in process then refuse every request.
+    /// A success then commits before its response leaves, or is answered with 503 `commit-failed`;
+    /// everything else rolls back. For locks in PostgreSQL only: locks in process then refuse every
+    /// request.
     #[must_use]
     pub fn share_transaction(mut self, share: bool) -> Self {
         self.bounds.share_transaction = share;

@@ -18,7 +18,7 @@ pub(crate) mod hold;
 mod in_place;
 mod lease;
 pub(crate) mod locks;
-mod postgres;
+pub(crate) mod postgres;
 mod queue;
 mod request;
 pub(crate) mod status;

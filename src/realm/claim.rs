@@ -1,5 +1,6 @@
 use std::borrow::Borrow;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use super::error::RealmError;
@@ -39,7 +40,7 @@ struct Parts {
 }
 
 /// One key of a claim.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Lock {
     pub(crate) key: LockKey,
     pub(crate) mode: LockMode,
@@ -48,7 +49,7 @@ pub(crate) struct Lock {
 }
 
 /// Who else may have the same key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum LockMode {
     /// All who want it shared.
     Shared,
@@ -261,6 +262,12 @@ impl PartialEq for Claim {
 }
 
 impl Eq for Claim {}
+
+impl Hash for Claim {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.locks.hash(state);
+    }
+}
 
 impl From<&RealmUrl> for Claim {
     fn from(realm: &RealmUrl) -> Self {

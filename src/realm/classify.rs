@@ -26,6 +26,7 @@ use super::rules::readings::Readings;
 use super::rules::scope::{RouteScope, rest_of};
 use super::rules::selector::Selector;
 use super::unresolved::Unresolved;
+use crate::config::ConfigError;
 
 /// The component of a [fingerprint](Realms::fingerprint) that decides which requests are locked.
 pub(crate) const RULES: &str = "rules";
@@ -118,8 +119,8 @@ impl Realms<Infallible> {
     ///
     /// # Errors
     ///
-    /// [`RealmError::BodyNeeded`] if a scope needs the body.
-    pub(crate) fn with_head_rules(self, rules: LockRules) -> Result<Self, RealmError> {
+    /// [`ConfigError::BodyNeeded`] if a scope needs the body.
+    pub(crate) fn with_head_rules(self, rules: LockRules) -> Result<Self, ConfigError> {
         let rules = rules.into_rules().without_bodies()?;
         Ok(Self { rules, ..self })
     }
@@ -500,7 +501,7 @@ mod tests {
         Realms::of_bodies(resolver.into()).fingerprint()
     }
 
-    fn ruled(rules: Result<LockRules, RealmError>) -> Fingerprint {
+    fn ruled(rules: Result<LockRules, ConfigError>) -> Fingerprint {
         let realms = Realms::of_bodies(paths().into());
         realms.with_rules(rules.unwrap()).fingerprint()
     }

@@ -1,12 +1,13 @@
 use std::fmt;
 
 use super::path::PathProblem;
+use crate::config::ConfigError;
 
-/// Why no realm URL could be made: of a configuration value or of a request.
+/// Why no realm URL could be made: of a text or of a request.
 ///
-/// Every message names the offending value and what would be right. Texts of clients and of the
-/// configuration stand here, in fields and messages, with all characters escaped that do more than
-/// be read, and cut after 500 characters.
+/// Every message names the offending value and what would be right. Texts of clients stand here, in
+/// fields and messages, with all characters escaped that do more than be read, and cut after 500
+/// characters.
 ///
 /// `Debug` shows the same message, because that is what `fn main() -> Result<(), RealmError>`
 /// prints.
@@ -18,22 +19,6 @@ pub enum RealmError {
     InvalidUrl {
         /// The string as given.
         url: String,
-        /// What is wrong and what would be right.
-        problem: String,
-    },
-    /// A path template or a route pattern cannot be read.
-    #[error("`{template}` is not a path template: {problem}")]
-    InvalidTemplate {
-        /// The template as given.
-        template: String,
-        /// What is wrong and what would be right.
-        problem: String,
-    },
-    /// A rule, or a route of a resolver, can never decide anything.
-    #[error("the rule `{rule}` cannot be used: {problem}")]
-    InvalidRule {
-        /// The rule: the method that makes it, its HTTP methods and its pattern.
-        rule: String,
         /// What is wrong and what would be right.
         problem: String,
     },
@@ -71,24 +56,6 @@ pub enum RealmError {
         /// The path of the request.
         path: String,
     },
-    /// Another realm is mounted at the same path.
-    #[error(
-        "`{url}` cannot be mounted: `{mounted}` has the same path, and requests are told apart by that"
-    )]
-    MountTaken {
-        /// The realm that was to be mounted.
-        url: String,
-        /// The realm that is.
-        mounted: String,
-    },
-    /// A text is not a JSON pointer (RFC 6901).
-    #[error("`{pointer}` is not a JSON pointer: {problem}")]
-    InvalidPointer {
-        /// The text as given.
-        pointer: String,
-        /// What is wrong and what would be right.
-        problem: String,
-    },
     /// The body of a request cannot be read as JSON.
     #[error("the body of the request names no realm: {problem}")]
     InvalidBody {
@@ -103,22 +70,6 @@ pub enum RealmError {
         /// What is there instead.
         problem: String,
     },
-    /// A text is neither an IP address, a network nor `unix`.
-    #[error(
-        "`{value}` is not a proxy's address: write `10.0.0.7`, `10.0.0.0/8`, `fd00::/8` or `unix`"
-    )]
-    InvalidProxy {
-        /// The text as given.
-        value: String,
-    },
-    /// A route's scope reads the body of a request, and the layer reads none.
-    #[error(
-        "the scope of `{route}` needs the body of a request, and this layer reads none: call `read_bodies` before `rules`"
-    )]
-    BodyNeeded {
-        /// Method and pattern of the route.
-        route: String,
-    },
     /// The origin of a request cannot be told, or is not one of those that are allowed.
     #[error("the origin of the request cannot be told: {problem}")]
     Origin {
@@ -130,14 +81,6 @@ pub enum RealmError {
     Destination {
         /// What is wrong with the header and what would be right.
         problem: String,
-    },
-    /// A status for the rejections of a route is not an error status.
-    #[error(
-        "`{status}` cannot answer a request that does not get its lock: write a status from 400 to 599, such as 409, 423 or 503"
-    )]
-    InvalidStatus {
-        /// The status as given.
-        status: String,
     },
     /// A request can be read as one with another method, for another realm.
     #[error(
@@ -189,6 +132,18 @@ pub(crate) fn shown(text: &str) -> String {
 impl fmt::Debug for RealmError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// For configuration that names realms by their URLs.
+impl From<RealmError> for ConfigError {
+    fn from(error: RealmError) -> Self {
+        match error {
+            RealmError::InvalidUrl { url, problem } => Self::InvalidUrl { url, problem },
+            error => Self::InvalidRealm {
+                problem: error.to_string(),
+            },
+        }
     }
 }
 
@@ -244,17 +199,29 @@ impl RealmError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::realm::url::RealmUrl;
 
     #[test]
     fn what_main_prints_of_an_error_is_its_message_with_the_remedy() {
-        let error = RealmError::InvalidProxy {
-            value: "10.0.0".to_owned(),
+        let error = RealmError::NotMounted {
+            path: "/luke/".to_owned(),
         };
         let printed = format!("Error: {error:?}");
-        assert_eq!(
-            printed,
-            "Error: `10.0.0` is not a proxy's address: write `10.0.0.7`, `10.0.0.0/8`, `fd00::/8` or `unix`"
-        );
+        assert_eq!(printed, "Error: the path `/luke/` is in no mounted realm");
+    }
+
+    #[test]
+    fn a_realm_that_the_configuration_names_keeps_its_message() {
+        let base: RealmUrl = "http://h/".parse().unwrap();
+        for error in [
+            RealmUrl::parse("luke").unwrap_err(),
+            base.join([".."]).unwrap_err(),
+        ] {
+            assert_eq!(
+                ConfigError::from(error.clone()).to_string(),
+                error.to_string()
+            );
+        }
     }
 
     #[test]

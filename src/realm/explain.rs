@@ -31,7 +31,7 @@ use super::url::RealmUrl;
 /// let login = layer.explain(&Method::POST, "/login");
 /// assert!(login.refusal().is_some(), "{login}");
 /// assert!(layer.explain(&Method::GET, "/luke/my-realm/cards/1").passes());
-/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// # Ok::<(), tower_realm_lock::ConfigError>(())
 /// ```
 ///
 /// It sees a method and a URL, and no other part of a request. Where a header, an extension, the

@@ -75,6 +75,27 @@ impl LockKey {
     }
 }
 
+impl From<LockKey> for i64 {
+    fn from(key: LockKey) -> Self {
+        key.0
+    }
+}
+
+/// As the number.
+#[cfg(feature = "serde")]
+impl serde::Serialize for LockKey {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_i64(self.0)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for LockKey {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        i64::deserialize(deserializer).map(Self)
+    }
+}
+
 impl fmt::Display for LockKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -60,13 +60,12 @@ impl MatchedRoute {
     ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidTemplate`] if the route cannot be read, and [`RealmError::Unresolved`]
-    /// if the path is not one of it.
+    /// [`RealmError::Unresolved`] if the route cannot be read, or the path is not one of it.
     pub(in crate::realm) fn explained(
         route: &str,
         path: &ParsedPath<'_>,
     ) -> Result<Self, RealmError> {
-        let template = PathTemplate::parse(route)?;
+        let template = PathTemplate::parse(route).map_err(RealmError::unresolved)?;
         let parameters = template.captures(path).ok_or_else(|| {
             RealmError::unresolved(format_args!(
                 "the router does not send `{}` to `{route}`",

@@ -1,7 +1,8 @@
 use std::fmt;
 
-use super::error::{RealmError, shown};
+use super::error::shown;
 use super::path::{ParsedPath, check_segment, refuse_separators};
+use crate::config::ConfigError;
 
 /// A path with named parameters, in axum's notation: `/{owner}/{realm}/_search`, or
 /// `/{owner}/{*rest}`.
@@ -46,11 +47,12 @@ impl fmt::Display for Segment {
 }
 
 impl PathTemplate {
-    pub(crate) fn parse(template: &str) -> Result<Self, RealmError> {
-        let segments = parse_segments(template).map_err(|problem| RealmError::InvalidTemplate {
-            template: shown(template),
-            problem,
-        })?;
+    pub(crate) fn parse(template: &str) -> Result<Self, ConfigError> {
+        let segments =
+            parse_segments(template).map_err(|problem| ConfigError::InvalidTemplate {
+                template: shown(template),
+                problem,
+            })?;
         Ok(Self {
             source: template.into(),
             segments,

@@ -167,6 +167,43 @@ impl FromStr for RealmUrl {
     }
 }
 
+impl TryFrom<&str> for RealmUrl {
+    type Error = RealmError;
+
+    fn try_from(url: &str) -> Result<Self, RealmError> {
+        Self::parse(url)
+    }
+}
+
+impl AsRef<str> for RealmUrl {
+    fn as_ref(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl From<RealmUrl> for String {
+    fn from(realm: RealmUrl) -> Self {
+        realm.as_str().to_owned()
+    }
+}
+
+/// As the canonical text.
+#[cfg(feature = "serde")]
+impl serde::Serialize for RealmUrl {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+/// Any spelling of a realm URL, checked as [`parse`](RealmUrl::parse) does.
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for RealmUrl {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let url = String::deserialize(deserializer)?;
+        Self::parse(&url).map_err(serde::de::Error::custom)
+    }
+}
+
 impl fmt::Display for RealmUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

@@ -98,7 +98,11 @@ async fn serve(flags: &Flags) -> Result<(), Box<dyn Error>> {
     let app = match flags.lock {
         Lock::None => handlers,
         Lock::Layer => handlers.layer(layer(flags).await),
-        Lock::Unfenced => handlers.layer(layer(flags).await.max_hold(SHORT_HOLD)),
+        Lock::Unfenced => handlers.layer(
+            layer(flags)
+                .await
+                .map_locks(|locks| locks.max_hold(SHORT_HOLD)),
+        ),
         Lock::Naive => {
             let naive = Naive {
                 database: flags.database_url.clone(),
@@ -134,7 +138,7 @@ async fn layer(flags: &Flags) -> RealmWriteLockLayer {
                 return RealmWriteLockLayer::new(locks, realms())
                     .rules(rules.expect("the pattern is right"))
                     .expect("no scope needs the body")
-                    .acquire_timeout(ACQUIRE_TIMEOUT);
+                    .map_locks(|locks| locks.acquire_timeout(ACQUIRE_TIMEOUT));
             }
             Err(error) => eprintln!("{error}"),
         }

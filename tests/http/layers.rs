@@ -147,7 +147,7 @@ async fn a_script_reads_the_rejection_and_when_to_try_again_if_cors_is_outside()
     for cors_is_outside in [true, false] {
         let (routes, _card, mut entered) = card();
         let lock = RealmWriteLockLayer::new(RealmLocks::in_process(), realms())
-            .acquire_timeout(Duration::from_millis(50));
+            .map_locks(|locks| locks.acquire_timeout(Duration::from_millis(50)));
         let app = if cors_is_outside {
             routes.layer(ServiceBuilder::new().layer(cors()).layer(lock))
         } else {
@@ -381,7 +381,9 @@ async fn shared(hold_until: HoldUntil) -> (TestDatabase, RealmWriteLockLayer) {
     let layer = postgres_layer(database.url()).await;
     (
         database,
-        layer.share_transaction(true).hold_until(hold_until),
+        layer
+            .map_locks(|locks| locks.share_transaction(true))
+            .hold_until(hold_until),
     )
 }
 

@@ -3,6 +3,9 @@
 
 mod canonical_paths;
 mod explain;
+// Handlers take their hold as an argument with this feature.
+#[cfg(feature = "axum")]
+mod face;
 mod forwarded;
 mod hostile_input;
 mod hostile_names;

@@ -69,7 +69,8 @@ fn layer(locks: &RealmLocks) -> RealmBodyLockLayer {
         )
         .and_then(|realms| realms.route(Method::POST, "/_lost", lost))
         .unwrap();
-    RealmBodyLockLayer::new(locks.clone(), realms, LIMIT).acquire_timeout(SHORT)
+    RealmBodyLockLayer::new(locks.clone(), realms, LIMIT)
+        .map_locks(|locks| locks.acquire_timeout(SHORT))
 }
 
 /// A server over HTTP/1.1 and HTTP/2.
@@ -133,7 +134,8 @@ async fn a_client_that_stops_sending_is_not_waited_for() {
 async fn wherever_a_request_is_rejected_its_body_is_drained() {
     let locks = RealmLocks::in_process();
     let _held = hold(&locks).await;
-    let impatient = serve_layered(layer(&locks).max_waiters_per_realm(0)).await;
+    let impatient =
+        serve_layered(layer(&locks).map_locks(|locks| locks.max_waiters_per_realm(0))).await;
     let server = serve_layered(layer(&locks)).await;
     for (server, target, status, code) in [
         (impatient, "PATCH /luke/a/x", 503, "queue-full"),
@@ -282,8 +284,11 @@ async fn a_grpc_client_gets_the_status_of_its_call() {
             .fallback(any(std::future::pending::<()>))
             .layer(layer)
     };
-    let full = serve(app(layer(&locks).max_waiters_per_realm(0))).await;
-    let server = serve(app(layer(&locks).max_hold(SHORT))).await;
+    let full = serve(app(
+        layer(&locks).map_locks(|locks| locks.max_waiters_per_realm(0))
+    ))
+    .await;
+    let server = serve(app(layer(&locks).map_locks(|locks| locks.max_hold(SHORT)))).await;
     for (server, path, status, message) in [
         (server, "/luke/a/x", "14", "http://realms.test/luke/a/"),
         (full, "/luke/a/x", "8", "http://realms.test/luke/a/"),
@@ -313,8 +318,7 @@ async fn a_closure_answers_by_the_head_of_the_request_before_and_after_the_grant
     let locks = RealmLocks::in_process();
     let _held = hold(&locks).await;
     let layer = RealmWriteLockLayer::new(locks, realms())
-        .acquire_timeout(SHORT)
-        .max_hold(SHORT)
+        .map_locks(|locks| locks.acquire_timeout(SHORT).max_hold(SHORT))
         .rejection(|rejection, head| {
             let Tenant(tenant) = head.extensions.get().expect("the head has its extensions");
             let wish = head.headers["wish"].to_str().unwrap();

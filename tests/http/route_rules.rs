@@ -9,8 +9,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
-    LockError, LockRules, MethodSet, RealmBodyLockLayer, RealmBodyResolver, RealmError, RealmLocks,
-    RealmPointers, RealmResolver, RealmWriteLockLayer, Rejection, RouteLimits, Scope,
+    ConfigError, LockError, LockRules, MethodSet, RealmBodyLockLayer, RealmBodyResolver,
+    RealmLocks, RealmPointers, RealmResolver, RealmWriteLockLayer, Rejection, RouteLimits, Scope,
 };
 
 use crate::support::claims::strategies;
@@ -144,7 +144,7 @@ async fn several_realms_are_shared_together() {
 #[tokio::test]
 async fn a_route_waits_for_as_long_as_it_says() {
     let long = RouteLimits::new().acquire_timeout(PATIENCE);
-    let layer = layer(limited(long)).acquire_timeout(SHORT);
+    let layer = layer(limited(long)).map_locks(|locks| locks.acquire_timeout(SHORT));
     let (handler, mut gate) = gate();
     let first = patch(&layer, &handler, "/luke/a/x");
     let inside = gate.entered().await;
@@ -169,7 +169,11 @@ async fn a_route_holds_for_as_long_as_it_says() {
     ] {
         let layer = RealmWriteLockLayer::new(locks, realms());
         let unbounded = limited(RouteLimits::new().max_hold(None));
-        let unbounded = layer.clone().rules(unbounded).unwrap().max_hold(SHORT);
+        let unbounded = layer
+            .clone()
+            .rules(unbounded)
+            .unwrap()
+            .map_locks(|locks| locks.max_hold(SHORT));
         let (handler, mut gate) = gate();
         let batch = put(&unbounded, &handler, "/luke/a/batch");
         let inside = gate.entered().await;
@@ -250,7 +254,8 @@ async fn a_route_that_does_not_wait_answers_at_once_if_the_realm_is_taken() {
 
 #[tokio::test]
 async fn a_full_queue_is_answered_as_the_route_says_and_other_routes_keep_their_answer() {
-    let layer = layer(limited(fail_fast().acquire_timeout(PATIENCE))).max_waiters_per_realm(1);
+    let layer = layer(limited(fail_fast().acquire_timeout(PATIENCE)))
+        .map_locks(|locks| locks.max_waiters_per_realm(1));
     let (handler, mut gate) = gate();
     let first = patch(&layer, &handler, "/luke/a/x");
     let inside = gate.entered().await;
@@ -434,7 +439,7 @@ fn a_rule_that_can_never_decide_anything_is_an_error_that_names_the_remedy() {
             "name at least one",
         ),
     ] {
-        let RealmError::InvalidRule { rule: named, .. } = &error else {
+        let ConfigError::InvalidRule { rule: named, .. } = &error else {
             panic!("{error}");
         };
         assert_eq!(named, rule);

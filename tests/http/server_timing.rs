@@ -9,9 +9,11 @@ use tower_realm_lock::{RealmLocks, RealmWriteLockLayer};
 use crate::support::gate::{answered, gate, patch, queue, realms, send};
 
 fn layer() -> RealmWriteLockLayer {
-    RealmWriteLockLayer::new(RealmLocks::in_process(), realms())
-        .acquire_timeout(Duration::from_secs(1))
-        .max_hold(Duration::from_secs(2))
+    RealmWriteLockLayer::new(RealmLocks::in_process(), realms()).map_locks(|locks| {
+        locks
+            .acquire_timeout(Duration::from_secs(1))
+            .max_hold(Duration::from_secs(2))
+    })
 }
 
 fn timings<B>(response: &Response<B>) -> Vec<&str> {

@@ -162,7 +162,7 @@ async fn a_body_that_says_which_realm_holds_up_nobody_however_slowly_it_comes() 
 
 #[tokio::test]
 async fn a_body_that_a_handler_reads_holds_its_realm_no_longer_than_allowed() {
-    let server = serve(|layer| layer.max_hold(BOUND)).await;
+    let server = serve(|layer| layer.map_locks(|locks| locks.max_hold(BOUND))).await;
     let started = Instant::now();
     let mut slow = begun(&server, PATCH).await;
     assert!(server.locks.status()[0].is_held());
@@ -214,7 +214,11 @@ async fn a_client_that_vanishes_while_it_waits_leaves_the_queue_at_once() {
     const CHUNKS: &str = "3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n";
     let database = database().await;
     let locks = postgres_locks_with(database.url(), |builder| builder).await;
-    let patient = |layer: RealmBodyLockLayer| layer.read_all(true).acquire_timeout(LONG);
+    let patient = |layer: RealmBodyLockLayer| {
+        layer
+            .read_all(true)
+            .map_locks(|locks| locks.acquire_timeout(LONG))
+    };
     let server = serve_with(locks, patient).await;
     let _held = database.hold(key("/luke/a/x")).await;
     for is_chunked in [true, false] {
@@ -240,7 +244,11 @@ async fn a_client_that_vanishes_while_it_waits_leaves_the_queue_at_once() {
 #[tokio::test]
 async fn a_client_that_vanishes_in_its_body_was_never_in_the_queue() {
     let locks = RealmLocks::in_process();
-    let patient = |layer: RealmBodyLockLayer| layer.read_all(true).acquire_timeout(LONG);
+    let patient = |layer: RealmBodyLockLayer| {
+        layer
+            .read_all(true)
+            .map_locks(|locks| locks.acquire_timeout(LONG))
+    };
     let server = serve_with(locks, patient).await;
     for sent in [
         format!("{PATCH}content-length: 1000\r\n\r\n{}", " ".repeat(500)),

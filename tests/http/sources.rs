@@ -337,7 +337,9 @@ async fn a_busy_claim_without_a_realm_is_named_by_its_key() {
     let locks = RealmLocks::in_process();
     let held = work(&locks, &tenant("acme").into()).inside().await;
     let layer = RealmWriteLockLayer::new(locks, by_header());
-    let server = serve_claims(layer.acquire_timeout(std::time::Duration::ZERO)).await;
+    let server =
+        serve_claims(layer.map_locks(|locks| locks.acquire_timeout(std::time::Duration::ZERO)))
+            .await;
     let (status, body) = post_to(server, "/x", "\r\nx-tenant: acme").await;
     let problem: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(status, 503, "{body}");

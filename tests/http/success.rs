@@ -77,7 +77,10 @@ type Step = Result<Frame<Bytes>, Infallible>;
 async fn set_up() -> (TestDatabase, RealmWriteLockLayer) {
     let database = database_with_writes().await;
     let layer = postgres_layer(database.url()).await;
-    (database, layer.share_transaction(true))
+    (
+        database,
+        layer.map_locks(|locks| locks.share_transaction(true)),
+    )
 }
 
 /// A locked call that writes in the shared transaction, if there is one, and gives this answer.

@@ -112,7 +112,8 @@ fn method(name: &str) -> Method {
 async fn methods_that_only_read_pass_a_realm_that_another_replica_holds() {
     let database = database().await;
     let layer = postgres_layer(database.url()).await;
-    let address = serve(&layer.acquire_timeout(Duration::from_millis(50))).await;
+    let address =
+        serve(&layer.map_locks(|locks| locks.acquire_timeout(Duration::from_millis(50)))).await;
     let mut client = http2(address).await;
     let _held = database.hold(key("/luke/a")).await;
     for name in [
@@ -600,7 +601,7 @@ async fn a_websocket_that_begins_as_a_get_passes_a_held_realm() {
 async fn a_websocket_over_http2_is_locked_unless_its_route_is_exempt() {
     let database = database().await;
     let layer = postgres_layer_with(database.url(), |builder| builder).await;
-    let layer = layer.acquire_timeout(Duration::from_millis(50));
+    let layer = layer.map_locks(|locks| locks.acquire_timeout(Duration::from_millis(50)));
     let exempt = LockRules::new()
         .exempt(Method::CONNECT, "/{owner}/{realm}/_events")
         .unwrap();

@@ -43,7 +43,13 @@ async fn holds_waits_hand_offs_losses_and_rejections_are_counted() {
         (number("realm_lock_held"), number("realm_lock_waiting")),
         (Some(1.0), Some(1.0))
     );
-    let full = patch(&layer.clone().max_waiters_per_realm(1), &handler, path);
+    let full = patch(
+        &layer
+            .clone()
+            .map_locks(|locks| locks.max_waiters_per_realm(1)),
+        &handler,
+        path,
+    );
     assert_eq!(answered(full).await.status(), 503);
     assert_eq!(
         number(r#"realm_lock_rejections_total{code="queue-full"}"#),

@@ -7,7 +7,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
-    HeldLock, LockKey, RealmError, RealmLocks, RealmPaths, RealmUrl, RealmWriteLockLayer,
+    ConfigError, HeldLock, LockKey, RealmLocks, RealmPaths, RealmUrl, RealmWriteLockLayer,
     RequestOrigin, TrustedProxies,
 };
 
@@ -430,7 +430,7 @@ fn what_cannot_work_is_refused_with_its_remedy() {
         let error = refused.unwrap_err();
         let is_of_construction = matches!(
             error,
-            RealmError::InvalidUrl { .. } | RealmError::InvalidTemplate { .. }
+            ConfigError::InvalidUrl { .. } | ConfigError::InvalidTemplate { .. }
         );
         assert!(
             is_of_construction && error.to_string().contains(reason),

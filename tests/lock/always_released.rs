@@ -50,7 +50,9 @@ async fn a_call_that_takes_too_long_is_stopped_with_504() {
     let layer = postgres_layer(database.url()).await;
     let (handler, mut gate) = gate();
     let write = patch(
-        &layer.clone().max_hold(Duration::from_millis(50)),
+        &layer
+            .clone()
+            .map_locks(|locks| locks.max_hold(Duration::from_millis(50))),
         &handler,
         "/luke/a/card",
     );
@@ -68,7 +70,7 @@ async fn a_panic_in_the_rejection_closure_leaves_no_lock() {
     let layer = postgres_layer_with(database.url(), |builder| builder.pool_size(1)).await;
     let panicking = layer
         .clone()
-        .max_hold(Duration::from_millis(20))
+        .map_locks(|locks| locks.max_hold(Duration::from_millis(20)))
         .rejection(|rejection, _| panic!("as the test asked: {}", rejection.code()));
     for policy in [OnDisconnect::Finish, OnDisconnect::Cancel] {
         let (handler, mut gate) = gate();
@@ -81,7 +83,7 @@ async fn a_panic_in_the_rejection_closure_leaves_no_lock() {
         assert!(write.await.unwrap_err().is_panic());
         can_write(&layer, &handler, &mut gate).await;
     }
-    let impatient = panicking.acquire_timeout(Duration::from_millis(20));
+    let impatient = panicking.map_locks(|locks| locks.acquire_timeout(Duration::from_millis(20)));
     let (handler, mut gate) = gate();
     let first = patch(&layer, &handler, "/luke/a/card");
     let inside = gate.entered().await;

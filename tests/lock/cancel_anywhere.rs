@@ -16,7 +16,7 @@ const PATH: &str = "/luke/a/card";
 async fn layer(database: &TestDatabase) -> RealmWriteLockLayer {
     postgres_layer_with(database.url(), |builder| builder.pool_size(1))
         .await
-        .acquire_timeout(Duration::from_secs(60))
+        .map_locks(|locks| locks.acquire_timeout(Duration::from_secs(60)))
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ const PATH: &str = "/luke/a/card";
 async fn layer(database: &TestDatabase) -> RealmWriteLockLayer {
     postgres_layer_with(database.url(), |builder| builder.pool_size(1))
         .await
-        .acquire_timeout(Duration::from_secs(60))
+        .map_locks(|locks| locks.acquire_timeout(Duration::from_secs(60)))
 }
 
 #[tokio::test]
@@ -129,7 +129,9 @@ async fn a_wait_that_takes_too_long_is_answered_and_cleaned_up() {
     let layer = layer(&database).await;
     let holder = database.hold(key(PATH)).await;
     let (handler, mut gate) = gate();
-    let impatient = layer.clone().acquire_timeout(Duration::from_millis(100));
+    let impatient = layer
+        .clone()
+        .map_locks(|locks| locks.acquire_timeout(Duration::from_millis(100)));
     let response = patch(&impatient, &handler, PATH).await.unwrap().unwrap();
     assert_eq!(response.status(), 503);
     assert_eq!(code(&response), "lock-timeout");
@@ -150,7 +152,7 @@ async fn a_wait_over_a_unix_socket_is_cancelled_too() {
     let over_socket = format!("host={dir} port={port} user=postgres dbname={name}");
     let layer = postgres_layer(&over_socket)
         .await
-        .acquire_timeout(Duration::from_secs(60));
+        .map_locks(|locks| locks.acquire_timeout(Duration::from_secs(60)));
     let _holder = database.hold(key(PATH)).await;
     let (handler, _gate) = gate();
     let waiting = patch(&layer, &handler, PATH);

@@ -48,7 +48,7 @@ async fn ten_thousand_clients_that_leave_a_busy_realm_cost_few_logins_and_delay_
         let proxy = Proxy::to(database.url()).await;
         let url = proxy.url(database.url());
         let layer = postgres_layer_with(&url, |builder| builder).await;
-        let layer = layer.acquire_timeout(Duration::from_secs(60));
+        let layer = layer.map_locks(|locks| locks.acquire_timeout(Duration::from_secs(60)));
         let (handler, mut gate) = gate();
         let plain = time_to_enter(&database, &layer, &handler, &mut gate).await;
 
@@ -84,7 +84,7 @@ async fn ten_thousand_clients_that_leave_a_busy_realm_cost_few_logins_and_delay_
 async fn a_writer_that_comes_right_after_them_waits_no_longer() {
     let database = database().await;
     let layer = postgres_layer_with(database.url(), |builder| builder).await;
-    let layer = layer.acquire_timeout(Duration::from_secs(60));
+    let layer = layer.map_locks(|locks| locks.acquire_timeout(Duration::from_secs(60)));
     let (handler, mut gate) = gate();
     let plain = time_to_enter(&database, &layer, &handler, &mut gate).await;
     let foreign = database.hold(realm_key(REALM)).await;
@@ -234,9 +234,19 @@ async fn an_heir_waits_as_long_as_it_wants_to_though_the_first_waiter_would_not(
             let (handler, mut gate) = gate();
             let foreign = database.hold(realm_key(REALM)).await;
             let begin = Instant::now();
-            let first = patch(&layer.clone().acquire_timeout(SHORT), &handler, PATH);
+            let first = patch(
+                &layer
+                    .clone()
+                    .map_locks(|locks| locks.acquire_timeout(SHORT)),
+                &handler,
+                PATH,
+            );
             database.wait_for_waiting(realm_key(REALM), 1).await;
-            let heir = queue(&layer.clone().acquire_timeout(LONG), &handler, PATH);
+            let heir = queue(
+                &layer.clone().map_locks(|locks| locks.acquire_timeout(LONG)),
+                &handler,
+                PATH,
+            );
             if times_out {
                 let response = answered(first).await;
                 assert_eq!(code(&response), "lock-timeout");
@@ -261,11 +271,19 @@ async fn an_heir_gives_up_at_its_own_deadline_and_leaves_no_queued_backend() {
     for layer in layers(&database).await {
         let (handler, gate) = gate();
         let foreign = database.hold(realm_key(REALM)).await;
-        let patient = layer.clone().acquire_timeout(Duration::from_secs(60));
+        let patient = layer
+            .clone()
+            .map_locks(|locks| locks.acquire_timeout(Duration::from_secs(60)));
         let first = patch(&patient, &handler, PATH);
         database.wait_for_waiting(realm_key(REALM), 1).await;
         let begin = Instant::now();
-        let heir = queue(&layer.clone().acquire_timeout(SHORT), &handler, PATH);
+        let heir = queue(
+            &layer
+                .clone()
+                .map_locks(|locks| locks.acquire_timeout(SHORT)),
+            &handler,
+            PATH,
+        );
         leaves(first).await;
         let response = answered(heir).await;
         let waited = begin.elapsed();
@@ -281,7 +299,7 @@ async fn an_heir_gives_up_at_its_own_deadline_and_leaves_no_queued_backend() {
 async fn a_waiter_that_leaves_no_heir_leaves_no_queued_backend() {
     let database = database().await;
     for layer in layers(&database).await {
-        let patient = layer.acquire_timeout(Duration::from_secs(60));
+        let patient = layer.map_locks(|locks| locks.acquire_timeout(Duration::from_secs(60)));
         let (handler, _gate) = gate();
         let _foreign = database.hold(realm_key(REALM)).await;
         let waiting = patch(&patient, &handler, PATH);

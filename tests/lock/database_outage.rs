@@ -131,7 +131,9 @@ async fn a_server_that_takes_no_more_connections_is_named_and_not_the_pool() {
     let (handler, mut gate) = gate();
     let one = patch(&layer, &handler, "/luke/a/card");
     let inside = gate.entered().await;
-    let impatient = layer.clone().acquire_timeout(Duration::from_millis(300));
+    let impatient = layer
+        .clone()
+        .map_locks(|locks| locks.acquire_timeout(Duration::from_millis(300)));
     let refused = patch(&impatient, &handler, "/luke/b/card").await;
     let response = refused.unwrap().unwrap();
     assert_eq!(code(&response), "lock-unavailable");

@@ -269,7 +269,7 @@ async fn equal_replicas_and_other_fleets_log_nothing() {
         // Two layers of one name count together, and what may differ differs.
         let layer = RealmBodyLockLayer::new(locks.clone(), paths(ORIGIN), 1024)
             .rules(rules("/{owner}/{realm}/{*card}").max_resources(3))
-            .acquire_timeout(Duration::from_secs(3))
+            .map_locks(|locks| locks.acquire_timeout(Duration::from_secs(3)))
             .fleet("equal");
         let _ = layer.layer(service_fn(at_once));
     }

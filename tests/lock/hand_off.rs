@@ -118,7 +118,9 @@ async fn a_shared_transaction_is_neither_handed_on_nor_made_of_a_handed_lock() {
         .await
         .unwrap();
     let (proxy, plain) = counted(&database, |builder| builder.pool_size(1)).await;
-    let shared = plain.clone().share_transaction(true);
+    let shared = plain
+        .clone()
+        .map_locks(|locks| locks.share_transaction(true));
     let (handler, mut gate) = gate();
     let mut writes = vec![patch(&plain, &handler, PATH)];
     let mut inside = gate.entered().await;
@@ -206,7 +208,9 @@ async fn a_call_that_is_dropped_hands_the_lock_on() {
     let inside = gate.entered().await;
 
     let late = queue(
-        &layer.clone().max_hold(Duration::from_millis(50)),
+        &layer
+            .clone()
+            .map_locks(|locks| locks.max_hold(Duration::from_millis(50))),
         &handler,
         PATH,
     );

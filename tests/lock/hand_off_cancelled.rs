@@ -120,7 +120,10 @@ async fn waiters_that_leave_at_random_moments_leave_no_lock_behind() {
             } else {
                 (PATIENCE, moment)
             };
-            let leaves = layer.clone().acquire_timeout(patience).layer(handler);
+            let leaves = layer
+                .clone()
+                .map_locks(|locks| locks.acquire_timeout(patience))
+                .layer(handler);
             leaving.push(tokio::spawn(async move {
                 drop(timeout(life, leaves.oneshot(request())).await);
             }));

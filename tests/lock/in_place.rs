@@ -386,7 +386,8 @@ async fn a_caller_that_leaves_during_the_commit_does_not_undo_it() {
     client.batch_execute(table).await.unwrap();
     let proxy = Proxy::to(database.url()).await;
     let locks = postgres_locks_with(&proxy.url(database.url()), |builder| builder).await;
-    let layer = RealmWriteLockLayer::new(locks, realms()).share_transaction(true);
+    let layer =
+        RealmWriteLockLayer::new(locks, realms()).map_locks(|locks| locks.share_transaction(true));
     let (handler, mut gate) = gate();
     let caller = patch(&layer, &handler, PATH);
     let inside = gate.entered().await;
@@ -471,7 +472,8 @@ async fn a_forgotten_call_keeps_its_realm_for_its_max_hold_in_process() {
     const BOUND: Duration = Duration::from_millis(300);
     let locks = RealmLocks::in_process();
     let room = Room::default();
-    let layer = RealmWriteLockLayer::new(locks.clone(), realms()).max_hold(BOUND);
+    let layer =
+        RealmWriteLockLayer::new(locks.clone(), realms()).map_locks(|locks| locks.max_hold(BOUND));
     let (handler, mut stepper) = steps(&room);
     let mut call = handler.call(&layer);
     let begin = Instant::now();

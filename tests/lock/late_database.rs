@@ -184,7 +184,7 @@ async fn a_server_that_does_not_answer_costs_a_write_the_shorter_of_two_bounds()
             matches!(error, LockError::ConnectTimeout { .. }),
             "{error:?}"
         );
-        let impatient = layer(builder).acquire_timeout(short);
+        let impatient = layer(builder).map_locks(|locks| locks.acquire_timeout(short));
         refusal(&impatient).await;
         assert!(asked.elapsed() < Duration::from_secs(4), "not in time");
     }

@@ -181,7 +181,7 @@ async fn a_grant_that_may_be_old_is_confirmed_before_the_call_begins() {
     let proxy = Proxy::to(database.url()).await;
     let lease = Duration::from_millis(300);
     let layer = layer_behind(&proxy, &database, lease).await;
-    let layer = layer.acquire_timeout(Duration::from_secs(2));
+    let layer = layer.map_locks(|locks| locks.acquire_timeout(Duration::from_secs(2)));
     let foreign = database.hold(key(PATH)).await;
     let (handler, gate) = gate();
     let write = patch(&layer, &handler, PATH);

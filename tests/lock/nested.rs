@@ -585,7 +585,9 @@ async fn a_nested_layers_call_has_its_own_max_hold() {
     let database = database().await;
     for contest in contests(&database).await {
         let outer = RealmWriteLockLayer::new(contest.locks.clone(), realms());
-        let inner = outer.clone().max_hold(Duration::from_millis(100));
+        let inner = outer
+            .clone()
+            .map_locks(|locks| locks.max_hold(Duration::from_millis(100)));
         let handler = service_fn(async |_: Request<String>| {
             pending::<()>().await;
             Ok::<_, Infallible>(Response::new(String::new()))

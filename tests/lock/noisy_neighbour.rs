@@ -92,8 +92,8 @@ async fn write(layer: &RealmWriteLockLayer, path: &str) -> u16 {
 
 #[tokio::test]
 async fn one_waiter_too_many_is_refused_at_once() {
-    let layer =
-        RealmWriteLockLayer::new(RealmLocks::in_process(), realms()).max_waiters_per_realm(2);
+    let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms())
+        .map_locks(|locks| locks.max_waiters_per_realm(2));
     let (handler, mut gate) = gate();
     let first = patch(&layer, &handler, "/luke/a/0");
     let inside = gate.entered().await;
@@ -123,7 +123,9 @@ async fn more_realms_than_connections_wait_for_a_connection_and_then_say_so() {
     let writes = ["/luke/a/1", "/luke/b/1"].map(|path| patch(&layer, &handler, path));
     let inside = [gate.entered().await, gate.entered().await];
 
-    let impatient = layer.clone().acquire_timeout(Duration::from_millis(50));
+    let impatient = layer
+        .clone()
+        .map_locks(|locks| locks.acquire_timeout(Duration::from_millis(50)));
     let refused = patch(&impatient, &handler, "/luke/c/1")
         .await
         .unwrap()

@@ -138,7 +138,9 @@ async fn the_limits_of_a_hold_do_not_stay_on_the_server_connection() {
     assert_eq!(pid(&through_bouncer).await, backend);
 
     let holder = database.hold(key(PATH)).await;
-    let impatient = layer.clone().acquire_timeout(Duration::from_millis(100));
+    let impatient = layer
+        .clone()
+        .map_locks(|locks| locks.acquire_timeout(Duration::from_millis(100)));
     let refused = answered(patch(&impatient, &handler, PATH)).await;
     assert_eq!(code(&refused), "lock-timeout");
     assert_eq!(limits(&through_bouncer).await, defaults, "after a time-out");
@@ -214,7 +216,9 @@ async fn a_wait_for_a_server_connection_is_bounded_like_one_for_the_lock() {
     let url = bouncer.url(database.url());
     let layer = layer(&url).await;
     let limit = Duration::from_millis(300);
-    let impatient = layer.clone().acquire_timeout(limit);
+    let impatient = layer
+        .clone()
+        .map_locks(|locks| locks.acquire_timeout(limit));
     let (handler, mut gate) = gate();
 
     let occupant = occupant(&url).await;
@@ -290,7 +294,9 @@ async fn what_a_handler_does_to_its_session_does_not_stay_on_the_server_connecti
     let database = database().await;
     let bouncer = bouncer(&database, 1).await;
     let url = bouncer.url(database.url());
-    let layer = layer(&url).await.share_transaction(true);
+    let layer = layer(&url)
+        .await
+        .map_locks(|locks| locks.share_transaction(true));
     let through_bouncer = try_connect(&url).await.unwrap();
     let (handler, mut gate) = gate();
     for status in [200, 404] {

@@ -128,7 +128,9 @@ async fn stress(confirm: bool, hand_offs: u32, policy: OnDisconnect) {
         let layer = postgres_layer_with(&url, |builder| {
             builder.pool_size(4).max_hand_offs(hand_offs)
         });
-        let layer = layer.await.acquire_timeout(PATIENCE);
+        let layer = layer
+            .await
+            .map_locks(|locks| locks.acquire_timeout(PATIENCE));
         layer.confirm(confirm).on_disconnect(policy)
     };
     let replicas = [replica().await, replica().await];

@@ -137,7 +137,9 @@ async fn hundreds_of_realms_are_held_at_once_on_four_connections() {
 #[tokio::test]
 async fn a_shared_transaction_is_never_a_session() {
     let database = database().await;
-    let layer = sessions(&database).await.share_transaction(true);
+    let layer = sessions(&database)
+        .await
+        .map_locks(|locks| locks.share_transaction(true));
     let (handler, mut gate) = gate();
     let write = patch(&layer, &handler, PATH);
     let call = gate.entered().await;

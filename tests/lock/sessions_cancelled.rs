@@ -16,7 +16,7 @@ const PATHS: [&str; 4] = ["/luke/a/x", "/luke/b/x", "/luke/c/x", "/luke/d/x"];
 async fn layer(database: &TestDatabase) -> RealmWriteLockLayer {
     postgres_layer_with(database.url(), |builder| builder.sessions(2).pool_size(1))
         .await
-        .acquire_timeout(Duration::from_secs(60))
+        .map_locks(|locks| locks.acquire_timeout(Duration::from_secs(60)))
 }
 
 async fn nothing_is_locked(database: &TestDatabase) {

@@ -62,7 +62,11 @@ impl Server {
         let kept = Arc::<Kept>::default();
         let app = Router::new()
             .route("/{owner}/{realm}/{what}", patch(write))
-            .layer(layer.share_transaction(true).hold_until(hold_until))
+            .layer(
+                layer
+                    .map_locks(|locks| locks.share_transaction(true))
+                    .hold_until(hold_until),
+            )
             .layer(axum::middleware::map_response(explain))
             .with_state(Arc::clone(&kept));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -32,7 +32,10 @@ async fn set_up() -> (TestDatabase, RealmWriteLockLayer) {
         .await
         .unwrap();
     let layer = postgres_layer_with(database.url(), |builder| builder.pool_size(1)).await;
-    (database, layer.share_transaction(true))
+    (
+        database,
+        layer.map_locks(|locks| locks.share_transaction(true)),
+    )
 }
 
 async fn written(database: &TestDatabase) -> i64 {
@@ -197,7 +200,7 @@ async fn a_time_out_of_the_servers_is_not_taken_for_the_acquire_timeout() {
     let layer = postgres_layer_with(database.url(), |builder| builder).await;
     let _foreign = database.hold(key(PATH)).await;
     let (handler, _gate) = gate();
-    let patient = layer.acquire_timeout(Duration::from_secs(60));
+    let patient = layer.map_locks(|locks| locks.acquire_timeout(Duration::from_secs(60)));
     let response = patch(&patient, &handler, PATH).await.unwrap().unwrap();
     assert_eq!(code(&response), "lock-unavailable");
 }

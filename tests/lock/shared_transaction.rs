@@ -27,7 +27,7 @@ async fn set_up() -> (TestDatabase, RealmWriteLockLayer) {
         .unwrap();
     let layer = postgres_layer_with(database.url(), |builder| builder.pool_size(1))
         .await
-        .share_transaction(true);
+        .map_locks(|locks| locks.share_transaction(true));
     (database, layer)
 }
 
@@ -76,7 +76,9 @@ async fn what_a_handler_writes_stands_if_and_only_if_it_succeeds() {
         assert!(!matches!(write.await, Ok(Ok(_))));
     }
     let late = patch(
-        &layer.clone().max_hold(Duration::from_millis(100)),
+        &layer
+            .clone()
+            .map_locks(|locks| locks.max_hold(Duration::from_millis(100))),
         &handler,
         PATH,
     );
@@ -213,14 +215,14 @@ async fn a_transaction_cannot_be_used_after_its_hold_nor_be_kept_busy_past_it() 
 #[tokio::test]
 async fn a_statement_that_runs_on_does_not_keep_the_lock() {
     let (database, layer) = set_up().await;
-    let service = layer.max_hold(Duration::from_millis(200)).layer(service_fn(
-        async |request: Request<String>| {
+    let service = layer
+        .map_locks(|locks| locks.max_hold(Duration::from_millis(200)))
+        .layer(service_fn(async |request: Request<String>| {
             let transaction: &LockTransaction = request.extensions().get().unwrap();
             let client = transaction.client().unwrap();
             client.batch_execute("SELECT pg_sleep(600)").await.unwrap();
             Ok::<_, std::convert::Infallible>(Response::new(String::new()))
-        },
-    ));
+        }));
     let request = Request::patch(PATH).body(String::new()).unwrap();
     let response = service.oneshot(request).await.unwrap();
     assert_eq!(response.status(), StatusCode::GATEWAY_TIMEOUT);
@@ -237,7 +239,8 @@ async fn statements_see_what_the_holder_before_wrote_and_wait_as_long_as_they_mu
     let other = database.connect().await;
     other.batch_execute(&strict).await.unwrap();
     let locks = RealmLocks::postgres(database.url()).await.unwrap();
-    let second = RealmWriteLockLayer::new(locks, realms()).share_transaction(true);
+    let second =
+        RealmWriteLockLayer::new(locks, realms()).map_locks(|locks| locks.share_transaction(true));
     let (handler, mut gate) = gate();
     let one = patch(&layer, &handler, PATH);
     let first = gate.entered().await;
@@ -298,8 +301,8 @@ async fn a_job_commits_an_ok_and_rolls_back_the_rest() {
 
 #[tokio::test]
 async fn a_wrong_choice_is_said_at_once() {
-    let layer =
-        RealmWriteLockLayer::new(RealmLocks::in_process(), realms()).share_transaction(true);
+    let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms())
+        .map_locks(|locks| locks.share_transaction(true));
     let (handler, _gate) = gate();
     let response = patch(&layer, &handler, PATH).await.unwrap().unwrap();
     assert_eq!(code(&response), "lock-unavailable");

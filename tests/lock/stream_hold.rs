@@ -113,7 +113,7 @@ async fn a_body_that_takes_too_long_ends_with_an_error() {
     let layer = layer(&database).await;
     let layer = layer
         .hold_until(HoldUntil::BodyEnd)
-        .max_hold(Duration::from_millis(50));
+        .map_locks(|locks| locks.max_hold(Duration::from_millis(50)));
     let (_chunks, mut body) = streaming(&layer).await;
     database.wait_for_granted(key(PATH), 0).await;
     // A server that asks only now must not take it for an empty body.
@@ -178,7 +178,8 @@ async fn a_body_that_its_client_does_not_read_is_dropped_before_the_next_writer_
         let layer = layer(&database).await;
         let max_hold = Duration::from_millis(if is_lost { 60_000 } else { 300 });
         let streamed = layer.clone().hold_until(HoldUntil::BodyEnd);
-        let (server, is_dropped) = endless_server(streamed.max_hold(max_hold)).await;
+        let (server, is_dropped) =
+            endless_server(streamed.map_locks(|locks| locks.max_hold(max_hold))).await;
         let mut client = TcpStream::connect(server).await.unwrap();
         let head = format!("PATCH {PATH} HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n");
         client.write_all(head.as_bytes()).await.unwrap();
@@ -212,7 +213,7 @@ async fn the_next_writer_gets_in_after_the_step_in_which_max_hold_passed() {
     let locks = RealmLocks::in_process();
     let layer = RealmWriteLockLayer::new(locks.clone(), realms())
         .hold_until(HoldUntil::BodyEnd)
-        .max_hold(MAX_HOLD);
+        .map_locks(|locks| locks.max_hold(MAX_HOLD));
     let room = Room::default();
     let body = room.clone();
     let service = layer.layer(service_fn(move |_: Request<String>| {

@@ -40,7 +40,9 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 async fn set_up() -> (TestDatabase, RealmWriteLockLayer) {
     let database = database_with_writes().await;
     let layer = postgres_layer(database.url()).await;
-    let layer = layer.share_transaction(true).hold_until(HoldUntil::BodyEnd);
+    let layer = layer
+        .map_locks(|locks| locks.share_transaction(true))
+        .hold_until(HoldUntil::BodyEnd);
     (database, layer)
 }
 

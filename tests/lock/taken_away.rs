@@ -118,7 +118,7 @@ async fn a_success_that_comes_at_once_is_none_and_a_shared_transaction_does_not_
         postgres_layer_with(database.url(), |it| it.sessions(1)).await,
         postgres_layer_with(database.url(), |it| it)
             .await
-            .share_transaction(true),
+            .map_locks(|locks| locks.share_transaction(true)),
         postgres_layer_with(database.url(), |it| it)
             .await
             .confirm(false),

@@ -585,16 +585,21 @@ fn each_limit_of_a_file_is_the_layers() {
     for (file, by_hand) in [
         (
             "acquire_timeout = '250ms'",
-            changed(|layer| layer.acquire_timeout(Duration::from_millis(250))),
+            changed(|layer| {
+                layer.map_locks(|locks| locks.acquire_timeout(Duration::from_millis(250)))
+            }),
         ),
         (
             "max_hold = '1m 30s'",
-            changed(|layer| layer.max_hold(Duration::from_secs(90))),
+            changed(|layer| layer.map_locks(|locks| locks.max_hold(Duration::from_secs(90)))),
         ),
-        ("max_hold = 'none'", changed(|layer| layer.max_hold(None))),
+        (
+            "max_hold = 'none'",
+            changed(|layer| layer.map_locks(|locks| locks.max_hold(None))),
+        ),
         (
             "max_waiters_per_realm = 0",
-            changed(|layer| layer.max_waiters_per_realm(0)),
+            changed(|layer| layer.map_locks(|locks| locks.max_waiters_per_realm(0))),
         ),
         (
             "body_timeout = '3s'",

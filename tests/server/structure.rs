@@ -51,6 +51,50 @@ fn each_room_opens_with_its_manual() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+#[test]
+fn every_public_item_has_one_path_at_the_root() {
+    let findings = faults_of_the_face(&source_files()["lib.rs"]);
+    assert!(findings.is_empty(), "{}", findings.join("\n"));
+}
+
+/// Each way in which the front page gives an item a second path, or one below the root.
+///
+/// The compiler warns of a public item in a private module that the front page leaves out.
+fn faults_of_the_face(front_page: &str) -> Vec<String> {
+    let page = syn::parse_file(front_page).expect("the front page is Rust");
+    let is_public = |visibility: &Visibility| matches!(visibility, Visibility::Public(_));
+    let mut known = BTreeSet::new();
+    let mut faults = Vec::new();
+    for item in &page.items {
+        match item {
+            // The pages of the manual, which have no items.
+            Item::Mod(module) if module.ident == "guide" => {}
+            Item::Mod(module) if is_public(&module.vis) => {
+                faults.push(format!("the module `{}` is public", module.ident));
+            }
+            Item::Use(item) if is_public(&item.vis) => {
+                expand(&item.tree, &mut Vec::new(), &mut |path, name, _| {
+                    let own = path.last().cloned();
+                    match name {
+                        None => faults.push(format!("`{}::*` is exported", path.join("::"))),
+                        Some(name) if own.as_ref() != Some(&name) => {
+                            faults.push(format!("`{name}` is exported under another name"));
+                        }
+                        Some(name) if known.contains(&name) => {
+                            faults.push(format!("`{name}` is exported twice"));
+                        }
+                        Some(name) => {
+                            known.insert(name);
+                        }
+                    }
+                });
+            }
+            _ => {}
+        }
+    }
+    faults
+}
+
 /// How many lines of module documentation a file opens with.
 fn manual_lines(source: &str) -> usize {
     let is_manual = |line: &&str| line.starts_with("//!");
@@ -895,4 +939,23 @@ fn a_module_within_a_file_belongs_to_the_file() {
 fn the_lines_of_a_manual_are_counted_from_the_top() {
     assert_eq!(manual_lines("//! One\n//!\n//! Three\n\n//! No more"), 3);
     assert_eq!(manual_lines("use std::fmt;\n//! Late"), 0);
+}
+
+#[test]
+fn a_second_path_of_an_item_is_found() {
+    for (front_page, fault) in [
+        ("mod lock; pub use self::lock::HeldLock; pub mod guide;", ""),
+        ("pub mod lock;", "the module `lock` is public"),
+        ("pub use self::lock::*;", "`self::lock::*` is exported"),
+        (
+            "pub use self::lock::HeldLock as Hold;",
+            "`Hold` is exported under another name",
+        ),
+        (
+            "pub use self::lock::HeldLock; pub use self::layer::{HeldLock, LockBody};",
+            "`HeldLock` is exported twice",
+        ),
+    ] {
+        assert_eq!(faults_of_the_face(front_page).join("\n"), fault);
+    }
 }

@@ -34,7 +34,8 @@ async fn race(locks: &[RealmLocks; 2], enabled: bool, paths: [&str; 2]) -> ([u16
     let card = Arc::new(Card(Mutex::default(), Barrier::new(2)));
     let writes = locks.iter().zip(paths).map(|(locks, path)| {
         let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}").unwrap();
-        let layer = RealmWriteLockLayer::new(locks.clone(), realms).acquire_timeout(Duration::ZERO);
+        let locks = locks.clone().acquire_timeout(Duration::ZERO);
+        let layer = RealmWriteLockLayer::new(locks, realms);
         let replica = Router::new()
             .route("/{owner}/{realm}/card", patch(add))
             .layer(layer.enabled(enabled))

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use thiserror::Error;
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
-use tower_realm_lock::{RealmError, RealmLocks};
+use tower_realm_lock::{ConfigError, RealmLocks};
 use url::Url;
 use uuid::Uuid;
 
@@ -89,7 +89,7 @@ pub enum RaceError {
     #[error("the scratch realm has no directory")]
     Directory(#[from] io::Error),
     #[error("the scratch realm has no URL")]
-    Realm(#[from] RealmError),
+    Realm(#[from] ConfigError),
     #[error("the race was cut off")]
     CutOff,
     #[error("the scratch realm answered {0} to its own {1}")]

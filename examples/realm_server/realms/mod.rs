@@ -39,8 +39,8 @@ use http::header::LOCATION;
 use http::{Method, StatusCode};
 use serde_json::json;
 use tower_realm_lock::{
-    HeldLock, LockTransaction, RealmBodyLockLayer, RealmBodyResolver, RealmError, RealmPointers,
-    RealmUrl, RequestHead,
+    ConfigError, HeldLock, LockTransaction, RealmBodyLockLayer, RealmBodyResolver, RealmError,
+    RealmPointers, RealmUrl, RequestHead,
 };
 use url::Url;
 
@@ -81,7 +81,7 @@ pub fn routes(cards: &Cards, lock: Option<&RealmBodyLockLayer>) -> Router<Cards>
 }
 
 /// Finds the realms of these routes in the bodies: publishing takes both of its realms in one claim.
-pub fn resolver(base_url: &Url) -> Result<RealmBodyResolver, RealmError> {
+pub fn resolver(base_url: &Url) -> Result<RealmBodyResolver, ConfigError> {
     let base_url = base_url.clone();
     let created = move |_: RequestHead, body: Bytes| {
         let realm = request::to_create(&body).map_err(RealmError::unresolved);

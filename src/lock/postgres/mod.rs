@@ -57,7 +57,7 @@ pub(super) mod options;
 mod pool;
 pub(super) mod publish;
 pub(super) mod session;
-pub(super) mod shared;
+pub(crate) mod shared;
 mod statement;
 // In a build without TLS no value of its type can be made, and little of it is used.
 #[cfg_attr(

@@ -12,8 +12,8 @@ use crate::realm::claim::Claim;
 /// What the handler writes through it stands or falls with the request: a success commits it before
 /// the response leaves, or at [`HeldLock::release`](crate::HeldLock::release); any other response,
 /// an error, a panic and a lost lock roll it back. [`Success`](crate::Success) defines what a
-/// success is: by default a status below 400. A handler finds it in the request extensions
-/// (`Extension<LockTransaction>` in axum) or with
+/// success is: by default a status below 400. A handler finds it in the request extensions, as an
+/// argument (with the feature `axum`), or with
 /// [`HeldLock::transaction`](crate::HeldLock::transaction), if `share_transaction(true)` was set.
 /// Cheap to clone.
 ///
@@ -58,10 +58,11 @@ use crate::realm::claim::Claim;
 /// Through PgBouncer in transaction mode prefer `query_typed`, which prepares nothing.
 ///
 /// ```no_run
-/// use axum::{Extension, http::StatusCode};
+/// use axum::http::StatusCode;
 /// use tower_realm_lock::LockTransaction;
 ///
-/// async fn rename(Extension(transaction): Extension<LockTransaction>) -> StatusCode {
+/// # #[cfg(feature = "axum")]
+/// async fn rename(transaction: LockTransaction) -> StatusCode {
 ///     let Ok(client) = transaction.client() else {
 ///         return StatusCode::SERVICE_UNAVAILABLE;
 ///     };

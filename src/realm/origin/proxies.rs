@@ -3,7 +3,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::realm::error::{RealmError, shown};
+use crate::config::ConfigError;
+use crate::realm::error::shown;
 use crate::realm::head::Head;
 
 /// The address that a request came from, for servers other than axum's: an extension of the
@@ -77,8 +78,8 @@ impl TrustedProxies {
     ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidProxy`] for any other text.
-    pub fn new<P: AsRef<str>>(proxies: impl IntoIterator<Item = P>) -> Result<Self, RealmError> {
+    /// [`ConfigError::InvalidProxy`] for any other text.
+    pub fn new<P: AsRef<str>>(proxies: impl IntoIterator<Item = P>) -> Result<Self, ConfigError> {
         let network = |text: &str| {
             let address = || text.parse::<IpAddr>().map(IpNet::from);
             text.parse().or_else(|_| address())
@@ -90,7 +91,7 @@ impl TrustedProxies {
                 unix = true;
                 continue;
             }
-            let refused = || RealmError::InvalidProxy {
+            let refused = || ConfigError::InvalidProxy {
                 value: shown(proxy.as_ref()),
             };
             let network: IpNet = network(proxy.as_ref()).map_err(|_| refused())?;

@@ -5,6 +5,7 @@ use http::uri::Authority;
 
 use super::forwarded::Forwarded;
 use super::proxies::{TrustedProxies, peer};
+use crate::config::ConfigError;
 use crate::realm::error::{RealmError, shown};
 use crate::realm::head::Head;
 use crate::realm::url::RealmUrl;
@@ -34,7 +35,7 @@ use crate::realm::url::RealmUrl;
 /// let origin = RequestOrigin::new(proxies).only(["https://a.example", "https://b.example"])?;
 /// let realms = RealmPaths::new("https://a.example", "/{owner}/{realm}")?.origin_from_request(origin);
 /// # let _ = realms;
-/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// # Ok::<(), tower_realm_lock::ConfigError>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct RequestOrigin {
@@ -58,11 +59,11 @@ impl RequestOrigin {
     ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidUrl`] for what is no URL of an origin.
+    /// [`ConfigError::InvalidUrl`] for what is no URL of an origin.
     pub fn only<O: AsRef<str>>(
         mut self,
         origins: impl IntoIterator<Item = O>,
-    ) -> Result<Self, RealmError> {
+    ) -> Result<Self, ConfigError> {
         let origins = origins
             .into_iter()
             .map(|origin| RealmUrl::parse(origin.as_ref()));

@@ -1,5 +1,6 @@
 use std::borrow::Cow;
 
+use crate::config::ConfigError;
 use crate::realm::error::{RealmError, shown};
 use crate::realm::path::ParsedPath;
 use crate::realm::template::Segment;
@@ -31,9 +32,9 @@ impl BaseUrl {
     ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidUrl`], also for a brace or a star that is no whole label of the host.
-    pub(super) fn parse(text: &str) -> Result<Self, RealmError> {
-        let invalid = |problem: String| RealmError::InvalidUrl {
+    /// [`ConfigError::InvalidUrl`], also for a brace or a star that is no whole label of the host.
+    pub(super) fn parse(text: &str) -> Result<Self, ConfigError> {
+        let invalid = |problem: String| ConfigError::InvalidUrl {
             url: shown(text),
             problem,
         };
@@ -53,7 +54,7 @@ impl BaseUrl {
             let url = format!("{}{filled}{port}{}", &text[..start], &text[end..]);
             let url = RealmUrl::parse(&url).map_err(|error| match error {
                 RealmError::InvalidUrl { problem, .. } => invalid(problem),
-                error => error,
+                error => error.into(),
             })?;
             let labels = canonical_labels(&labels, &url);
             let labels = labels.ok_or_else(|| invalid("its host cannot be read".into()))?;

@@ -3,6 +3,7 @@ use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::found::Found;
+use crate::config::ConfigError;
 use crate::realm::error::{RealmError, shown};
 use crate::realm::path::{ParsedPath, PathProblem, push_segment};
 use crate::realm::url::RealmUrl;
@@ -29,7 +30,7 @@ use crate::realm::url::RealmUrl;
 ///
 /// mounts.insert(&skills)?;
 /// assert_eq!(mounts.resolve("/base/skills/1")?, skills);
-/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// # Ok::<(), tower_realm_lock::ConfigError>(())
 /// ```
 #[derive(Clone, Default)]
 pub struct RealmMounts(Arc<RwLock<Mounted>>);
@@ -43,7 +44,7 @@ impl RealmMounts {
     /// # Errors
     ///
     /// As [`insert`](Self::insert).
-    pub fn new(realms: impl IntoIterator<Item = RealmUrl>) -> Result<Self, RealmError> {
+    pub fn new(realms: impl IntoIterator<Item = RealmUrl>) -> Result<Self, ConfigError> {
         let mounts = Self::default();
         mounts.set(realms)?;
         Ok(mounts)
@@ -53,8 +54,8 @@ impl RealmMounts {
     ///
     /// # Errors
     ///
-    /// [`RealmError::MountTaken`] if a realm of another origin is mounted at the same path.
-    pub fn insert(&self, realm: &RealmUrl) -> Result<bool, RealmError> {
+    /// [`ConfigError::MountTaken`] if a realm of another origin is mounted at the same path.
+    pub fn insert(&self, realm: &RealmUrl) -> Result<bool, ConfigError> {
         insert(&mut self.write(), realm)
     }
 
@@ -77,7 +78,7 @@ impl RealmMounts {
     /// # Errors
     ///
     /// As [`insert`](Self::insert); the list is then as it was.
-    pub fn set(&self, realms: impl IntoIterator<Item = RealmUrl>) -> Result<(), RealmError> {
+    pub fn set(&self, realms: impl IntoIterator<Item = RealmUrl>) -> Result<(), ConfigError> {
         let mut mounted = Mounted::new();
         for realm in realms {
             insert(&mut mounted, &realm)?;
@@ -132,10 +133,10 @@ impl RealmMounts {
     }
 }
 
-fn insert(mounted: &mut Mounted, realm: &RealmUrl) -> Result<bool, RealmError> {
+fn insert(mounted: &mut Mounted, realm: &RealmUrl) -> Result<bool, ConfigError> {
     match mounted.get(realm.path()) {
         Some(there) if there == realm => Ok(false),
-        Some(there) => Err(RealmError::MountTaken {
+        Some(there) => Err(ConfigError::MountTaken {
             url: shown(realm.as_str()),
             mounted: shown(there.as_str()),
         }),

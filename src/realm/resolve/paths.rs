@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use super::base::{BaseUrl, Captures, captured, split_url};
 use super::found::{Depth, Found};
+use crate::config::ConfigError;
 use crate::realm::error::{RealmError, shown};
 use crate::realm::head::Head;
 use crate::realm::origin::proxies::TrustedProxies;
@@ -24,7 +25,7 @@ use crate::realm::url::RealmUrl;
 /// let realms = RealmPaths::new("https://api.example.com/v1", "/{tenant}/{project}")?;
 /// let realm = realms.resolve("/v1/acme/site/docs/1")?;
 /// assert_eq!(realm.as_str(), "https://api.example.com/v1/acme/site/");
-/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// # Ok::<(), tower_realm_lock::ConfigError>(())
 /// ```
 ///
 /// # Several paths, one realm
@@ -41,7 +42,7 @@ use crate::realm::url::RealmUrl;
 /// for path in ["/api/v1/acme/site/docs/1", "/api/v2/acme/site", "/admin/acme/site/purge"] {
 ///     assert_eq!(realms.resolve(path)?.as_str(), "https://api.example.com/acme/site/");
 /// }
-/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// # Ok::<(), tower_realm_lock::ConfigError>(())
 /// ```
 ///
 /// Where a path fits several patterns, the one that a router would choose counts: segment by
@@ -68,7 +69,7 @@ use crate::realm::url::RealmUrl;
 /// let paths = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
 /// let realms = RealmResolver::from_extension(move |path: &ReceivedPath| paths.resolve(&path.0));
 /// # let _ = realms;
-/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// # Ok::<(), tower_realm_lock::ConfigError>(())
 /// ```
 ///
 /// With the feature `axum`, the path that axum's router has matched counts:
@@ -152,9 +153,9 @@ impl RealmPaths {
     ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidUrl`] and [`RealmError::InvalidTemplate`], which name the value and
+    /// [`ConfigError::InvalidUrl`] and [`ConfigError::InvalidTemplate`], which name the value and
     /// what would be right.
-    pub fn new(base_url: &str, pattern: &str) -> Result<Self, RealmError> {
+    pub fn new(base_url: &str, pattern: &str) -> Result<Self, ConfigError> {
         let base = BaseUrl::parse(base_url)?;
         let pattern = Paths::pattern(&base, pattern)?;
         let is_of_host = base.fixed().is_none();
@@ -179,9 +180,9 @@ impl RealmPaths {
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new), and [`RealmError::InvalidTemplate`] for a parameter that a pattern
+    /// As [`new`](Self::new), and [`ConfigError::InvalidTemplate`] for a parameter that a pattern
     /// and the host of the base URL both lack.
-    pub fn named(self, name: &str) -> Result<Self, RealmError> {
+    pub fn named(self, name: &str) -> Result<Self, ConfigError> {
         let mut paths = Arc::unwrap_or_clone(self.0);
         let (base, path) = if name.contains("://") && !name.starts_with('/') {
             let (base, path) = split_url(name);
@@ -206,8 +207,8 @@ impl RealmPaths {
     ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidTemplate`] for a bad pattern, and for one that lacks a parameter.
-    pub fn also(self, pattern: &str) -> Result<Self, RealmError> {
+    /// [`ConfigError::InvalidTemplate`] for a bad pattern, and for one that lacks a parameter.
+    pub fn also(self, pattern: &str) -> Result<Self, ConfigError> {
         let mut paths = Arc::unwrap_or_clone(self.0);
         let pattern = Paths::pattern(&paths.base, pattern)?;
         paths.check_names(&pattern)?;
@@ -434,10 +435,10 @@ impl RealmPaths {
 }
 
 impl Paths {
-    fn pattern(base: &BaseUrl, pattern: &str) -> Result<PathTemplate, RealmError> {
+    fn pattern(base: &BaseUrl, pattern: &str) -> Result<PathTemplate, ConfigError> {
         let template = PathTemplate::parse(pattern)?;
         refuse_rest(&template)?;
-        let invalid = |problem| RealmError::InvalidTemplate {
+        let invalid = |problem| ConfigError::InvalidTemplate {
             template: shown(pattern),
             problem,
         };
@@ -463,7 +464,7 @@ impl Paths {
     }
 
     /// Refuses a pattern that lacks a parameter of the name.
-    fn check_names(&self, pattern: &PathTemplate) -> Result<(), RealmError> {
+    fn check_names(&self, pattern: &PathTemplate) -> Result<(), ConfigError> {
         let has = |name: &str| {
             self.base
                 .names()
@@ -473,7 +474,7 @@ impl Paths {
         let Some(missing) = self.needed().find(|name| !has(name)) else {
             return Ok(());
         };
-        Err(RealmError::InvalidTemplate {
+        Err(ConfigError::InvalidTemplate {
             template: shown(pattern.source()),
             problem: format!(
                 "it has no `{{{missing}}}`, which the name `{name}` has; give a name of other \
@@ -848,11 +849,11 @@ fn ambiguous(path: &ParsedPath<'_>, problem: PathProblem) -> RealmError {
     }
 }
 
-fn refuse_rest(template: &PathTemplate) -> Result<(), RealmError> {
+fn refuse_rest(template: &PathTemplate) -> Result<(), ConfigError> {
     let Some(Segment::Rest(name)) = template.segments().last() else {
         return Ok(());
     };
-    Err(RealmError::InvalidTemplate {
+    Err(ConfigError::InvalidTemplate {
         template: shown(template.source()),
         problem: format!(
             "`{{*{name}}}` would make every path a realm of its own; name the realm's segments \

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::HeaderMap;
 
 use super::json::{Answer, Step, seek};
+use crate::config::ConfigError;
 use crate::realm::body::encoding;
 use crate::realm::error::{RealmError, shown};
 use crate::realm::url::RealmUrl;
@@ -30,7 +31,7 @@ const LONGEST_URL: usize = 2048;
 /// let realms = RealmBodyResolver::from(realms)
 ///     .route(Method::POST, "/_publish-realm", published)?;
 /// # let _ = realms;
-/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// # Ok::<(), tower_realm_lock::ConfigError>(())
 /// ```
 #[derive(Clone)]
 pub struct RealmPointers(Arc<[Pointer]>);
@@ -45,14 +46,14 @@ impl RealmPointers {
     ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidPointer`] for what is no JSON pointer, and where there is none.
-    pub fn new<P: AsRef<str>>(pointers: impl IntoIterator<Item = P>) -> Result<Self, RealmError> {
+    /// [`ConfigError::InvalidPointer`] for what is no JSON pointer, and where there is none.
+    pub fn new<P: AsRef<str>>(pointers: impl IntoIterator<Item = P>) -> Result<Self, ConfigError> {
         let pointers: Vec<Pointer> = pointers
             .into_iter()
             .map(|pointer| Pointer::parse(pointer.as_ref()))
             .collect::<Result<_, _>>()?;
         if pointers.is_empty() {
-            return Err(RealmError::InvalidPointer {
+            return Err(ConfigError::InvalidPointer {
                 pointer: String::new(),
                 problem: "name at least one, such as `/realmURL`".into(),
             });
@@ -80,8 +81,8 @@ impl RealmPointers {
 }
 
 impl Pointer {
-    fn parse(pointer: &str) -> Result<Self, RealmError> {
-        let invalid = |problem: &str| RealmError::InvalidPointer {
+    fn parse(pointer: &str) -> Result<Self, ConfigError> {
+        let invalid = |problem: &str| ConfigError::InvalidPointer {
             pointer: shown(pointer),
             problem: problem.into(),
         };

@@ -11,6 +11,7 @@ use super::mounts::RealmMounts;
 use super::paths::RealmPaths;
 use super::pointers::RealmPointers;
 use super::source::{PathSource, Resolving, Source};
+use crate::config::ConfigError;
 use crate::realm::body::ReadsBodies;
 use crate::realm::claim::Claim;
 use crate::realm::error::{RealmError, shown};
@@ -55,7 +56,7 @@ use crate::realm::template::PathTemplate;
 /// let realms = RealmPaths::new("https://realms.example.com", "/{owner}/{realm}")?;
 /// let realms = RealmResolver::from(realms).route(Method::POST, "/_create-realm", root)?;
 /// # let _ = realms;
-/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// # Ok::<(), tower_realm_lock::ConfigError>(())
 /// ```
 #[derive(Clone)]
 pub struct RealmResolver(Routes<Infallible>);
@@ -78,7 +79,7 @@ pub struct RealmResolver(Routes<Infallible>);
 ///     .route(Method::DELETE, "/_delete-realm", deleted)?
 ///     .route(Method::POST, "/_publish-realm", published)?;
 /// # let _ = realms;
-/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// # Ok::<(), tower_realm_lock::ConfigError>(())
 /// ```
 #[derive(Clone)]
 pub struct RealmBodyResolver(Routes<ReadsBodies>);
@@ -264,14 +265,14 @@ impl RealmResolver {
     ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidTemplate`] for a bad pattern, [`RealmError::InvalidRule`] for a route
+    /// [`ConfigError::InvalidTemplate`] for a bad pattern, [`ConfigError::InvalidRule`] for a route
     /// that an earlier one hides, without a method, or with one in another letter case.
     pub fn route(
         self,
         methods: impl Into<MethodSet>,
         pattern: &str,
         resolver: impl Into<Self>,
-    ) -> Result<Self, RealmError> {
+    ) -> Result<Self, ConfigError> {
         let routes = self.0.route(methods.into(), pattern, resolver.into().0)?;
         Ok(Self(routes))
     }
@@ -328,7 +329,7 @@ impl RealmBodyResolver {
         methods: impl Into<MethodSet>,
         pattern: &str,
         resolver: impl Into<Self>,
-    ) -> Result<Self, RealmError> {
+    ) -> Result<Self, ConfigError> {
         let routes = self.0.route(methods.into(), pattern, resolver.into().0)?;
         Ok(Self(routes))
     }
@@ -398,7 +399,7 @@ impl<B> Routes<B> {
         methods: MethodSet,
         pattern: &str,
         resolver: Self,
-    ) -> Result<Self, RealmError> {
+    ) -> Result<Self, ConfigError> {
         let selector = Selector::parse(RuleKind::Route, methods, pattern)?;
         selector.admitted(self.routes.iter().map(|earlier| &earlier.selector))?;
         self.routes.push(Route { selector, resolver });

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::realm::error::RealmError;
+use crate::config::ConfigError;
 
 /// The limits of one route, and how its requests are answered while the realm is busy.
 ///
@@ -28,7 +28,7 @@ use crate::realm::error::RealmError;
 ///     .limits(Method::POST, "/{owner}/{realm}/_batch", batch)?
 ///     .limits(Method::POST, "/{owner}/{realm}/_export", export)?;
 /// # let _ = rules;
-/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// # Ok::<(), tower_realm_lock::ConfigError>(())
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct RouteLimits {
@@ -54,8 +54,8 @@ impl RouteLimits {
         Self::default()
     }
 
-    /// How long a request of the route waits for its lock. Default: the layer's
-    /// [`acquire_timeout`](crate::RealmWriteLockLayer::acquire_timeout).
+    /// How long a request of the route waits for its lock. Default: the
+    /// [`acquire_timeout`](crate::RealmLocks::acquire_timeout) of the layer's locks.
     ///
     /// With [`Duration::ZERO`] it does not wait: it is rejected at once if the lock is taken.
     #[must_use]
@@ -64,8 +64,8 @@ impl RouteLimits {
         self
     }
 
-    /// How long a call of the route may hold its lock; `None` for no bound. Default: the layer's
-    /// [`max_hold`](crate::RealmWriteLockLayer::max_hold).
+    /// How long a call of the route may hold its lock; `None` for no bound. Default: the
+    /// [`max_hold`](crate::RealmLocks::max_hold) of the layer's locks.
     #[must_use]
     pub fn max_hold(mut self, max_hold: impl Into<Option<Duration>>) -> Self {
         self.max_hold = Some(MaxHold(max_hold.into()));
@@ -81,11 +81,11 @@ impl RouteLimits {
     ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidStatus`] for a status that is not 4xx or 5xx.
-    pub fn busy_status(mut self, status: StatusCode) -> Result<Self, RealmError> {
+    /// [`ConfigError::InvalidStatus`] for a status that is not 4xx or 5xx.
+    pub fn busy_status(mut self, status: StatusCode) -> Result<Self, ConfigError> {
         if !(status.is_client_error() || status.is_server_error()) {
             let status = status.as_str().to_owned();
-            return Err(RealmError::InvalidStatus { status });
+            return Err(ConfigError::InvalidStatus { status });
         }
         self.busy_status = Some(status);
         Ok(self)

@@ -8,8 +8,9 @@ use super::methods::{MethodSet, is_safe};
 use super::readings::Readings;
 use super::scope::{RouteScope, Scope};
 use super::selector::{RuleKind, Selector, sorted};
+use crate::config::ConfigError;
 use crate::realm::body::ReadsBodies;
-use crate::realm::error::{RealmError, shown};
+use crate::realm::error::shown;
 use crate::realm::head::Head;
 use crate::realm::path::ParsedPath;
 
@@ -38,7 +39,7 @@ const MAX_RESOURCES: usize = 16;
 ///     .lock(Method::GET, "/{owner}/{realm}/_reindex")?;
 /// assert!(!rules.locks(&Method::POST, "/luke/my-realm/_search"));
 /// assert!(rules.locks(&Method::GET, "/luke/my-realm/_reindex"));
-/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// # Ok::<(), tower_realm_lock::ConfigError>(())
 /// ```
 ///
 /// A locked request takes its realm whole, unless its route has a narrower [`Scope`]: then writers
@@ -53,7 +54,7 @@ const MAX_RESOURCES: usize = 16;
 ///     .scope(Method::PATCH, "/{owner}/{realm}/{*card}", Scope::resource())?
 ///     .max_resources(32);
 /// # let _ = rules;
-/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// # Ok::<(), tower_realm_lock::ConfigError>(())
 /// ```
 ///
 /// # MOVE and COPY
@@ -131,10 +132,10 @@ impl LockRules {
     ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidTemplate`] for a bad pattern, [`RealmError::InvalidRule`] for a rule
+    /// [`ConfigError::InvalidTemplate`] for a bad pattern, [`ConfigError::InvalidRule`] for a rule
     /// that can never decide anything: without a method, with one in another letter case, or
     /// hidden by an earlier `exempt` or `lock`.
-    pub fn exempt(self, methods: impl Into<MethodSet>, pattern: &str) -> Result<Self, RealmError> {
+    pub fn exempt(self, methods: impl Into<MethodSet>, pattern: &str) -> Result<Self, ConfigError> {
         self.route(RuleKind::Exempt, methods.into(), pattern)
     }
 
@@ -146,7 +147,7 @@ impl LockRules {
     /// # Errors
     ///
     /// As [`exempt`](Self::exempt).
-    pub fn lock(self, methods: impl Into<MethodSet>, pattern: &str) -> Result<Self, RealmError> {
+    pub fn lock(self, methods: impl Into<MethodSet>, pattern: &str) -> Result<Self, ConfigError> {
         self.route(RuleKind::Lock, methods.into(), pattern)
     }
 
@@ -155,7 +156,7 @@ impl LockRules {
         kind: RuleKind,
         methods: MethodSet,
         pattern: &str,
-    ) -> Result<Self, RealmError> {
+    ) -> Result<Self, ConfigError> {
         let route = Selector::parse(kind, methods, pattern)?;
         route.admitted(self.0.routes.iter())?;
         self.0.routes.push(route);
@@ -181,7 +182,7 @@ impl LockRules {
         methods: impl Into<MethodSet>,
         pattern: &str,
         scope: Scope,
-    ) -> Result<Self, RealmError> {
+    ) -> Result<Self, ConfigError> {
         let selector = Selector::parse(RuleKind::Scope, methods.into(), pattern)?;
         selector.admitted(self.0.scopes.iter().map(|earlier| &earlier.selector))?;
         let given = scope.0;
@@ -205,7 +206,7 @@ impl LockRules {
         methods: impl Into<MethodSet>,
         pattern: &str,
         limits: RouteLimits,
-    ) -> Result<Self, RealmError> {
+    ) -> Result<Self, ConfigError> {
         let selector = Selector::parse(RuleKind::Limits, methods.into(), pattern)?;
         selector.admitted(self.0.limits.iter().map(|earlier| &earlier.selector))?;
         let given = limits;
@@ -286,15 +287,15 @@ impl Rules<ReadsBodies> {
     ///
     /// # Errors
     ///
-    /// [`RealmError::BodyNeeded`] for the first scope that needs the body.
-    pub(in crate::realm) fn without_bodies(self) -> Result<Rules<Infallible>, RealmError> {
+    /// [`ConfigError::BodyNeeded`] for the first scope that needs the body.
+    pub(in crate::realm) fn without_bodies(self) -> Result<Rules<Infallible>, ConfigError> {
         self.convert(
             |Selector {
                  methods, pattern, ..
              },
              _| {
                 let route = shown(&format!("{methods} {}", pattern.source()));
-                Err(RealmError::BodyNeeded { route })
+                Err(ConfigError::BodyNeeded { route })
             },
         )
     }
@@ -317,7 +318,7 @@ impl<B> Rules<B> {
         });
         Ok(Rules {
             routes: self.routes,
-            scopes: scopes.collect::<Result<_, _>>()?,
+            scopes: scopes.collect::<Result<_, E>>()?,
             limits: self.limits,
             max_resources: self.max_resources,
             method_override: self.method_override,

@@ -65,7 +65,7 @@ pub(super) fn is_safe(method: &Method) -> bool {
 ///     .scope([Method::PUT, Method::PATCH], card, Scope::resource())?
 ///     .scope(MethodSet::unsafe_methods(), card, Scope::shared())?;
 /// # let _ = rules;
-/// # Ok::<(), tower_realm_lock::RealmError>(())
+/// # Ok::<(), tower_realm_lock::ConfigError>(())
 /// ```
 ///
 /// Methods are case-sensitive (RFC 9110, section 9.1). A rule for `post` is refused. A method that

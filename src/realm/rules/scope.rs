@@ -80,7 +80,7 @@ impl Scope {
     ///     .scope(Method::POST, "/{owner}/{realm}/_purge", Scope::realm())?
     ///     .scope(Method::POST, "/{owner}/{realm}/{*rest}", Scope::shared())?;
     /// # let _ = rules;
-    /// # Ok::<(), tower_realm_lock::RealmError>(())
+    /// # Ok::<(), tower_realm_lock::ConfigError>(())
     /// ```
     ///
     /// **The layer does not protect such writers from each other.** Their store must: with a
@@ -135,7 +135,7 @@ impl Scope {
     ///
     /// ```
     /// use http::Method;
-    /// use tower_realm_lock::{LockRules, RealmError, Scope};
+    /// use tower_realm_lock::{ConfigError, LockRules, RealmError, Scope};
     ///
     /// // `If-Table: orders, customers` names the tables that an import writes.
     /// let tables = Scope::from_fn(|head, _realm| async move {
@@ -148,7 +148,7 @@ impl Scope {
     /// });
     /// let rules = LockRules::new().scope(Method::POST, "/{owner}/{realm}/_import", tables)?;
     /// # let _ = rules;
-    /// # Ok::<(), RealmError>(())
+    /// # Ok::<(), ConfigError>(())
     /// ```
     #[must_use]
     pub fn from_fn<F, R>(paths: F) -> Self
@@ -167,7 +167,7 @@ impl Scope {
     ///
     /// ```
     /// use http::Method;
-    /// use tower_realm_lock::{LockRules, RealmError, Scope};
+    /// use tower_realm_lock::{ConfigError, LockRules, RealmError, Scope};
     ///
     /// // The body is a list of cards, one in each line.
     /// let cards = Scope::from_body_fn(|_head, _realm, body| async move {
@@ -176,7 +176,7 @@ impl Scope {
     /// });
     /// let rules = LockRules::new().scope(Method::POST, "/{owner}/{realm}/_delete", cards)?;
     /// # let _ = rules;
-    /// # Ok::<(), RealmError>(())
+    /// # Ok::<(), ConfigError>(())
     /// ```
     #[must_use]
     pub fn from_body_fn<F, R>(paths: F) -> Self

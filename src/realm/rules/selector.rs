@@ -5,7 +5,8 @@ use std::fmt;
 use http::Method;
 
 use super::methods::MethodSet;
-use crate::realm::error::{RealmError, shown};
+use crate::config::ConfigError;
+use crate::realm::error::shown;
 use crate::realm::template::{PathTemplate, Segment};
 
 /// The effect of a rule on its requests.
@@ -30,13 +31,13 @@ pub(in crate::realm) struct Selector {
 impl Selector {
     /// # Errors
     ///
-    /// [`RealmError::InvalidTemplate`] for a bad pattern, [`RealmError::InvalidRule`] for no method
+    /// [`ConfigError::InvalidTemplate`] for a bad pattern, [`ConfigError::InvalidRule`] for no method
     /// or one in another letter case.
     pub(in crate::realm) fn parse(
         kind: RuleKind,
         methods: MethodSet,
         pattern: &str,
-    ) -> Result<Self, RealmError> {
+    ) -> Result<Self, ConfigError> {
         let pattern = PathTemplate::parse(pattern)?;
         let selector = Self {
             kind,
@@ -73,11 +74,11 @@ impl Selector {
     ///
     /// # Errors
     ///
-    /// [`RealmError::InvalidRule`] if it can never decide anything that the earlier ones do not.
+    /// [`ConfigError::InvalidRule`] if it can never decide anything that the earlier ones do not.
     pub(in crate::realm) fn admitted<'a>(
         &self,
         earlier: impl Iterator<Item = &'a Self>,
-    ) -> Result<(), RealmError> {
+    ) -> Result<(), ConfigError> {
         let earlier: Vec<&Self> = earlier.collect();
         let mut taking: Vec<&Self> = Vec::new();
         for method in self.each_method() {
@@ -142,8 +143,8 @@ impl Selector {
         }
     }
 
-    fn refused(&self, problem: String) -> RealmError {
-        RealmError::InvalidRule {
+    fn refused(&self, problem: String) -> ConfigError {
+        ConfigError::InvalidRule {
             rule: shown(&self.to_string()),
             problem,
         }

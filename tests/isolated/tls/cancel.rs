@@ -19,7 +19,7 @@ async fn openings_of_a_cancellation(user: &str, options: &str) -> Vec<Opening> {
         server.ca()
     );
     let layer = postgres_layer(&url).await;
-    let layer = layer.acquire_timeout(Duration::from_secs(60));
+    let layer = layer.map_locks(|locks| locks.acquire_timeout(Duration::from_secs(60)));
     let _holder = database.hold(key(PATH)).await;
     let (handler, _gate) = gate();
     let waiting = patch(&layer, &handler, PATH);

@@ -110,7 +110,7 @@ async fn two_deploys_lead_from_one_number_to_the_other() {
 async fn a_handler_cannot_take_its_own_key_by_hand_but_in_the_shared_transaction() {
     let mut world = World::new().await;
     let lock = format!("SELECT pg_try_advisory_xact_lock({KEY})");
-    world.layer = world.layer.share_transaction(true);
+    world.layer = world.layer.map_locks(|locks| locks.share_transaction(true));
     let write = world.write();
     let inside = world.gate.entered().await;
     let by_hand = world.database.connect().await;

@@ -74,9 +74,9 @@ pub fn a_problem_body_is_plain(text: &str) {
         .into(),
         LockError::Lost { claim: claim_of() }.into(),
     ];
-    let errors = [
-        RealmUrl::parse(text).err(),
-        realms().resolve(text).err(),
+    let errors = [RealmUrl::parse(text).err(), realms().resolve(text).err()];
+    rejections.extend(errors.into_iter().flatten().map(Rejection::from));
+    let of_configuration = [
         RealmPaths::new(text, "/{realm}").err(),
         RealmPaths::new(REALM, text).err(),
         RealmPointers::new([text]).err(),
@@ -85,7 +85,9 @@ pub fn a_problem_body_is_plain(text: &str) {
             .only([text])
             .err(),
     ];
-    rejections.extend(errors.into_iter().flatten().map(Rejection::from));
+    for error in of_configuration.into_iter().flatten() {
+        is_plain(&error.to_string());
+    }
     for rejection in rejections {
         check(&rejection.to_response());
     }
