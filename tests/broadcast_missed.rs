@@ -11,7 +11,7 @@ use support::database::{database, database_on};
 use support::gate::postgres_locks_with;
 use support::proxy::Proxy;
 use support::wait::wait_until;
-use tower_realm_lock::{LockError, RealmEvent, RealmWrites};
+use tower_realm_lock::{ConnectError, RealmEvent, RealmWrites};
 
 #[tokio::test]
 async fn a_lost_connection_is_told_at_once_and_made_again() {
@@ -104,7 +104,7 @@ async fn a_pooler_is_no_place_to_listen() {
     let refused = RealmWrites::listen(&bouncer.url(database.url()))
         .await
         .unwrap_err();
-    assert!(matches!(refused, LockError::Pooler { .. }), "{refused}");
+    assert!(matches!(refused, ConnectError::Pooler { .. }), "{refused}");
     // But locks behind it tell all the same.
     let mut writes = RealmWrites::listen(database.url()).await.unwrap();
     let locks = postgres_locks_with(&bouncer.url(database.url()), |builder| {

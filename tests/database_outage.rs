@@ -9,7 +9,7 @@ use support::cluster::Cluster;
 use support::database::{database, database_on};
 use support::gate::{code, gate, key, patch, postgres_layer, send};
 use support::wait::wait_until;
-use tower_realm_lock::{LockError, RealmLocks, Rejection};
+use tower_realm_lock::{ConnectError, RealmLocks, Rejection};
 
 #[tokio::test]
 async fn writes_are_refused_while_the_database_is_away_and_go_on_when_it_is_back() {
@@ -178,7 +178,10 @@ async fn a_server_that_cannot_be_used_is_refused_with_its_name_and_without_its_p
     );
     let builder = RealmLocks::postgres_builder(&url).connect_timeout(Duration::from_millis(100));
     let error = builder.build().await.unwrap_err();
-    assert!(matches!(error, LockError::ConnectTimeout { .. }), "{error}");
+    assert!(
+        matches!(error, ConnectError::ConnectTimeout { .. }),
+        "{error}"
+    );
 }
 
 #[tokio::test]

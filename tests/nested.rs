@@ -30,8 +30,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
-    Claim, HeldLock, HoldUntil, LockError, OnDisconnect, RealmLocks, RealmWriteLockLayer,
-    RealmWrites, Rejection, Success,
+    Claim, ConfigError, HeldLock, HoldUntil, LockError, OnDisconnect, RealmLocks,
+    RealmWriteLockLayer, RealmWrites, Rejection, Success,
 };
 
 async fn locks(database: &TestDatabase) -> RealmLocks {
@@ -786,7 +786,9 @@ async fn written(database: &TestDatabase) -> Vec<i32> {
 /// Fails unless the option was refused.
 fn assert_refused(error: &LockError, expected: &str) {
     match error.innermost() {
-        LockError::InvalidOption { option, .. } => assert_eq!(*option, expected, "{error}"),
+        LockError::Config(ConfigError::InvalidOption { option, .. }) => {
+            assert_eq!(*option, expected, "{error}");
+        }
         _ => panic!("{error}"),
     }
 }

@@ -6,9 +6,9 @@ mod support;
 use support::bouncer::{Bouncer, Pooling};
 use support::database::{database, try_connect};
 use support::gate::{gate, patch, postgres_layer};
-use tower_realm_lock::{LockError, RealmLocks};
+use tower_realm_lock::{ConnectError, RealmLocks};
 
-async fn refusal(url: &str) -> LockError {
+async fn refusal(url: &str) -> ConnectError {
     let locks = RealmLocks::postgres_builder(url).sessions(2).build().await;
     locks.expect_err("sessions cannot be had there")
 }
@@ -21,7 +21,7 @@ async fn a_pooler_is_refused_with_the_reason() {
         let url = bouncer.url(database.url());
         let refused = refusal(&url).await;
         assert!(
-            matches!(refused, LockError::Pooler { .. }),
+            matches!(refused, ConnectError::Pooler { .. }),
             "{pooling}: {refused:?}"
         );
         let message = refused.to_string();
@@ -73,7 +73,7 @@ async fn a_server_without_the_time_out_is_refused_with_the_remedy() {
     let name = database.name();
     let refused = refusal(database.url()).await;
     assert!(
-        matches!(refused, LockError::NoSessionTimeout { .. }),
+        matches!(refused, ConnectError::NoSessionTimeout { .. }),
         "{refused:?}"
     );
     let message = refused.to_string();

@@ -1,4 +1,5 @@
 use super::*;
+use crate::lock::error::ConnectError;
 
 /// The `grpc-status` that is documented for a code.
 fn grpc_status(code: &str) -> &'static str {
@@ -55,18 +56,18 @@ fn every_situation_has_the_response_that_is_documented() {
             true,
         ),
         (
-            LockError::Standby {
+            LockError::Connect(ConnectError::Standby {
                 server: server.into(),
-            },
+            }),
             503,
             "lock-unavailable",
             true,
         ),
         (
-            LockError::ConnectTimeout {
+            LockError::Connect(ConnectError::ConnectTimeout {
                 server: server.into(),
                 after: second,
-            },
+            }),
             503,
             "lock-unavailable",
             true,

@@ -3,13 +3,15 @@
 use serde::de::{Deserialize, Deserializer, MapAccess};
 
 use super::options::PostgresBuilder;
+use super::url::Source;
 use crate::table::value::Value;
 use crate::table::{self, Table};
 
 impl PostgresBuilder {
-    /// Takes another database URL: one from the environment, so that a file with the other options holds no password.
+    /// Takes another database URL: one from the environment, so that a file with the other options
+    /// holds no password.
     pub fn url(mut self, url: &str) -> Self {
-        url.clone_into(&mut self.url);
+        self.database = Source::Url(url.into());
         self
     }
 
@@ -117,7 +119,7 @@ mod tests {
         ";
         // All fields by name: a new option must be said in a file too.
         let PostgresBuilder {
-            url,
+            database,
             pool_size,
             lease,
             connect_timeout,
@@ -128,10 +130,10 @@ mod tests {
             // Not for files: a URL says what a file can say of it.
             tls: _,
         } = toml::from_str(file).unwrap();
-        assert_eq!(url, "postgres://h/d");
+        assert!(matches!(database, Source::Url(url) if url == "postgres://h/d"));
         assert_eq!((pool_size, max, sessions), (3, 7, 4));
         assert!(fencing && broadcast);
-        let times = [lease, max_time, connect_timeout].map(|time| time.as_millis());
+        let times = [lease, max_time, connect_timeout.unwrap()].map(|time| time.as_millis());
         assert_eq!(times, [15_000, 20, 60_000]);
         for key in PostgresBuilder::KEYS {
             assert!(file.contains(&format!(" {key} = ")), "{key}");
@@ -146,10 +148,8 @@ mod tests {
         assert_eq!(shown(json), by_default);
         let without_url: PostgresBuilder = toml::from_str("lease = '9s'").unwrap();
         let builder = without_url.url("postgres://h/d");
-        assert_eq!(
-            (builder.url.as_str(), builder.lease),
-            ("postgres://h/d", Duration::from_secs(9))
-        );
+        assert!(matches!(builder.database, Source::Url(url) if url == "postgres://h/d"));
+        assert_eq!(builder.lease, Duration::from_secs(9));
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::error::SqlState;
 
-use crate::lock::error::LockError;
+use crate::lock::error::ConnectError;
 use crate::lock::lease::Lease;
 use crate::lock::postgres::connect::Connector;
 use crate::lock::postgres::connection::{Busy, LockConnection};
@@ -14,7 +14,7 @@ use crate::lock::postgres::statement::milliseconds;
 pub(super) async fn connect(
     connector: &Connector,
     lease: Duration,
-) -> Result<(LockConnection, Lease), LockError> {
+) -> Result<(LockConnection, Lease), ConnectError> {
     // Until the server has answered.
     let connection = Busy::new(connector.open().await?);
     let server = Arc::clone(&connection.server);
@@ -22,11 +22,11 @@ pub(super) async fn connect(
     match timeout(after, prepare(&connection, lease)).await {
         Ok(Ok(lease)) => Ok((connection.into_idle(), lease)),
         Ok(Err(error)) => Err(error),
-        Err(_) => Err(LockError::ConnectTimeout { server, after }),
+        Err(_) => Err(ConnectError::ConnectTimeout { server, after }),
     }
 }
 
-async fn prepare(connection: &LockConnection, period: Duration) -> Result<Lease, LockError> {
+async fn prepare(connection: &LockConnection, period: Duration) -> Result<Lease, ConnectError> {
     // Before anything is changed in a session that may be somebody else's as well.
     connection.refuse_pooler()?;
     let sent = Instant::now();
@@ -40,7 +40,7 @@ async fn prepare(connection: &LockConnection, period: Duration) -> Result<Lease,
     match limited {
         Ok(()) => Ok(Lease::new(period, sent, &connection.closed)),
         Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => {
-            Err(LockError::NoSessionTimeout {
+            Err(ConnectError::NoSessionTimeout {
                 server: Arc::clone(&connection.server),
             })
         }

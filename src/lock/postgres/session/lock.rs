@@ -10,7 +10,7 @@ use super::Options;
 use super::commands::{Asked, Command, Confirm, Publication, Release};
 use super::connect::connect;
 use super::task::SessionTask;
-use crate::lock::error::LockError;
+use crate::lock::error::ConnectError;
 use crate::lock::lease::Lease;
 use crate::lock::postgres::confirmation::{Confirmation, Confirmer};
 use crate::lock::postgres::connect::Connector;
@@ -42,7 +42,10 @@ pub(in crate::lock) struct SessionLock {
 
 impl Session {
     /// Must be called within a runtime: a task of its own serves the session.
-    pub(super) async fn open(connector: &Connector, options: Options) -> Result<Self, LockError> {
+    pub(super) async fn open(
+        connector: &Connector,
+        options: Options,
+    ) -> Result<Self, ConnectError> {
         let (connection, lease) = connect(connector, options.lease).await?;
         Ok(Self::start(connection, lease, options))
     }
