@@ -171,9 +171,9 @@
 //!   [`FencingToken`].
 //! - `test-util`: `HeldLock::lose` takes a hold's lock away on purpose, for tests of what an
 //!   application does then. Turn it on under `[dev-dependencies]`.
-//! - `tls-rustls`: TLS to PostgreSQL by rustls, with ring. No crypto provider has to be installed for the process.
-//! - `tls-native`: TLS to PostgreSQL by the system's own library (OpenSSL, Schannel, Security.framework). With both, URLs use rustls, and
-//!   `PostgresBuilder::tls` takes either.
+//! - `tls-rustls`: TLS to PostgreSQL as the URL describes it, by rustls with ring. No crypto
+//!   provider has to be installed for the process. [`PostgresBuilder::tls`] takes any other TLS of
+//!   the driver's and needs no feature.
 //!
 //! # Deployment
 //!
@@ -192,9 +192,10 @@
 //! - Origins come from the configuration, so absolute URIs, HTTP/2's `:authority`, `Host` and `Forwarded` change nothing, unless
 //!   [`RequestOrigin`] says that they do.
 //! - A layer that overrides methods, decompresses bodies or rewrites paths goes outside of this one, or this one must be told of it.
-//! - Connections to PostgreSQL are encrypted as the URL's `sslmode` says: see [`PostgresBuilder`](PostgresBuilder#database-urls). Without the
-//!   features `tls-rustls` and `tls-native` they are in clear text, and a URL with `sslmode=require` is refused. Over a network that is not
-//!   yours alone use `sslmode=verify-full`.
+//! - Connections to PostgreSQL are encrypted as the URL's `sslmode` says: see
+//!   [`PostgresBuilder`](PostgresBuilder#database-urls). Without the feature `tls-rustls` they are
+//!   in clear text, and a URL with `sslmode=require` is refused. Over a network that is not yours
+//!   alone use `sslmode=verify-full`.
 //! - Every way to write must be inside the layer, or take the same lock: jobs with [`RealmLocks::with_write_lock`].
 //! - Start blocking work with [`HeldLock::spawn_blocking`], never with tokio's own `spawn_blocking`
 //!   or `tokio::fs`: see [Writing files](#writing-files). If even a write that was in flight when
@@ -252,6 +253,8 @@ mod lock;
 mod metrics;
 mod realm;
 
+pub use tokio_postgres;
+
 pub use self::config::ConfigError;
 #[cfg(feature = "serde")]
 pub use self::layer::Limits;
@@ -259,11 +262,10 @@ pub use self::layer::{
     BodyError, HoldUntil, LockBody, OnDisconnect, RealmBodyLock, RealmBodyLockLayer,
     RealmWriteLock, RealmWriteLockLayer, Rejection, RequestBody, ResponseFuture, Success,
 };
-#[cfg(any(feature = "tls-native", feature = "tls-rustls"))]
-pub use self::lock::Tls;
 pub use self::lock::{
-    ClaimStatus, FencingToken, HeldLock, HeldTask, LockError, LockTransaction, PostgresBuilder,
-    RealmEvent, RealmLocks, RealmWrite, RealmWrites, TransactionClient,
+    ClaimStatus, ConnectError, FencingToken, HeldLock, HeldTask, LockError, LockErrorKind,
+    LockTransaction, PostgresBuilder, RealmEvent, RealmLocks, RealmWrite, RealmWrites,
+    TransactionClient,
 };
 pub use self::realm::{
     Claim, Explanation, LockKey, LockRules, MethodSet, PathProblem, PeerAddr, RealmBodyResolver,

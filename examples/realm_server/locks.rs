@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::Method;
 use tower_realm_lock::{
-    ConfigError, LockError, LockRules, RealmBodyLockLayer, RealmBodyResolver, RealmLocks,
+    ConfigError, ConnectError, LockRules, RealmBodyLockLayer, RealmBodyResolver, RealmLocks,
     RealmPaths, RealmWrites,
 };
 use url::Url;
@@ -18,7 +18,7 @@ use crate::{body, realms};
 pub async fn open(
     lock: &Lock,
     acquire_timeout: Option<Duration>,
-) -> Result<Option<RealmLocks>, LockError> {
+) -> Result<Option<RealmLocks>, ConnectError> {
     let locks = match lock {
         Lock::Off => return Ok(None),
         Lock::InProcess { .. } => RealmLocks::in_process(),
@@ -31,7 +31,7 @@ pub async fn open(
 }
 
 /// What all replicas write, if their locks tell of it.
-pub async fn writes(lock: &Lock) -> Result<Option<RealmWrites>, LockError> {
+pub async fn writes(lock: &Lock) -> Result<Option<RealmWrites>, ConnectError> {
     match lock {
         Lock::Postgres {
             url,
@@ -117,6 +117,7 @@ mod tests {
     use tempfile::TempDir;
     use tokio::sync::oneshot;
     use tower::ServiceExt;
+    use tower_realm_lock::LockError;
     use tower_realm_lock::RealmUrl;
 
     use super::*;

@@ -14,6 +14,7 @@ use super::locks::RealmLocks;
 use super::postgres::attempt::SERVER_FIRST;
 use super::queue::Full;
 use super::request::LockRequest;
+use crate::config::ConfigError;
 use crate::metrics::{Held, Waiting};
 use crate::realm::claim::Claim;
 
@@ -121,11 +122,8 @@ impl RealmLocks {
     ) -> Result<Entry, LockError> {
         let max_waiters = self.bounds.max_waiters;
         if request.share && self.shared.database.is_none() {
-            return Err(LockError::InvalidOption {
-                option: "share_transaction",
-                value: "true".into(),
-                remedy: "locks in process have no transaction; use locks in PostgreSQL",
-            });
+            let remedy = "locks in process have no transaction; use locks in PostgreSQL";
+            return Err(ConfigError::option("share_transaction", "true", remedy).into());
         }
         let entered = self.shared.queue.enter(request.claim, max_waiters, bound);
         entered.map_err(|Full| {

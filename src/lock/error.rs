@@ -1,69 +1,38 @@
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
 
+use crate::config::ConfigError;
 use crate::realm::claim::Claim;
 
-/// Why a lock was not granted, or did not hold to the end.
+/// Why PostgreSQL cannot be used for locks.
 ///
-/// Every message names the thing, the value and the remedy, and none holds a password. `Debug`
-/// shows the same message, because that is what `fn main() -> Result<(), LockError>` prints.
+/// Every message names the server and the remedy, and none holds a password. `Debug` shows the same
+/// message, because that is what `fn main() -> Result<(), ConnectError>` prints.
 #[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
-pub enum LockError {
-    /// An option of a builder has a value that cannot be used.
-    #[error("the option {option} cannot be {value}: {remedy}")]
-    InvalidOption {
-        /// The option's name.
-        option: &'static str,
-        /// The value as given.
-        value: String,
-        /// What would be right.
-        remedy: &'static str,
-    },
-    /// The database URL cannot be read. The URL is not shown: it may hold a password.
-    #[error(
-        "the database URL cannot be read: {problem}; write `postgres://user:password@host:5432/database`"
-    )]
-    InvalidDatabaseUrl {
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// A text is not a [`FencingToken`](crate::FencingToken).
-    #[error("`{token}` is not a fencing token: it has up to 48 hexadecimal digits")]
-    InvalidFencingToken {
-        /// The text as given, with control characters escaped.
-        token: String,
-    },
+pub enum ConnectError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// PostgreSQL cannot be reached, or refuses this client.
     #[error("cannot connect to PostgreSQL at {server}: {}{}", chain(source), remedy(source.as_ref()))]
     Connect {
         /// Host, port and database.
         server: Arc<str>,
-        /// What the network or the driver said.
+        /// What the network or the driver reported.
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
-    /// The server and this client do not agree on encryption: one has no TLS where the other wants it, or does not accept the other's
-    /// certificate.
+    /// The server and this client do not agree on encryption: one has no TLS where the other wants
+    /// it, or does not accept the other's certificate.
     #[error("cannot connect to PostgreSQL at {server}: {problem}")]
     Tls {
         /// Host, port and database.
         server: Arc<str>,
         /// What is wrong, and what to do.
-        problem: String,
-    },
-    /// A file of certificates or keys that the database URL names cannot be used.
-    #[error("{option}={} cannot be used: {problem}", path.display())]
-    TlsFile {
-        /// The option of the URL.
-        option: &'static str,
-        /// The file as given; `system` for what the system trusts.
-        path: PathBuf,
-        /// What is wrong with it.
         problem: String,
     },
     /// PostgreSQL did not answer a connection attempt.
@@ -92,8 +61,8 @@ pub enum LockError {
         /// Host, port and database.
         server: Arc<str>,
     },
-    /// Sessions or [`RealmWrites`](crate::RealmWrites) were asked for, and a pooler answers: it announces another process than the one
-    /// that works for it.
+    /// Sessions or [`RealmWrites`](crate::RealmWrites) were asked for, and a pooler answers: it
+    /// announces another process than the one that works for it.
     #[error(
         "sessions and listeners need PostgreSQL itself: at {server} a pooler answers, which may spread one session over several; connect directly, or leave sessions and RealmWrites off"
     )]
@@ -101,13 +70,41 @@ pub enum LockError {
         /// Host, port and database.
         server: Arc<str>,
     },
-    /// Sessions were asked for, and the server cannot end one that has gone silent: it is older than PostgreSQL 14.
+    /// Sessions were asked for, and the server cannot end one that has gone silent: it is older
+    /// than PostgreSQL 14.
     #[error(
         "sessions need PostgreSQL 14 or later, for its idle_session_timeout: the server at {server} has none; upgrade it, or leave sessions off"
     )]
     NoSessionTimeout {
         /// Host, port and database.
         server: Arc<str>,
+    },
+}
+
+impl fmt::Debug for ConnectError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Why a lock was not granted, or did not hold to the end.
+///
+/// Every message names the thing, the value and the remedy, and none holds a password. `Debug`
+/// shows the same message, because that is what `fn main() -> Result<(), LockError>` prints.
+#[derive(Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum LockError {
+    /// An option has a value that cannot be used, or that the outer hold cannot give.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// PostgreSQL cannot be used.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// A text is not a [`FencingToken`](crate::FencingToken).
+    #[error("`{token}` is not a fencing token: it has up to 48 hexadecimal digits")]
+    InvalidFencingToken {
+        /// The text as given, with control characters escaped.
+        token: String,
     },
     /// All lock connections of this process were busy with other realms.
     #[error(
@@ -154,7 +151,8 @@ pub enum LockError {
         /// The bound on its waiters.
         waiters: usize,
     },
-    /// The lock was lost while the work ran, or its release was not confirmed: another writer may have been inside.
+    /// The lock was lost while the work ran, or its release was not confirmed: another writer may
+    /// have been inside.
     #[error("the lock on {claim} was lost during the call; read the realm before you write again")]
     Lost {
         /// What was locked.
@@ -223,7 +221,57 @@ impl fmt::Debug for LockError {
     }
 }
 
+/// What an application can do about a [`LockError`]: see [`LockError::kind`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LockErrorKind {
+    /// The lock was not granted within the acquire timeout. Trying again may help.
+    Timeout,
+    /// The lock was only tried, and another write holds it or waits for it.
+    Taken,
+    /// As many callers as allowed wait for the lock already. Trying again may help.
+    QueueFull,
+    /// PostgreSQL cannot be used, or has no connection to spare. Nothing was written.
+    Unavailable,
+    /// The process is shutting down.
+    ShuttingDown,
+    /// The lock was lost during the call. The write may or may not stand.
+    Lost,
+    /// The call took longer than `max_hold`.
+    Expired,
+    /// A shared transaction did not commit. Its writes do not stand.
+    CommitFailed,
+    /// The handle of a hold, or of its transaction, was used after the hold.
+    Ended,
+    /// The call itself is wrong: an option, a text, or a claim that would wait for itself.
+    Invalid,
+}
+
 impl LockError {
+    /// What kind of error it is, for code that decides what to do next; of a
+    /// [`LockError::Nested`] that of the [innermost](Self::innermost).
+    #[must_use]
+    pub fn kind(&self) -> LockErrorKind {
+        match self.innermost() {
+            Self::Timeout { .. } => LockErrorKind::Timeout,
+            Self::Taken { .. } => LockErrorKind::Taken,
+            Self::QueueFull { .. } => LockErrorKind::QueueFull,
+            Self::Connect(_) | Self::PoolExhausted { .. } | Self::Database { .. } => {
+                LockErrorKind::Unavailable
+            }
+            Self::ShuttingDown | Self::ShutdownIncomplete { .. } => LockErrorKind::ShuttingDown,
+            Self::Lost { .. } => LockErrorKind::Lost,
+            Self::Expired { .. } => LockErrorKind::Expired,
+            Self::CommitFailed { .. } => LockErrorKind::CommitFailed,
+            Self::Ended { .. } | Self::TransactionEnded { .. } => LockErrorKind::Ended,
+            // `Nested` is never the innermost.
+            Self::Config(_)
+            | Self::InvalidFencingToken { .. }
+            | Self::OwnLock { .. }
+            | Self::Nested { .. } => LockErrorKind::Invalid,
+        }
+    }
+
     /// The error itself, or the one within [`LockError::Nested`].
     #[must_use]
     pub fn innermost(&self) -> &Self {
@@ -259,14 +307,25 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     texts.join(": ")
 }
 
+/// The first error of a type among an error and its causes.
+pub(crate) fn find<'e, E: std::error::Error + 'static>(
+    error: &'e (dyn std::error::Error + 'static),
+) -> Option<&'e E> {
+    std::iter::successors(Some(error), |error| error.source()).find_map(|error| {
+        // What is inside an `io::Error` is not among its causes.
+        let inside = error.downcast_ref::<io::Error>();
+        let inside = inside.and_then(|error| error.get_ref()?.downcast_ref());
+        error.downcast_ref().or(inside)
+    })
+}
+
 /// What to do about a failed connection where the network's own text does not say it.
-fn remedy(error: &(dyn std::error::Error + Send + Sync + 'static)) -> &'static str {
-    if let Some(io::ErrorKind::ConnectionRefused) =
-        error.downcast_ref::<io::Error>().map(io::Error::kind)
-    {
+fn remedy(error: &(dyn std::error::Error + 'static)) -> &'static str {
+    let network = find::<io::Error>(error).map(io::Error::kind);
+    if network == Some(io::ErrorKind::ConnectionRefused) {
         return "; nothing listens there: start PostgreSQL, or correct the address";
     }
-    let code = error.downcast_ref::<tokio_postgres::Error>();
+    let code = find::<tokio_postgres::Error>(error);
     match code.and_then(tokio_postgres::Error::code) {
         Some(code) if *code == SqlState::INVALID_PASSWORD => {
             "; correct the user or the password of the database URL"
@@ -288,10 +347,11 @@ mod tests {
     #[test]
     fn what_main_prints_of_an_error_is_its_message_with_the_remedy() {
         let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
-        let error = LockError::Connect {
+        let error = ConnectError::Connect {
             server: "localhost:5432/realms".into(),
             source: Arc::new(refused),
         };
+        let error = LockError::from(error);
         // As `fn main() -> Result<(), LockError>` does, and one that boxes its errors.
         let printed = format!("Error: {error:?}");
         assert_eq!(printed, format!("Error: {error}"));

@@ -145,7 +145,7 @@ impl HeldLock {
     /// # Errors
     ///
     /// [`LockError::Lost`], [`LockError::Expired`], [`LockError::CommitFailed`],
-    /// [`LockError::InvalidOption`] for a shared transaction whose commit would wait for the work or
+    /// [`LockError::Config`] for a shared transaction whose commit would wait for the work or
     /// the nested hold that calls this, and [`LockError::Ended`] if the hold had already ended in
     /// another way. A second release returns the result of the first.
     ///

@@ -52,6 +52,7 @@ use super::grant::{Fate, Grip, Left, Obtained, Outcome, Role, Slot, with_grant};
 use super::postgres::confirmation::{Confirmation, Proof, Unconfirmed};
 use super::postgres::shared::LockTransaction;
 use super::token::FencingToken;
+use crate::config::ConfigError;
 use crate::metrics;
 use crate::realm::claim::{Claim, Lock};
 
@@ -180,7 +181,7 @@ impl Hold {
     ///
     /// [`LockError::OwnLock`] if the task holds a part of the claim: waiting for the rest would be
     /// waiting for itself. [`LockError::Lost`] if what it holds is lost, and
-    /// [`LockError::InvalidOption`] for a need that the outer hold cannot give.
+    /// [`LockError::Config`] for a need that the outer hold cannot give.
     pub(super) fn nested(
         claim: &Claim,
         locks: usize,
@@ -418,13 +419,8 @@ impl NestedNeeds {
     /// Refuses what an outer hold cannot give, by whether it shares its transaction and how many
     /// grants cover the claim.
     fn check(self, shares: bool, grants: usize) -> Result<(), LockError> {
-        let refuse = |option, value: &str, remedy| {
-            Err(LockError::InvalidOption {
-                option,
-                value: value.into(),
-                remedy,
-            })
-        };
+        let refuse =
+            |option, value: &str, remedy| Err(ConfigError::option(option, value, remedy).into());
         if self.transaction && (!shares || grants > 1) {
             return refuse(
                 "share_transaction",
@@ -652,12 +648,9 @@ impl Core {
         }
         self.ensure_held()?;
         if self.commit_waits_for_this_task() {
-            return Err(LockError::InvalidOption {
-                option: "share_transaction",
-                value: "true".into(),
-                remedy: "a release from within work or a nested hold that shares the transaction \
-                         would wait for itself; release the hold in its own handler",
-            });
+            let remedy = "a release from within work or a nested hold that shares the transaction \
+                          would wait for itself; release the hold in its own handler";
+            return Err(ConfigError::option("share_transaction", "true", remedy).into());
         }
         let Some(ended) = self.end(Outcome::Success) else {
             return Err(self.ended());

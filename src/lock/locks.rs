@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use tracing::Instrument;
 
 use super::database::Database;
-use super::error::LockError;
+use super::error::{ConnectError, LockError};
 use super::grant::{GrantTerms, Outcome, Queue};
 use super::held::HeldLock;
 use super::hold::Hold;
@@ -20,6 +20,7 @@ use super::request::Bounds;
 use super::status::ClaimStatus;
 use super::tasks::{TaskGroup, Tasks};
 use super::watchdog::Watchdog;
+use crate::config::ConfigError;
 use crate::realm::claim::Claim;
 
 /// The locks of all realms, as this process sees them.
@@ -51,19 +52,35 @@ impl RealmLocks {
     /// # Errors
     ///
     /// As [`PostgresBuilder::build`].
-    pub async fn postgres(url: &str) -> Result<Self, LockError> {
+    pub async fn postgres(url: &str) -> Result<Self, ConnectError> {
         Self::postgres_builder(url).build().await
     }
 
     /// Locks in the PostgreSQL database at `url`, a URL or a `key=value` string as libpq reads it.
     ///
-    /// Of several hosts the first is used that is a primary. [`PostgresBuilder`](PostgresBuilder#database-urls) tells how a URL says that
-    /// connections are encrypted. The settings `connect_timeout`, `keepalives…`, `tcp_user_timeout`, `target_session_attrs` and
-    /// `load_balance_hosts` have no effect.
+    /// Of several hosts the first is used that is a primary.
+    /// [`PostgresBuilder`](PostgresBuilder#database-urls) lists the options of a URL.
     ///
     /// All replicas must use one database of one primary: advisory locks do not reach further.
     pub fn postgres_builder(url: &str) -> PostgresBuilder {
         PostgresBuilder::new(url)
+    }
+
+    /// The same for the driver's own configuration, with its hosts, password and options.
+    ///
+    /// ```no_run
+    /// # async fn run() -> Result<(), tower_realm_lock::ConnectError> {
+    /// use tower_realm_lock::{RealmLocks, tokio_postgres};
+    ///
+    /// let mut database = tokio_postgres::Config::new();
+    /// database.host("db.internal").dbname("realms");
+    /// database.user("realms").password(std::env::var("PGPASSWORD").unwrap_or_default());
+    /// let locks = RealmLocks::postgres_config(database).build().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn postgres_config(config: tokio_postgres::Config) -> PostgresBuilder {
+        PostgresBuilder::from_config(config)
     }
 
     /// Locks within this process only: the same queue, with no database behind it.
@@ -366,16 +383,14 @@ impl PostgresBuilder {
     ///
     /// # Errors
     ///
-    /// [`LockError::InvalidOption`], [`LockError::InvalidDatabaseUrl`] and [`LockError::TlsFile`] for
-    /// bad values; [`LockError::Connect`], [`LockError::Tls`], [`LockError::ConnectTimeout`],
-    /// [`LockError::Standby`] and [`LockError::NoAdvisoryLocks`] for a server that cannot be used;
-    /// [`LockError::Pooler`] and [`LockError::NoSessionTimeout`] for one that cannot be used with
-    /// [`sessions`](Self::sessions).
+    /// [`ConnectError::Config`] for wrong options; [`ConnectError::Pooler`] and
+    /// [`ConnectError::NoSessionTimeout`] for a server that cannot be used with
+    /// [`sessions`](Self::sessions); the other variants for one that cannot be used at all.
     ///
     /// # Cancel safety
     ///
     /// If dropped, what was opened is closed.
-    pub async fn build(self) -> Result<RealmLocks, LockError> {
+    pub async fn build(self) -> Result<RealmLocks, ConnectError> {
         let locks = self.build_lazy()?;
         if let Some(database) = &locks.shared.database {
             database.postgres().connect().await?;
@@ -397,7 +412,7 @@ impl PostgresBuilder {
     ///
     /// # Errors
     ///
-    /// [`LockError::InvalidOption`], [`LockError::InvalidDatabaseUrl`] and [`LockError::TlsFile`].
+    /// Those of a wrong configuration.
     ///
     /// # Panics
     ///
@@ -412,7 +427,7 @@ impl PostgresBuilder {
     /// Ok(RealmWriteLockLayer::new(locks, realms))
     /// # }
     /// ```
-    pub fn build_lazy(self) -> Result<RealmLocks, LockError> {
+    pub fn build_lazy(self) -> Result<RealmLocks, ConfigError> {
         self.check()?;
         let group = TaskGroup::default();
         let sender = RealmLocks::new_sender();

@@ -27,15 +27,13 @@ pub(crate) mod token;
 mod watchdog;
 mod work;
 
-pub use self::error::LockError;
+pub use self::error::{ConnectError, LockError, LockErrorKind};
 pub use self::held::HeldLock;
 pub use self::locks::RealmLocks;
 pub use self::postgres::options::PostgresBuilder;
 pub use self::postgres::publish::event::{RealmEvent, RealmWrite};
 pub use self::postgres::publish::listen::RealmWrites;
 pub use self::postgres::shared::{LockTransaction, TransactionClient};
-#[cfg(any(feature = "tls-native", feature = "tls-rustls"))]
-pub use self::postgres::tls::Tls;
 pub use self::status::ClaimStatus;
 pub use self::token::FencingToken;
 pub use self::work::HeldTask;

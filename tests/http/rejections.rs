@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Response, StatusCode, header};
 use serde_json::json;
-use tower_realm_lock::{BodyError, Claim, LockError, RealmUrl, Rejection};
+use tower_realm_lock::{BodyError, Claim, ConnectError, LockError, RealmUrl, Rejection};
 
 /// The `grpc-status` that is documented for a code.
 fn grpc_status(code: &str) -> &'static str {
@@ -62,18 +62,18 @@ fn every_situation_has_the_response_that_is_documented() {
             true,
         ),
         (
-            LockError::Standby {
+            LockError::Connect(ConnectError::Standby {
                 server: server.into(),
-            },
+            }),
             503,
             "lock-unavailable",
             true,
         ),
         (
-            LockError::ConnectTimeout {
+            LockError::Connect(ConnectError::ConnectTimeout {
                 server: server.into(),
                 after: second,
-            },
+            }),
             503,
             "lock-unavailable",
             true,

@@ -621,7 +621,7 @@ fn a_bad_pattern_is_refused_with_its_reason() {
 }
 
 /// Adds a rule of one kind.
-type Add = fn(LockRules, MethodSet, &str) -> Result<LockRules, RealmError>;
+type Add = fn(LockRules, MethodSet, &str) -> Result<LockRules, ConfigError>;
 
 #[test]
 fn a_rule_that_an_earlier_one_hides_is_refused() {
@@ -708,7 +708,7 @@ async fn limits_count_only_for_the_plain_spelling_and_a_certain_method() {
         })
         .unwrap()
         .method_override(header.clone(), [Method::POST]);
-    let layer = layer(rules).acquire_timeout(Duration::ZERO);
+    let layer = layer(rules).map_locks(|locks| locks.acquire_timeout(Duration::ZERO));
     let (handler, mut gate) = gate();
     let held = patch(&layer, &handler, "/luke/a/x");
     let inside = gate.entered().await;

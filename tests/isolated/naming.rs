@@ -7,8 +7,8 @@ use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
-    ConfigError, HeldLock, LockKey, RealmLocks, RealmPaths, RealmUrl, RealmWriteLockLayer,
-    RequestOrigin, TrustedProxies,
+    ConfigError, HeldLock, LockKey, RealmError, RealmLocks, RealmPaths, RealmUrl,
+    RealmWriteLockLayer, RequestOrigin, TrustedProxies,
 };
 
 const API: &str = "https://api.example.com/api/v1";

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use tower_realm_lock::{LockError, RealmLocks, RealmWriteLockLayer, RealmWrites};
+use tower_realm_lock::{ConnectError, RealmLocks, RealmWriteLockLayer, RealmWrites};
 use tracing::level_filters::LevelFilter;
 
 use crate::support::alone::is_alone;
@@ -65,7 +65,7 @@ fn assert_silent(of: &str, text: &str) {
     }
 }
 
-fn assert_says_nothing(of: &str, error: &LockError) {
+fn assert_says_nothing(of: &str, error: &ConnectError) {
     let mut cause: Option<&dyn Error> = Some(error);
     while let Some(error) = cause {
         assert_silent(of, &format!("{error} {error:?} {error:#?}"));
@@ -113,14 +113,16 @@ async fn a_whole_life_shows_no_password() {
     let proxy = Proxy::to(database.url()).await;
     let (port, name) = (proxy.port(), database.name());
     let path = "/luke/a/card";
-    for url in [
-        format!("postgres://guarded:{ENCODED}@127.0.0.1:{port}/{name}"),
-        format!("host=127.0.0.1 port={port} user=guarded password='{PASSWORD}' dbname={name}"),
+    let url = format!("postgres://guarded:{ENCODED}@127.0.0.1:{port}/{name}");
+    let pairs =
+        format!("host=127.0.0.1 port={port} user=guarded password='{PASSWORD}' dbname={name}");
+    for builder in [
+        RealmLocks::postgres_builder(&url),
+        RealmLocks::postgres_builder(&pairs),
+        RealmLocks::postgres_config(url.parse().unwrap()),
     ] {
-        let builder = RealmLocks::postgres_builder(&url)
-            .pool_size(1)
-            .broadcast(true);
-        let writes = RealmWrites::listen(&url).await.unwrap();
+        let builder = builder.pool_size(1).broadcast(true);
+        let writes = builder.listen().await.unwrap();
         let locks = builder.clone().sessions(1).build().await.unwrap();
         assert_silent("a session", &format!("{locks:?}"));
         let locks = builder.clone().build().await.unwrap();

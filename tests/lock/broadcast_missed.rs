@@ -1,7 +1,7 @@
 //! A listener knows when it may have missed a write: its connection breaks, its network falls silent, its server restarts, or
 //! something was too long to be told. And it hears nothing but writes.
 
-use tower_realm_lock::{LockError, RealmEvent, RealmWrites};
+use tower_realm_lock::{ConnectError, RealmEvent, RealmWrites};
 
 use crate::support::bouncer::{Bouncer, Pooling};
 use crate::support::broadcast::{expect_interruption, next, next_write, succeed, telling};
@@ -103,7 +103,7 @@ async fn a_pooler_is_no_place_to_listen() {
     let refused = RealmWrites::listen(&bouncer.url(database.url()))
         .await
         .unwrap_err();
-    assert!(matches!(refused, LockError::Pooler { .. }), "{refused}");
+    assert!(matches!(refused, ConnectError::Pooler { .. }), "{refused}");
     // But locks behind it tell all the same.
     let mut writes = RealmWrites::listen(database.url()).await.unwrap();
     let locks = postgres_locks_with(&bouncer.url(database.url()), |builder| {

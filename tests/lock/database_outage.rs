@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use http::Method;
-use tower_realm_lock::{LockError, RealmLocks, Rejection};
+use tower_realm_lock::{ConnectError, RealmLocks, Rejection};
 
 use crate::support::cluster::Cluster;
 use crate::support::database::{database, database_on};
@@ -181,7 +181,10 @@ async fn a_server_that_cannot_be_used_is_refused_with_its_name_and_without_its_p
     );
     let builder = RealmLocks::postgres_builder(&url).connect_timeout(Duration::from_millis(100));
     let error = builder.build().await.unwrap_err();
-    assert!(matches!(error, LockError::ConnectTimeout { .. }), "{error}");
+    assert!(
+        matches!(error, ConnectError::ConnectTimeout { .. }),
+        "{error}"
+    );
 }
 
 #[tokio::test]

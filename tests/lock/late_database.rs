@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 use tower_realm_lock::{
-    LockError, PostgresBuilder, RealmEvent, RealmLocks, RealmWriteLockLayer, Rejection,
+    ConnectError, LockError, PostgresBuilder, RealmEvent, RealmLocks, RealmWriteLockLayer,
+    Rejection,
 };
 
 use crate::support::bouncer::{Bouncer, Pooling};
@@ -59,7 +60,10 @@ async fn writes_are_refused_until_the_database_is_up_and_then_succeed_with_all_o
         for _ in 0..3 {
             let asked = Instant::now();
             let error = refusal(&layer).await;
-            assert!(matches!(error, LockError::Connect { .. }), "{error:?}");
+            assert!(
+                matches!(error, LockError::Connect(ConnectError::Connect { .. })),
+                "{error:?}"
+            );
             assert!(asked.elapsed() < Duration::from_secs(2), "not at once");
         }
         let (handler, mut gate) = gate();
@@ -181,7 +185,10 @@ async fn a_server_that_does_not_answer_costs_a_write_the_shorter_of_two_bounds()
         let asked = Instant::now();
         let error = refusal(&layer(builder.clone().connect_timeout(short))).await;
         assert!(
-            matches!(error, LockError::ConnectTimeout { .. }),
+            matches!(
+                error,
+                LockError::Connect(ConnectError::ConnectTimeout { .. })
+            ),
             "{error:?}"
         );
         let impatient = layer(builder).map_locks(|locks| locks.acquire_timeout(short));
@@ -198,7 +205,10 @@ async fn a_database_that_turns_out_to_be_a_standby_grants_nothing_until_it_is_pr
         .map(|sessions| layer(RealmLocks::postgres_builder(&standby.url()).sessions(sessions)));
     for layer in &layers {
         let error = refusal(layer).await;
-        assert!(matches!(error, LockError::Standby { .. }), "{error:?}");
+        assert!(
+            matches!(error, LockError::Connect(ConnectError::Standby { .. })),
+            "{error:?}"
+        );
         assert!(error.to_string().contains("connect to the primary"));
     }
     let listener = RealmLocks::postgres_builder(&standby.url());
@@ -220,7 +230,10 @@ async fn sessions_at_a_pooler_are_refused_at_the_first_write_as_by_build() {
     let bouncer = Bouncer::to(database.url(), Pooling::Transaction, 4).await;
     let url = bouncer.url(database.url());
     let error = refusal(&layer(RealmLocks::postgres_builder(&url).sessions(1))).await;
-    assert!(matches!(error, LockError::Pooler { .. }), "{error:?}");
+    assert!(
+        matches!(error, LockError::Connect(ConnectError::Pooler { .. })),
+        "{error:?}"
+    );
     let (handler, mut gate) = gate();
     let write = patch(&layer(RealmLocks::postgres_builder(&url)), &handler, PATH);
     gate.entered().await.answer(200);
@@ -249,7 +262,10 @@ async fn once_a_session_was_open_transactions_stand_in_for_sessions_that_are_not
     ))
     .await;
     assert!(
-        matches!(error, LockError::NoSessionTimeout { .. }),
+        matches!(
+            error,
+            LockError::Connect(ConnectError::NoSessionTimeout { .. })
+        ),
         "{error:?}"
     );
     wait_for("a transaction", PATIENCE, async || {

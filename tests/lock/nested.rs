@@ -20,8 +20,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
-    Claim, HeldLock, HoldUntil, LockError, OnDisconnect, RealmLocks, RealmWriteLockLayer,
-    RealmWrites, Rejection, Success,
+    Claim, ConfigError, HeldLock, HoldUntil, LockError, OnDisconnect, RealmLocks,
+    RealmWriteLockLayer, RealmWrites, Rejection, Success,
 };
 
 use crate::support::broadcast::{next_write, succeed, telling};
@@ -787,7 +787,9 @@ async fn written(database: &TestDatabase) -> Vec<i32> {
 /// Fails unless the option was refused.
 fn assert_refused(error: &LockError, expected: &str) {
     match error.innermost() {
-        LockError::InvalidOption { option, .. } => assert_eq!(*option, expected, "{error}"),
+        LockError::Config(ConfigError::InvalidOption { option, .. }) => {
+            assert_eq!(*option, expected, "{error}");
+        }
         _ => panic!("{error}"),
     }
 }

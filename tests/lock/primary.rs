@@ -1,6 +1,8 @@
 //! Locks are taken where they exclude somebody: on the primary, and after a failover on the new one.
 
-use tower_realm_lock::{LockError, RealmLocks};
+use std::time::Duration;
+
+use tower_realm_lock::{ConfigError, ConnectError, RealmLocks, tokio_postgres};
 
 use crate::support::cluster::Cluster;
 use crate::support::database::{TestDatabase, database, database_on, try_connect, with_database};
@@ -43,7 +45,10 @@ async fn a_standby_is_refused_and_its_primary_is_found_beside_it() {
 
     let url = with_database(&pair.standby.url(), pair.database.name());
     let refused = RealmLocks::postgres(&url).await.unwrap_err();
-    assert!(matches!(refused, LockError::Standby { .. }), "{refused:?}");
+    assert!(
+        matches!(refused, ConnectError::Standby { .. }),
+        "{refused:?}"
+    );
     let message = refused.to_string();
     for part in [
         &format!("127.0.0.1:{standby}/{}", pair.database.name()),
@@ -136,7 +141,7 @@ async fn a_server_whose_advisory_locks_do_nothing_is_refused() {
 
     let refused = RealmLocks::postgres(database.url()).await.unwrap_err();
     assert!(
-        matches!(refused, LockError::NoAdvisoryLocks { .. }),
+        matches!(refused, ConnectError::NoAdvisoryLocks { .. }),
         "{refused:?}"
     );
     let message = refused.to_string();
@@ -146,5 +151,66 @@ async fn a_server_whose_advisory_locks_do_nothing_is_refused() {
         "connect to a real PostgreSQL",
     ] {
         assert!(message.contains(part), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn each_host_has_its_port_or_all_have_one() {
+    for url in [
+        "postgres://u@a,b:2/x",
+        "postgres:///x?host=a&port=1",
+        "host=a,b port=7",
+        "host=a,b port=7,8 hostaddr=192.0.2.1,192.0.2.2",
+        "hostaddr=192.0.2.1,192.0.2.2 port=7,8",
+    ] {
+        let built = RealmLocks::postgres_builder(url).build_lazy();
+        built.unwrap_or_else(|error| panic!("{url}: {error}"));
+    }
+    for (url, says) in [
+        ("host=a,b,c port=1,2", "3 hosts and 2 ports"),
+        ("host=a port=1,2", "1 hosts and 2 ports"),
+        ("postgres://a/x?port=7", "1 hosts and 2 ports"),
+        ("host=a,b hostaddr=192.0.2.1", "2 hosts and 1 of `hostaddr`"),
+        ("user=u", "names no host"),
+    ] {
+        let refused = RealmLocks::postgres_builder(url).build_lazy().unwrap_err();
+        let is_url = matches!(refused, ConfigError::InvalidDatabaseUrl { .. });
+        assert!(is_url && refused.to_string().contains(says), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn the_drivers_options_count_in_a_url_and_in_its_configuration() {
+    let database = database().await;
+    let only = |attributes| format!("{}?target_session_attrs={attributes}", database.url());
+    for attributes in ["primary", "any", "read-write"] {
+        RealmLocks::postgres(&only(attributes)).await.unwrap();
+    }
+    let refused = RealmLocks::postgres(&only("read-only")).await.unwrap_err();
+    assert!(refused.to_string().contains("not read only"), "{refused}");
+
+    let mut config: tokio_postgres::Config = database.url().parse().unwrap();
+    config.options("-c search_path=elsewhere");
+    let builder = RealmLocks::postgres_config(config.clone());
+    assert!(!format!("{builder:?}").contains(database.name()));
+    builder.build().await.unwrap();
+    config.target_session_attrs(tokio_postgres::config::TargetSessionAttrs::ReadOnly);
+    RealmLocks::postgres_config(config)
+        .build()
+        .await
+        .unwrap_err();
+
+    // Nobody answers: the port is taken, and never accepted.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let url = format!("postgres://u@127.0.0.1:{port}/x?connect_timeout=1");
+    let builder = RealmLocks::postgres_builder(&url);
+    let shorter = builder.clone().connect_timeout(Duration::from_millis(100));
+    for (builder, limit) in [(builder, 1000), (shorter, 100)] {
+        let refused = builder.build().await.unwrap_err();
+        let ConnectError::ConnectTimeout { after, .. } = refused else {
+            panic!("{refused}");
+        };
+        assert_eq!(after.as_millis(), limit);
     }
 }

@@ -1,13 +1,13 @@
 //! Sessions need a PostgreSQL that answers by itself and can end a silent session: anything else is refused when the locks are
 //! built.
 
-use tower_realm_lock::{LockError, RealmLocks};
+use tower_realm_lock::{ConnectError, RealmLocks};
 
 use crate::support::bouncer::{Bouncer, Pooling};
 use crate::support::database::{database, try_connect};
 use crate::support::gate::{gate, patch, postgres_layer};
 
-async fn refusal(url: &str) -> LockError {
+async fn refusal(url: &str) -> ConnectError {
     let locks = RealmLocks::postgres_builder(url).sessions(2).build().await;
     locks.expect_err("sessions cannot be had there")
 }
@@ -20,7 +20,7 @@ async fn a_pooler_is_refused_with_the_reason() {
         let url = bouncer.url(database.url());
         let refused = refusal(&url).await;
         assert!(
-            matches!(refused, LockError::Pooler { .. }),
+            matches!(refused, ConnectError::Pooler { .. }),
             "{pooling}: {refused:?}"
         );
         let message = refused.to_string();
@@ -72,7 +72,7 @@ async fn a_server_without_the_time_out_is_refused_with_the_remedy() {
     let name = database.name();
     let refused = refusal(database.url()).await;
     assert!(
-        matches!(refused, LockError::NoSessionTimeout { .. }),
+        matches!(refused, ConnectError::NoSessionTimeout { .. }),
         "{refused:?}"
     );
     let message = refused.to_string();

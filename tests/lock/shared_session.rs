@@ -3,14 +3,18 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::future::ready;
+use std::future::{Ready, ready};
+use std::io;
+use std::pin::Pin;
 use std::sync::mpsc::{self, TryRecvError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::{Request, Response};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_postgres::{Config, NoTls};
+use tokio_postgres::Config;
+use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{LockError, LockTransaction, RealmWriteLockLayer, TransactionClient};
 
@@ -329,6 +333,55 @@ async fn a_connection_that_is_clean_is_used_again() {
     assert_eq!(seen.len(), 1);
 }
 
+/// Takes a connection in clear text for an encrypted one.
+struct InTheClear;
+
+struct Clear<'a>(&'a mut TcpStream);
+
+impl<'a> TlsConnect<&'a mut TcpStream> for InTheClear {
+    type Stream = Clear<'a>;
+    type Error = Infallible;
+    type Future = Ready<Result<Clear<'a>, Infallible>>;
+
+    fn connect(self, stream: &'a mut TcpStream) -> Self::Future {
+        ready(Ok(Clear(stream)))
+    }
+}
+
+impl TlsStream for Clear<'_> {
+    fn channel_binding(&self) -> ChannelBinding {
+        ChannelBinding::none()
+    }
+}
+
+impl AsyncRead for Clear<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Clear<'_> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0).poll_shutdown(cx)
+    }
+}
+
 #[tokio::test]
 async fn a_cancel_token_that_is_kept_cancels_nothing_in_the_next_hold() {
     let (database, layer) = set_up().await;
@@ -352,7 +405,11 @@ async fn a_cancel_token_that_is_kept_cancels_nothing_in_the_next_hold() {
     let mut stream = TcpStream::connect(("127.0.0.1", server.get_ports()[0]))
         .await
         .unwrap();
-    token.cancel_query_raw(&mut stream, NoTls).await.unwrap();
+    // The token takes the connection for an encrypted one.
+    token
+        .cancel_query_raw(&mut stream, InTheClear)
+        .await
+        .unwrap();
     // The server closes the connection when it has done with the request.
     assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
     gatekeeper.batch_execute("COMMIT").await.unwrap();

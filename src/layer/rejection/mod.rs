@@ -11,7 +11,7 @@ use serde_json::json;
 
 use self::grpc::{GrpcStatus, GrpcType};
 use super::request_body::BodyError;
-use crate::lock::error::LockError;
+use crate::lock::error::{LockError, LockErrorKind};
 use crate::realm::claim::Claim;
 use crate::realm::error::RealmError;
 use crate::realm::rules::limits::RouteLimits;
@@ -80,7 +80,7 @@ impl Rejection {
             ..once(StatusCode::SERVICE_UNAVAILABLE, grpc, code, title)
         };
         let error = match self {
-            Self::Lock(error) | Self::Busy { error, .. } => error.innermost(),
+            Self::Lock(error) | Self::Busy { error, .. } => error,
             Self::Realm(RealmError::Unavailable { .. }) => {
                 let title = "The realm cannot be looked up";
                 return busy(GrpcStatus::Unavailable, "realm-unavailable", title);
@@ -118,28 +118,28 @@ impl Rejection {
                 );
             }
         };
-        match error {
-            LockError::Timeout { .. } | LockError::Taken { .. } => {
+        match error.kind() {
+            LockErrorKind::Timeout | LockErrorKind::Taken => {
                 busy(GrpcStatus::Unavailable, "lock-timeout", "The realm is busy")
             }
-            LockError::QueueFull { .. } => busy(
+            LockErrorKind::QueueFull => busy(
                 GrpcStatus::ResourceExhausted,
                 "queue-full",
                 "Too many writes wait",
             ),
-            LockError::Lost { .. } => once(
+            LockErrorKind::Lost => once(
                 StatusCode::SERVICE_UNAVAILABLE,
                 GrpcStatus::Aborted,
                 "lock-lost",
                 "The lock was lost",
             ),
-            LockError::CommitFailed { .. } => once(
+            LockErrorKind::CommitFailed => once(
                 StatusCode::SERVICE_UNAVAILABLE,
                 GrpcStatus::Aborted,
                 "commit-failed",
                 "The write did not commit",
             ),
-            LockError::Expired { .. } => once(
+            LockErrorKind::Expired => once(
                 StatusCode::GATEWAY_TIMEOUT,
                 GrpcStatus::DeadlineExceeded,
                 "hold-expired",
@@ -308,10 +308,8 @@ impl Rejection {
 
 /// Whether a request that comes a little later may get the lock.
 fn is_busy(error: &LockError) -> bool {
-    matches!(
-        error.innermost(),
-        LockError::Timeout { .. } | LockError::Taken { .. } | LockError::QueueFull { .. }
-    )
+    use LockErrorKind::{QueueFull, Taken, Timeout};
+    matches!(error.kind(), Timeout | Taken | QueueFull)
 }
 
 /// What a client may read: the [`detail`](Rejection::detail).

@@ -1,23 +1,30 @@
 use std::fmt;
 use std::future::poll_fn;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bb8::ManageConnection;
 use tokio::time::timeout;
+use tokio_postgres::config::LoadBalanceHosts;
 use tokio_postgres::{AsyncMessage, Notification, SimpleQueryMessage};
 
 use super::address::Address;
 use super::answer::value;
 use super::connection::LockConnection;
+use super::login::LoggedIn;
 use super::url::Database;
-use crate::lock::error::LockError;
+use crate::config::ConfigError;
+use crate::lock::error::{ConnectError, find};
 use crate::lock::tasks::{TaskGroup, Tasks};
 
-/// Whether the server is a primary, and whether an advisory lock that it grants shows up among its locks. The lock is shared,
-/// so that replicas which connect together do not meet, and ends with the message, which is one transaction. Its key is the
-/// bytes `tower-re`, which nobody else is likely to lock.
+/// Whether the server is a primary, and whether an advisory lock that it grants shows up among its
+/// locks. The lock is shared, so that replicas which connect together do not meet, and ends with
+/// the message, which is one transaction. Its key is the bytes `tower-re`, which nobody else is
+/// likely to lock.
 const PROBE: &str = "SELECT pg_is_in_recovery(), pg_backend_pid(); \
      SELECT pg_advisory_xact_lock_shared(8390055908405506661); \
      SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted \
@@ -37,14 +44,11 @@ pub(super) struct Connector {
 type OnNotification = dyn Fn(Notification) + Send + Sync;
 
 impl Connector {
-    /// `timeout` bounds the attempt at each address, the server's first answers included.
-    pub(super) fn new(mut database: Database, timeout: Duration, group: TaskGroup) -> Self {
-        let config = &mut database.config;
-        if config.get_application_name().is_none() {
-            config.application_name("tower-realm-lock");
-        }
+    /// `timeout` bounds the attempt at each number of each address, the server's first answers
+    /// included.
+    pub(super) fn new(database: Database, timeout: Duration, group: TaskGroup) -> Self {
         Self {
-            addresses: Address::all(config),
+            addresses: Address::all(&database.config),
             database,
             timeout,
             group,
@@ -61,36 +65,78 @@ impl Connector {
         self
     }
 
-    /// Connects to the first address whose server can be used: several are a primary and its standbys.
-    pub(super) async fn open(&self) -> Result<LockConnection, LockError> {
-        let mut failure = LockError::InvalidDatabaseUrl {
+    /// Connects to the first address whose server can be used: several are a primary and its
+    /// standbys.
+    pub(super) async fn open(&self) -> Result<LockConnection, ConnectError> {
+        let mut failure = None;
+        for address in self.shuffled(self.addresses.clone()) {
+            match self.open_any(&address).await {
+                Ok(connection) => return Ok(connection),
+                // What keeps the primary away says more than that another server is a standby.
+                Err(ConnectError::Standby { .. }) if failure.is_some() => {}
+                Err(error) => failure = Some(error),
+            }
+        }
+        let none = || ConfigError::InvalidDatabaseUrl {
             problem: "it names no host".into(),
         };
-        for (index, address) in self.addresses.iter().enumerate() {
-            match timeout(self.timeout, self.open_at(address)).await {
-                Ok(Ok(connection)) => return Ok(connection),
-                // What keeps the primary away says more than that another server is a standby.
-                Ok(Err(LockError::Standby { .. })) if index > 0 => {}
-                Ok(Err(error)) => failure = error,
-                Err(_) => {
-                    failure = LockError::ConnectTimeout {
-                        server: self.describe(address),
-                        after: self.timeout,
-                    }
-                }
+        Err(failure.unwrap_or_else(|| none().into()))
+    }
+
+    /// Connects to the first number of an address whose server can be used.
+    async fn open_any(&self, address: &Address) -> Result<LockConnection, ConnectError> {
+        let server = self.describe(address);
+        let silent = |_| ConnectError::ConnectTimeout {
+            server: Arc::clone(&server),
+            after: self.timeout,
+        };
+        let lost = |error: io::Error| ConnectError::Connect {
+            server: Arc::clone(&server),
+            source: Arc::new(error),
+        };
+        let numbers = timeout(self.timeout, address.numbers()).await;
+        let numbers = numbers.map_err(silent)?.map_err(lost)?;
+        let mut failure = lost(io::Error::other("its name has no address"));
+        let mut is_first = true;
+        for number in self.shuffled(numbers) {
+            let opened = timeout(self.timeout, self.open_at(address, number, &server)).await;
+            match opened.map_err(silent).flatten() {
+                Ok(connection) => return Ok(connection),
+                // A server's answer says more than that nothing answers at another number.
+                Err(error) if is_first || !is_absent(&error) => failure = error,
+                Err(_) => {}
             }
+            is_first = false;
         }
         Err(failure)
     }
 
-    async fn open_at(&self, address: &Address) -> Result<LockConnection, LockError> {
-        let server = self.describe(address);
-        let logged_in = self.database.log_in(address, &server).await?;
-        let (client, mut connection, canceller, traffic) = logged_in;
+    /// What is to be tried, in an order of its own each time if the user wants that.
+    fn shuffled<T>(&self, mut tried: Vec<T>) -> Vec<T> {
+        if self.database.config.get_load_balance_hosts() == LoadBalanceHosts::Random {
+            // Each state has other keys.
+            tried.sort_by_cached_key(|_| RandomState::new().build_hasher().finish());
+        }
+        tried
+    }
+
+    async fn open_at(
+        &self,
+        address: &Address,
+        number: Option<IpAddr>,
+        server: &Arc<str>,
+    ) -> Result<LockConnection, ConnectError> {
+        let logged_in = self.database.log_in(address, number, server).await?;
+        let LoggedIn {
+            client,
+            mut messages,
+            canceller,
+            traffic,
+        } = logged_in;
         let on_notification = Arc::clone(&self.on_notification);
         let driven = poll_fn(move |cx| {
             loop {
-                match ready!(connection.poll_message(cx)) {
+                match ready!(messages(cx)) {
                     Some(Ok(AsyncMessage::Notification(it))) => on_notification(it),
                     Some(Ok(_)) => {}
                     Some(Err(error)) => return Poll::Ready(Err(error)),
@@ -99,30 +145,14 @@ impl Connector {
             }
         });
         let tasks = Tasks::new(&self.group);
-        let connection = LockConnection::start(client, driven, canceller, &traffic, server, tasks);
+        let place = Arc::clone(server);
+        let connection = LockConnection::start(client, driven, canceller, &traffic, place, tasks);
         let answers = connection.client.simple_query(PROBE).await;
         let answers = answers.map_err(|error| connection.failed(error))?;
-        self.judge(address, &answers)?;
+        judge(server, &answers)?;
         let mut connection = connection.into_idle();
         connection.answered_by(value(&answers, "pg_backend_pid"));
         Ok(connection)
-    }
-
-    /// Refuses a server by its answers to [`PROBE`].
-    fn judge(&self, address: &Address, answers: &[SimpleQueryMessage]) -> Result<(), LockError> {
-        let values: Vec<&str> = answers
-            .iter()
-            .filter_map(|answer| match answer {
-                SimpleQueryMessage::Row(row) => row.get(0),
-                _ => None,
-            })
-            .collect();
-        let server = || self.describe(address);
-        match (values.first(), values.last()) {
-            (Some(&"t"), _) => Err(LockError::Standby { server: server() }),
-            (Some(&"f"), Some(&"t")) => Ok(()),
-            _ => Err(LockError::NoAdvisoryLocks { server: server() }),
-        }
     }
 
     pub(super) fn timeout(&self) -> Duration {
@@ -137,16 +167,43 @@ impl Connector {
     }
 }
 
+/// Refuses a server by its answers to [`PROBE`].
+fn judge(server: &Arc<str>, answers: &[SimpleQueryMessage]) -> Result<(), ConnectError> {
+    let values: Vec<&str> = answers
+        .iter()
+        .filter_map(|answer| match answer {
+            SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        })
+        .collect();
+    let server = Arc::clone(server);
+    match (values.first(), values.last()) {
+        (Some(&"t"), _) => Err(ConnectError::Standby { server }),
+        (Some(&"f"), Some(&"t")) => Ok(()),
+        _ => Err(ConnectError::NoAdvisoryLocks { server }),
+    }
+}
+
+/// Whether no server answered.
+fn is_absent(error: &ConnectError) -> bool {
+    match error {
+        ConnectError::Connect { source, .. } => find::<io::Error>(source.as_ref()).is_some(),
+        ConnectError::ConnectTimeout { .. } => true,
+        _ => false,
+    }
+}
+
 impl ManageConnection for Connector {
     type Connection = LockConnection;
-    type Error = LockError;
+    type Error = ConnectError;
 
-    async fn connect(&self) -> Result<LockConnection, LockError> {
+    async fn connect(&self) -> Result<LockConnection, ConnectError> {
         self.open().await
     }
 
-    /// Never called: the pool does not test on check-out, which would cost a round trip for each lock.
-    async fn is_valid(&self, _: &mut LockConnection) -> Result<(), LockError> {
+    /// Never called: the pool does not test on check-out, which would cost a round trip for each
+    /// lock.
+    async fn is_valid(&self, _: &mut LockConnection) -> Result<(), ConnectError> {
         Ok(())
     }
 

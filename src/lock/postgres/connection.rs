@@ -17,7 +17,7 @@ use super::answer::value;
 use super::canceller::Canceller;
 use super::confirmation::{Asker, Confirmation, Urgency, questions, send};
 use super::traffic::{Lookout, Obstacle, Traffic, lookout};
-use crate::lock::error::{LockError, chain};
+use crate::lock::error::{ConnectError, chain};
 use crate::lock::lease::Lease;
 use crate::lock::tasks::Tasks;
 
@@ -134,8 +134,8 @@ impl LockConnection {
         self.closed.is_cancelled() || self.client.is_closed()
     }
 
-    pub(super) fn failed(&self, source: Error) -> LockError {
-        LockError::Connect {
+    pub(super) fn failed(&self, source: Error) -> ConnectError {
+        ConnectError::Connect {
             server: Arc::clone(&self.server),
             source: Arc::new(source),
         }
@@ -149,11 +149,11 @@ impl LockConnection {
     }
 
     /// Refuses a pooler.
-    pub(super) fn refuse_pooler(&self) -> Result<(), LockError> {
+    pub(super) fn refuse_pooler(&self) -> Result<(), ConnectError> {
         if self.is_direct {
             return Ok(());
         }
-        Err(LockError::Pooler {
+        Err(ConnectError::Pooler {
             server: Arc::clone(&self.server),
         })
     }
@@ -221,11 +221,11 @@ impl LockConnection {
     pub(super) async fn within<T>(
         &self,
         after: Duration,
-        asked: impl Future<Output = Result<T, LockError>>,
-    ) -> Result<T, LockError> {
+        asked: impl Future<Output = Result<T, ConnectError>>,
+    ) -> Result<T, ConnectError> {
         let answer = timeout(after, asked).await;
         answer.unwrap_or_else(|_| {
-            Err(LockError::ConnectTimeout {
+            Err(ConnectError::ConnectTimeout {
                 server: Arc::clone(&self.server),
                 after,
             })

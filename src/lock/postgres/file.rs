@@ -35,7 +35,7 @@ impl<'de> Deserialize<'de> for PostgresBuilder {
         let builder = Self {
             pool_size: keys.pool_size.unwrap_or(default.pool_size),
             lease: time(keys.lease, default.lease),
-            connect_timeout: time(keys.connect_timeout, default.connect_timeout),
+            connect_timeout: keys.connect_timeout.map(Serde::into_inner),
             fencing: keys.fencing.unwrap_or(default.fencing),
             hand_off: HandOff {
                 max: keys.max_hand_offs.unwrap_or(default.hand_off.max),

@@ -26,7 +26,7 @@ use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
 use super::connect::Connector;
 use super::connection::{Busy, LockConnection};
 use super::statement::milliseconds;
-use crate::lock::error::LockError;
+use crate::lock::error::ConnectError;
 use crate::lock::tasks::Tasks;
 use crate::metrics;
 
@@ -153,7 +153,7 @@ impl Lookout {
     /// A connection has lasted once a whole [`PAUSE`] has not ended it: some poolers, and some
     /// operators' programs, end transactions that are idle for less. Until then the next failure is
     /// one with the last, so that it is neither logged again nor followed by a short pause.
-    async fn attend(&mut self, pause: &mut Duration) -> Result<(), LockError> {
+    async fn attend(&mut self, pause: &mut Duration) -> Result<(), ConnectError> {
         // Busy to its end, so that it is closed when it is dropped.
         let connection = Busy::new(self.connector.open().await?);
         self.ask(&connection, &begin()).await?;
@@ -202,7 +202,7 @@ impl Lookout {
     }
 
     /// Takes the locks. A lock that the transaction has already is counted twice, and ends with it.
-    async fn publish(&self, connection: &LockConnection) -> Result<(), LockError> {
+    async fn publish(&self, connection: &LockConnection) -> Result<(), ConnectError> {
         let keys = self
             .views
             .iter()
@@ -217,7 +217,7 @@ impl Lookout {
     }
 
     /// Compares the fingerprints of other replicas with those of this process.
-    async fn look(&mut self, connection: &LockConnection) -> Result<(), LockError> {
+    async fn look(&mut self, connection: &LockConnection) -> Result<(), ConnectError> {
         let classes: Vec<String> = self.views.keys().map(ToString::to_string).collect();
         let rows = self.ask(connection, &look(&classes.join(", "))).await?;
         let published = rows.iter().filter_map(|row| match row {
@@ -236,7 +236,7 @@ impl Lookout {
         &self,
         connection: &LockConnection,
         question: &str,
-    ) -> Result<Vec<SimpleQueryMessage>, LockError> {
+    ) -> Result<Vec<SimpleQueryMessage>, ConnectError> {
         let answer = connection.client.simple_query(question);
         let answer = answer.map_err(|error| connection.failed(error));
         connection.within(self.connector.timeout(), answer).await

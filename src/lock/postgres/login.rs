@@ -1,72 +1,115 @@
+use std::error::Error;
+use std::future::ready;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Connection};
+use tokio::io::{AsyncRead, AsyncWrite};
+#[cfg(unix)]
+use tokio::net::UnixStream;
+use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::{AsyncMessage, Client, Connection};
 
 use super::address::Address;
-use super::canceller::Canceller;
-use super::tls::encryption::Unreached;
-use super::tls::fault::refused;
-use super::tls::settings::When;
-use super::tls::wire::{Established, Wire};
+use super::canceller::{Canceller, Route};
+use super::tls::Tls;
+use super::tls::fault::{fault, has_no_tls, is_about_tls};
 use super::traffic::Traffic;
 use super::url::Database;
-use crate::lock::error::LockError;
+use super::wire::{Through, Wire, watch_plain};
+use crate::lock::error::{ConnectError, chain};
 
 /// What a login gives: the driver's two ends, the means to cancel, and what is seen on the wire.
-type LoggedIn = (Client, Connection<Wire, Wire>, Canceller, Arc<Traffic>);
+pub(super) struct LoggedIn {
+    pub(super) client: Client,
+    pub(super) messages: Messages,
+    pub(super) canceller: Canceller,
+    pub(super) traffic: Arc<Traffic>,
+}
+
+/// Polls the driver's connection for its next message, whatever carries it.
+type Messages = Box<dyn FnMut(&mut Context<'_>) -> Poll<Option<Message>> + Send>;
+
+type Message = Result<AsyncMessage, tokio_postgres::Error>;
 
 impl Database {
-    /// Connects and logs in. Where TLS is not asked for, what it fails with is tried without, as libpq does.
+    /// Connects to one number of an address and logs in. Where TLS is optional and fails, it is
+    /// tried without, as libpq does.
     pub(super) async fn log_in(
         &self,
         address: &Address,
+        number: Option<IpAddr>,
         server: &Arc<str>,
-    ) -> Result<LoggedIn, LockError> {
-        let when = self.encryption.when();
-        let (error, by_tls) = match self.log_in_if(address, server, when).await {
+    ) -> Result<LoggedIn, ConnectError> {
+        // A Unix socket has no number, and is never encrypted.
+        let tls = self.encryption.tls.as_ref().filter(|_| number.is_some());
+        let error = match self.log_in_with(address, number, tls).await {
             Ok(logged_in) => return Ok(logged_in),
-            Err(failure) => failure,
+            Err(error) => error,
         };
-        if by_tls && when == When::Offered {
-            tracing::warn!(%error, "connecting without TLS, as sslmode=prefer allows");
-            let plain = self.log_in_if(address, server, When::Never).await;
-            return plain.map_err(|_| error);
+        if tls.is_some() && self.encryption.is_optional && is_about_tls(&*error) {
+            let no_tls = has_no_tls(&*error);
+            if !no_tls {
+                let error = chain(&*error);
+                tracing::warn!(error, "connecting without TLS, as sslmode=prefer allows");
+            }
+            match self.log_in_with(address, number, None).await {
+                Ok(logged_in) => return Ok(logged_in),
+                Err(plain) if no_tls => return Err(fault(server, plain, None)),
+                Err(_) => {}
+            }
         }
-        Err(error)
+        let name = tls.and(address.name());
+        Err(fault(server, error, name))
     }
 
-    /// The error comes with whether it was TLS that failed, or a server that does not let an encrypted connection in.
-    async fn log_in_if(
+    async fn log_in_with(
         &self,
         address: &Address,
-        server: &Arc<str>,
-        when: When,
-    ) -> Result<LoggedIn, (LockError, bool)> {
-        let server = Arc::clone(server);
-        let (wire, peer) = match self.encryption.connect(address, when).await {
-            Ok(reached) => reached,
-            Err(Unreached::Network(error)) => {
-                let source = Arc::new(error);
-                return Err((LockError::Connect { server, source }, false));
+        number: Option<IpAddr>,
+        tls: Option<&Tls>,
+    ) -> Result<LoggedIn, Box<dyn Error + Send + Sync>> {
+        let mut config = self.config_of(address, number);
+        if tls.is_some() {
+            config.ssl_mode(SslMode::Require);
+        } else {
+            watch_plain(&mut config);
+        }
+        let traffic = Arc::<Traffic>::default();
+        let watched = Arc::clone(&traffic);
+        match &address.host {
+            Host::Tcp(name) => {
+                let route = Route::Tcp(name.clone(), tls.cloned());
+                let way = route.clone();
+                let through = Through(async move |socket| way.wire(socket, watched).await);
+                let (client, connection) = config.connect(through).await?;
+                Ok(LoggedIn::new(client, connection, traffic, route))
             }
-            Err(Unreached::Tls(fault)) => {
-                let problem = fault.to_string();
-                return Err((LockError::Tls { server, problem }, true));
+            #[cfg(unix)]
+            Host::Unix(_) => {
+                let path = address.to_string();
+                let socket = UnixStream::connect(&path).await?;
+                let through = Through(|socket| ready(Ok(Wire::plain(socket, watched))));
+                let (client, connection) = config.connect_raw(socket, through).await?;
+                let route = Route::Unix(path.into());
+                Ok(LoggedIn::new(client, connection, traffic, route))
             }
-        };
-        let encrypted = wire.is_encrypted();
-        let traffic = Arc::clone(wire.traffic());
-        let mut config = self.config.clone();
-        wire.announce(&mut config);
-        let logged_in = config.connect_raw(wire, Established).await;
-        let (client, connection) = logged_in.map_err(|error| {
-            let unauthorized = SqlState::INVALID_AUTHORIZATION_SPECIFICATION;
-            let by_tls = encrypted && error.code() == Some(&unauthorized);
-            (refused(server, error, encrypted), by_tls)
-        })?;
-        let encryption = self.encryption.clone();
-        let canceller = Canceller::new(traffic.cancel_key(), peer, encryption, encrypted);
-        Ok((client, connection, canceller, traffic))
+        }
+    }
+}
+
+impl LoggedIn {
+    fn new<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+        client: Client,
+        mut connection: Connection<S, Wire>,
+        traffic: Arc<Traffic>,
+        route: Route,
+    ) -> Self {
+        Self {
+            canceller: Canceller::new(client.cancel_token(), traffic.cancel_key(), route),
+            client,
+            messages: Box::new(move |cx| connection.poll_message(cx)),
+            traffic,
+        }
     }
 }

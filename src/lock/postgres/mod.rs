@@ -59,22 +59,17 @@ pub(super) mod publish;
 pub(super) mod session;
 pub(crate) mod shared;
 mod statement;
-// In a build without TLS no value of its type can be made, and little of it is used.
-#[cfg_attr(
-    not(any(feature = "tls-native", feature = "tls-rustls")),
-    allow(dead_code, unreachable_code, unused_variables, clippy::unused_async)
-)]
-pub(super) mod tls;
+mod tls;
 mod traffic;
 pub(super) mod transaction;
 mod url;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use self::attempt::Attempt;
 use self::comment::comment;
-use self::connect::Connector;
 use self::fleet::Fleets;
 use self::options::PostgresBuilder;
 use self::pool::LockPool;
@@ -84,9 +79,10 @@ use self::session::sessions::Sessions;
 use self::statement::{AttemptTerms, lock_statement};
 #[cfg(doc)]
 use self::{confirmation::Confirmation, transaction::TransactionLock};
-use super::error::LockError;
+use super::error::{ConnectError, LockError};
 use super::request::LockRequest;
 use super::tasks::TaskGroup;
+use crate::config::ConfigError;
 use crate::realm::claim::Claim;
 
 /// The lock connections to one PostgreSQL, and how locks are asked for there.
@@ -103,8 +99,8 @@ pub(super) struct Postgres {
 impl Postgres {
     /// Reads the options. Each connection is opened when it is needed. `group` counts what is left
     /// to do when a caller has gone. Must be called within a runtime.
-    pub(super) fn new(options: &PostgresBuilder, group: &TaskGroup) -> Result<Self, LockError> {
-        let connector = Connector::new(options.database()?, options.connect_timeout, group.clone());
+    pub(super) fn new(options: &PostgresBuilder, group: &TaskGroup) -> Result<Self, ConfigError> {
+        let connector = options.connector(group.clone())?;
         let (lease, fencing) = (options.lease, options.fencing);
         let shared = Options {
             lease,
@@ -127,7 +123,7 @@ impl Postgres {
     }
 
     /// Opens the pool's first connection, and the first session where sessions are wanted.
-    pub(super) async fn connect(&self) -> Result<(), LockError> {
+    pub(super) async fn connect(&self) -> Result<(), ConnectError> {
         self.pool.open_first().await?;
         match &self.sessions {
             Some(sessions) => sessions.open_first().await,

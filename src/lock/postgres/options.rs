@@ -1,8 +1,13 @@
 use std::time::Duration;
 
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+use tokio_postgres::{Config, Socket};
+
+use super::connect::Connector;
 use super::tls::Tls;
-use super::url::Database;
-use crate::lock::error::LockError;
+use super::url::{Database, Source};
+use crate::config::ConfigError;
+use crate::lock::tasks::TaskGroup;
 
 /// PostgreSQL keeps a time-out as 31 bits of milliseconds.
 const MAX_LEASE: Duration = Duration::from_secs(24 * 24 * 3600);
@@ -15,9 +20,13 @@ const MAX_SESSIONS: u32 = 1000;
 ///
 /// # Database URLs
 ///
-/// A URL, `postgres://user:password@host:5432/database?option=value`, or libpq's `host=… user=… option=value`. Several hosts are a
-/// primary and its standbys. In user, password and path of a URL write `@`, `/` and `?` percent-encoded. These options say how
-/// connections are encrypted:
+/// A URL, `postgres://user:password@host:5432/database?option=value`, or libpq's
+/// `host=… user=… option=value`. Several hosts are a primary and its standbys: each address of each
+/// host is tried until a primary answers. In user, password and path of a URL write `@`, `/` and
+/// `?` percent-encoded. The driver's [own options](tokio_postgres::Config) count, such as
+/// `keepalives_idle`, `tcp_user_timeout`, `load_balance_hosts` and `channel_binding`, as does
+/// `target_session_attrs=primary`, which is what is done anyway. These options say how connections
+/// are encrypted:
 ///
 /// | option | values |
 /// | --- | --- |
@@ -27,20 +36,26 @@ const MAX_SESSIONS: u32 = 1000;
 /// | `sslnegotiation` | `postgres`, the default, or `direct`: one round trip less, from PostgreSQL 17 on |
 /// | `channel_binding` | `require`: log in by SCRAM and bound to the server's certificate, or not at all |
 ///
-/// They mean what they mean to libpq, but for this: no environment variable is read, files are never looked for in `~/.postgresql`,
-/// nobody looks who else may read the key's file, without `sslrootcert` `verify-ca` and `verify-full` trust what the system trusts, and
-/// there is no `allow`. [`build`](Self::build) and [`listen`](Self::listen) read the files, and nothing reads them again: for certificates
-/// that are renewed while a process runs there is [`tls`](Self::tls), with a resolver of your own in a `rustls::ClientConfig`.
+/// They mean what they mean to libpq, with these exceptions: no environment variable is read, files
+/// are never looked for in `~/.postgresql`, nobody checks who else may read the key's file, without
+/// `sslrootcert` `verify-ca` and `verify-full` trust what the system trusts, and there is no
+/// `allow`. [`build`](Self::build) and [`listen`](Self::listen) read the files, and nothing reads
+/// them again: for certificates that are renewed while a process runs there is [`tls`](Self::tls).
 ///
-/// Only `verify-full`, or `channel_binding=require` with a server that has the password's verifier, leaves nobody in between. Unix sockets
-/// are never encrypted. A CancelRequest goes the way of their connection. rustls does not look at a certificate's common name, only at
-/// its alternative names, and takes X.509 version 3 alone; a login cannot be bound to a certificate that is signed with Ed25519 or RSA-PSS.
+/// Only `verify-full`, or `channel_binding=require` with a server that has the password's verifier,
+/// prevents man-in-the-middle attacks. Unix sockets are never encrypted. A CancelRequest goes the
+/// way of its connection. rustls does not look at a certificate's common name, only at its
+/// alternative names, and takes only X.509 version 3; a login cannot be bound to a certificate that
+/// is signed with Ed25519 or RSA-PSS.
 ///
-/// A build without the features `tls-rustls` and `tls-native` refuses whatever asks for TLS, and takes `prefer` for `disable`; with
-/// both, a URL's TLS is rustls'.
+/// A build without the feature `tls-rustls` refuses URLs that ask for TLS, unless
+/// [`tls`](Self::tls) is given, and takes `prefer` for `disable`.
+///
+/// A `tokio_postgres::Config` ([`postgres_config`](crate::RealmLocks::postgres_config)) counts as a
+/// URL with its `ssl_mode` and without files.
 ///
 /// ```no_run
-/// # async fn run() -> Result<(), tower_realm_lock::LockError> {
+/// # async fn run() -> Result<(), tower_realm_lock::ConnectError> {
 /// use std::time::Duration;
 /// use tower_realm_lock::RealmLocks;
 ///
@@ -55,10 +70,11 @@ const MAX_SESSIONS: u32 = 1000;
 #[derive(Clone)]
 #[must_use = "a builder does nothing until `build` or `build_lazy` is called"]
 pub struct PostgresBuilder {
-    pub(super) url: String,
+    pub(super) database: Source,
     pub(super) pool_size: u32,
     pub(super) lease: Duration,
-    pub(super) connect_timeout: Duration,
+    /// `None` for the database's own.
+    pub(super) connect_timeout: Option<Duration>,
     pub(super) fencing: bool,
     pub(in crate::lock) hand_off: HandOff,
     pub(super) sessions: u32,
@@ -68,11 +84,19 @@ pub struct PostgresBuilder {
 
 impl PostgresBuilder {
     pub(in crate::lock) fn new(url: &str) -> Self {
+        Self::of(Source::Url(url.into()))
+    }
+
+    pub(in crate::lock) fn from_config(config: Config) -> Self {
+        Self::of(Source::Config(Box::new(config)))
+    }
+
+    fn of(database: Source) -> Self {
         Self {
-            url: url.into(),
+            database,
             pool_size: 10,
             lease: Duration::from_secs(30),
-            connect_timeout: Duration::from_secs(5),
+            connect_timeout: None,
             fencing: false,
             hand_off: HandOff {
                 max: 1024,
@@ -89,24 +113,27 @@ impl PostgresBuilder {
     /// For options from a configuration file: a URL from the environment keeps the password out of
     /// the file.
     pub fn url(mut self, url: &str) -> Self {
-        url.clone_into(&mut self.url);
+        self.database = Source::Url(url.into());
         self
     }
 
-    /// How many lock connections this process may open: the number of realms, or of single resources, that it can write at the same
-    /// time.
+    /// How many lock connections this process may open: the number of realms, or of single
+    /// resources, that it can write at the same time.
     ///
-    /// Default 10, at least 1. Waiting for a realm that this process itself writes takes no connection.
+    /// Default 10, at least 1. Waiting for a realm that this process itself writes takes no
+    /// connection.
     pub fn pool_size(mut self, connections: u32) -> Self {
         self.pool_size = connections;
         self
     }
 
-    /// How long PostgreSQL keeps the lock of a holder that has gone silent: frozen, partitioned, or its machine gone.
+    /// How long PostgreSQL keeps the lock of a holder that has gone silent: frozen, partitioned, or
+    /// its machine gone.
     ///
-    /// Default 30 seconds, at least 100 milliseconds and at most 24 days. A holder sends a heartbeat every third of it, and calls itself lost
-    /// when none was answered for two thirds. It bounds how long a dead replica blocks a realm; it does not bound how long
-    /// a live one may hold it.
+    /// Default 30 seconds, at least 100 milliseconds and at most 24 days. A holder sends a
+    /// heartbeat every third of it, and calls itself lost when none was answered for two thirds. It
+    /// bounds how long a dead replica blocks a realm; it does not bound how long a live one may
+    /// hold it.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease;
         self
@@ -114,14 +141,15 @@ impl PostgresBuilder {
 
     /// Whether each hold gets a [`FencingToken`](crate::FencingToken).
     ///
-    /// Default `false`: a token has a transaction id in it, and an open transaction that has one holds back VACUUM.
+    /// Default `false`: a token has a transaction id in it, and an open transaction that has one
+    /// holds back VACUUM.
     pub fn fencing(mut self, fencing: bool) -> Self {
         self.fencing = fencing;
         self
     }
 
-    /// How often a lock that PostgreSQL has granted is handed on to the next waiter of this process, before it is given back and
-    /// other replicas have their turn.
+    /// How often a lock that PostgreSQL has granted is handed on to the next waiter of this
+    /// process, before it is given back and other replicas have their turn.
     ///
     /// Default 1024; 0 gives it back after every hold. A hand-off takes no round trip. See also
     /// [`max_hand_off_time`](Self::max_hand_off_time).
@@ -132,8 +160,9 @@ impl PostgresBuilder {
 
     /// How long after its grant a lock may still be handed on to the next waiter of this process.
     ///
-    /// Default 100 milliseconds. A caller on another replica waits at most for this and the call that then runs; where two
-    /// replicas already compete for the realm each takes half of it, so a third waits no longer.
+    /// Default 100 milliseconds. A caller on another replica waits at most for this and the call
+    /// that then runs; where two replicas already compete for the realm each takes half of it, so a
+    /// third waits no longer.
     pub fn max_hand_off_time(mut self, time: Duration) -> Self {
         self.hand_off.max_time = time;
         self
@@ -141,111 +170,131 @@ impl PostgresBuilder {
 
     /// On how many sessions the locks of many realms are held together.
     ///
-    /// Default 0, at most 1,000. Without sessions each hold is a transaction on a connection of its own, and
-    /// [`pool_size`](Self::pool_size) is the number of realms that can be written at the same time. Turn sessions on where one
-    /// process writes hundreds or thousands of realms at once: two to eight hold all these locks, and ask for many of them in
-    /// one message. They are connections beside the pool's, and open when they are needed. The pool still serves a realm that
-    /// another process holds, and every hold with a shared transaction. Replicas may differ in this option: sessions and
-    /// transactions exclude each other.
+    /// Default 0, at most 1,000. Without sessions each hold is a transaction on a connection of its
+    /// own, and [`pool_size`](Self::pool_size) is the number of realms that can be written at the
+    /// same time. Turn sessions on where one process writes hundreds or thousands of realms at
+    /// once: two to eight hold all these locks, and ask for many of them in one message. They are
+    /// connections beside the pool's, and open when they are needed. The pool still serves a realm
+    /// that another process holds, and every hold with a shared transaction. Replicas may differ in
+    /// this option: sessions and transactions exclude each other.
     ///
     /// What they cost:
-    /// - A session that dies loses all of its holds, not one; the other sessions' holds go on. So take more than one.
-    /// - At the URL's address PostgreSQL itself must answer, 14 or later. A pooler is refused, one in session mode too: nothing
-    ///   tells it from one that hands its connections from transaction to transaction.
-    /// - PostgreSQL has room for about `max_locks_per_transaction * max_connections` locks of all its clients together, 6,400 by
-    ///   default. Past that locks are refused, to every client: set the first high enough.
-    /// - A lone write waits a little longer than with a transaction, as its commands pass through the session's task.
+    /// - A session that dies loses all of its holds, not one; the other sessions' holds go on. So
+    ///   take more than one.
+    /// - At the URL's address PostgreSQL itself must answer, 14 or later. A pooler is refused, one
+    ///   in session mode too: nothing tells it from one that hands its connections from transaction
+    ///   to transaction.
+    /// - PostgreSQL has room for about `max_locks_per_transaction * max_connections` locks of all
+    ///   its clients together, 6,400 by default. Past that locks are refused, to every client: set
+    ///   the first high enough.
+    /// - A lone write waits a little longer than with a transaction, as its commands pass through
+    ///   the session's task.
     pub fn sessions(mut self, sessions: u32) -> Self {
         self.sessions = sessions;
         self
     }
 
-    /// Whether the other replicas are told of each successful write: see [`RealmWrites`](crate::RealmWrites).
+    /// Whether the other replicas are told of each successful write: see
+    /// [`RealmWrites`](crate::RealmWrites).
     ///
-    /// Default `false`. The NOTIFY is a part of the transaction that gives the lock back; with [`sessions`](Self::sessions) it comes
-    /// right after the unlock. It names the realm, the [resource](crate::Claim::resources) if the claim has any, the fencing token
-    /// and the [sender](crate::RealmLocks::sender), in 7,900 bytes at most: a path that has no room is left out, so that any may have been
-    /// written, and a realm URL that has none interrupts the listeners.
+    /// Default `false`. The NOTIFY is a part of the transaction that gives the lock back; with
+    /// [`sessions`](Self::sessions) it comes right after the unlock. It names the realm, the
+    /// [resource](crate::Claim::resources) if the claim has any, the fencing token and the
+    /// [sender](crate::RealmLocks::sender), in 7,900 bytes at most: a path that has no room is left
+    /// out, so that any may have been written, and a realm URL that has none interrupts the
+    /// listeners.
     ///
-    /// A write that could not be told is answered as one whose lock was lost: others may go on with what it has changed.
+    /// A write that could not be told is answered as one whose lock was lost: others may go on with
+    /// what it has changed.
     ///
-    /// What it costs: a lock is not handed on after a write that is told, but given back; and PostgreSQL lets only one transaction
-    /// with a NOTIFY commit at a time, in all databases of the server together. See `docs/benchmarks.md`.
+    /// What it costs: a lock is not handed on after a write that is told, but given back; and
+    /// PostgreSQL lets only one transaction with a NOTIFY commit at a time, in all databases of the
+    /// server together. See `docs/benchmarks.md`.
     pub fn broadcast(mut self, broadcast: bool) -> Self {
         self.broadcast = broadcast;
         self
     }
 
-    /// Encrypts with TLS of the application's own: roots and a client certificate from memory, or another cryptography provider.
+    /// Encrypts with TLS of the application's own: roots and a client certificate from memory,
+    /// another library, or another cryptography provider. Takes what the driver takes.
     ///
-    /// Default: as the [URL](Self#database-urls) says. With it the URL's `sslmode` says only whether TLS is used (`disable`, `prefer`, and
-    /// whatever else for always, the default), and the other options that name certificates are refused.
+    /// Default: as the [URL](Self#database-urls) says. With it the URL's `sslmode` decides only
+    /// whether TLS is used: `disable` never, `prefer` where it succeeds, any other value always,
+    /// which is the default. In a `Config` its `ssl_mode` decides, and is `Prefer` by default. The
+    /// options that name files are refused.
     ///
     /// ```no_run
-    /// # #[cfg(feature = "tls-rustls")]
-    /// # async fn run(config: rustls::ClientConfig) -> Result<(), tower_realm_lock::LockError> {
+    /// # async fn run(root: native_tls::Certificate) -> Result<(), Box<dyn std::error::Error>> {
+    /// use postgres_native_tls::MakeTlsConnector;
     /// use tower_realm_lock::RealmLocks;
     ///
-    /// let database = RealmLocks::postgres_builder("postgres://db.internal/realms").tls(config);
+    /// let tls = native_tls::TlsConnector::builder()
+    ///     .add_root_certificate(root)
+    ///     .build()?;
+    /// let database = RealmLocks::postgres_builder("postgres://db.internal/realms")
+    ///     .tls(MakeTlsConnector::new(tls));
     /// let writes = database.listen().await?;
     /// let locks = database.broadcast(true).build().await?;
     /// # Ok(())
     /// # }
     /// ```
-    #[cfg(any(feature = "tls-native", feature = "tls-rustls"))]
-    pub fn tls(mut self, tls: impl Into<Tls>) -> Self {
-        self.tls = Some(tls.into());
+    pub fn tls<T>(mut self, tls: T) -> Self
+    where
+        T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+        T::Stream: Send + 'static,
+        <T::TlsConnect as TlsConnect<Socket>>::Future: Send + 'static,
+    {
+        self.tls = Some(Tls::new(tls));
         self
     }
 
-    /// How long one attempt to connect may take at each address, the server's first answers included. It stands in the place of
-    /// the URL's own `connect_timeout`.
+    /// How long one attempt to connect may take at each address, the server's first answers
+    /// included.
     ///
-    /// Default 5 seconds.
+    /// Default: the database's own `connect_timeout`, or else 5 seconds.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout;
+        self.connect_timeout = Some(timeout);
         self
     }
 
-    pub(super) fn database(&self) -> Result<Database, LockError> {
-        Database::read(&self.url, self.tls.as_ref())
+    pub(super) fn database(&self) -> Result<Database, ConfigError> {
+        Database::read(&self.database, self.tls.as_ref())
     }
 
-    pub(in crate::lock) fn check(&self) -> Result<(), LockError> {
-        let refuse = |option, value: String, remedy| {
-            Err(LockError::InvalidOption {
-                option,
-                value,
-                remedy,
-            })
-        };
-        if self.pool_size == 0 {
-            return refuse(
+    pub(super) fn connector(&self, group: TaskGroup) -> Result<Connector, ConfigError> {
+        let database = self.database()?;
+        let own = database.config.get_connect_timeout().copied();
+        let timeout = self.connect_timeout.or(own);
+        let timeout = timeout.unwrap_or(Duration::from_secs(5));
+        Ok(Connector::new(database, timeout, group))
+    }
+
+    pub(in crate::lock) fn check(&self) -> Result<(), ConfigError> {
+        let (option, value, remedy) = if self.pool_size == 0 {
+            (
                 "pool_size",
                 "0".into(),
                 "a lock needs at least 1 connection",
-            );
-        }
-        if self.lease < Duration::from_millis(100) {
+            )
+        } else if self.lease < Duration::from_millis(100) {
             let value = format!("{:?}", self.lease);
-            return refuse("lease", value, "heartbeats need at least 100 milliseconds");
-        }
-        if self.lease > MAX_LEASE {
+            ("lease", value, "heartbeats need at least 100 milliseconds")
+        } else if self.lease > MAX_LEASE {
             let value = format!("{:?}", self.lease);
-            return refuse("lease", value, "PostgreSQL's time-outs end at 24 days");
-        }
-        if self.sessions > MAX_SESSIONS {
+            ("lease", value, "PostgreSQL's time-outs end at 24 days")
+        } else if self.sessions > MAX_SESSIONS {
             let value = self.sessions.to_string();
-            return refuse("sessions", value, "a few hold thousands of locks");
-        }
-        if self.connect_timeout.is_zero() {
-            return refuse(
+            ("sessions", value, "a few hold thousands of locks")
+        } else if self.connect_timeout == Some(Duration::ZERO) {
+            (
                 "connect_timeout",
                 "0".into(),
                 "no server can answer at once",
-            );
-        }
-        Ok(())
+            )
+        } else {
+            return Ok(());
+        };
+        Err(ConfigError::option(option, value, remedy))
     }
 }
 
@@ -260,7 +309,7 @@ impl std::fmt::Debug for PostgresBuilder {
             .field("hand_off", &self.hand_off)
             .field("sessions", &self.sessions)
             .field("broadcast", &self.broadcast)
-            .field("tls", &self.tls)
+            .field("tls", &self.tls.is_some())
             .finish_non_exhaustive()
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::connect::Connector;
 use super::connection::LockConnection;
-use crate::lock::error::LockError;
+use crate::lock::error::{ConnectError, LockError};
 use crate::lock::request::LockRequest;
 
 /// The lock connections to one PostgreSQL.
@@ -22,7 +22,7 @@ pub(super) struct LockPool {
     places: Arc<Semaphore>,
     size: u32,
     /// The last failure to connect; bb8 itself would let a caller wait.
-    failures: watch::Sender<Option<LockError>>,
+    failures: watch::Sender<Option<ConnectError>>,
 }
 
 /// An idle connection out of the pool. It goes back when it is dropped, unless it is closed.
@@ -61,9 +61,10 @@ impl LockPool {
     /// # Errors
     ///
     /// Those of connecting.
-    pub(super) async fn open_first(&self) -> Result<(), LockError> {
+    pub(super) async fn open_first(&self) -> Result<(), ConnectError> {
         let Some(pool) = self.connections().clone() else {
-            return Err(LockError::ShuttingDown);
+            // It was closed meanwhile.
+            return Ok(());
         };
         let first = pool.dedicated_connection().await?;
         // If others have filled the pool meanwhile, this one is closed.
@@ -81,7 +82,7 @@ impl LockPool {
             biased;
             connection = self.live(&pool) => connection,
             failure = given_up(&pool, &mut failures, request.deadline) => {
-                Err(failure.unwrap_or_else(|| self.exhausted(request)))
+                Err(failure.map_or_else(|| self.exhausted(request), LockError::Connect))
             }
         }
     }
@@ -157,9 +158,9 @@ impl DerefMut for Pooled {
 /// wait for, or at the deadline. Returns the last failure to connect, if there was one.
 async fn given_up(
     pool: &Pool<Connector>,
-    failures: &mut watch::Receiver<Option<LockError>>,
+    failures: &mut watch::Receiver<Option<ConnectError>>,
     deadline: Instant,
-) -> Option<LockError> {
+) -> Option<ConnectError> {
     let mut last = None;
     while let Ok(Ok(())) = timeout_at(deadline, failures.changed()).await {
         last.clone_from(&failures.borrow_and_update());
@@ -172,15 +173,15 @@ async fn given_up(
 
 /// Where bb8 reports connection attempts that failed.
 #[derive(Debug, Clone)]
-struct Failures(watch::Sender<Option<LockError>>);
+struct Failures(watch::Sender<Option<ConnectError>>);
 
-impl ErrorSink<LockError> for Failures {
-    fn sink(&self, error: LockError) {
+impl ErrorSink<ConnectError> for Failures {
+    fn sink(&self, error: ConnectError) {
         tracing::warn!(%error, "a lock connection could not be made");
         self.0.send_replace(Some(error));
     }
 
-    fn boxed_clone(&self) -> Box<dyn ErrorSink<LockError>> {
+    fn boxed_clone(&self) -> Box<dyn ErrorSink<ConnectError>> {
         Box::new(self.clone())
     }
 }

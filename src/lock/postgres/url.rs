@@ -1,78 +1,128 @@
-use std::ops::Range;
+use std::net::IpAddr;
 
 use percent_encoding::percent_decode_str;
 use tokio_postgres::Config;
+use tokio_postgres::config::Host;
 
+use super::address::Address;
 use super::tls::Tls;
-use super::tls::encryption::Encryption;
-use super::tls::settings::Settings;
-use crate::lock::error::LockError;
+use super::tls::settings::{Encryption, Settings};
+use crate::config::ConfigError;
 
-/// Options of libpq that the driver has not. No other unknown name is shown: it may be a part of a password.
-const NOT_HERE: [&str; 24] = [
-    "client_encoding",
-    "fallback_application_name",
-    "gssdelegation",
-    "gssencmode",
-    "gsslib",
-    "keepalives_count",
-    "krbsrvname",
-    "max_protocol_version",
-    "min_protocol_version",
-    "passfile",
-    "replication",
-    "require_auth",
-    "requirepeer",
-    "requiressl",
-    "service",
-    "ssl",
-    "ssl_max_protocol_version",
-    "ssl_min_protocol_version",
-    "sslcertmode",
-    "sslcompression",
-    "sslcrl",
-    "sslcrldir",
-    "sslpassword",
-    "sslsni",
-];
+/// Options of libpq that the driver does not have. No other unknown name is shown: it may be a part
+/// of a password.
+const NOT_HERE: &str = "client_encoding fallback_application_name gssdelegation gssencmode gsslib \
+    keepalives_count krbsrvname max_protocol_version min_protocol_version passfile replication \
+    require_auth requirepeer requiressl service ssl ssl_max_protocol_version \
+    ssl_min_protocol_version sslcertmode sslcompression sslcrl sslcrldir sslpassword sslsni";
 
-/// What a database URL says: how to log in, and how to encrypt.
+/// What a database URL, or the driver's own configuration, says: how to log in, and how to encrypt.
 #[derive(Clone)]
 pub(super) struct Database {
     pub(super) config: Config,
     pub(super) encryption: Encryption,
 }
 
+/// Where a [`Database`] is described.
+#[derive(Clone)]
+pub(super) enum Source {
+    Url(String),
+    Config(Box<Config>),
+}
+
 impl Database {
-    /// Reads a URL, or libpq's `key=value` pairs. With `tls` the URL has no say in what is verified.
-    pub(super) fn read(url: &str, tls: Option<&Tls>) -> Result<Self, LockError> {
-        let mut settings = Settings::default();
-        let prefixes = ["postgres://", "postgresql://"];
-        let rest = match prefixes.iter().find_map(|prefix| url.strip_prefix(prefix)) {
-            Some(places) => {
-                let split = ambiguous(places);
-                split.map_or(Ok(()), |problem| Err(unreadable(problem)))?;
-                without_parameters(url, &mut settings)
-            }
-            None if begins_with_scheme(url) => {
-                return Err(unreadable("it does not begin with `postgres://`"));
-            }
-            None => without_pairs(url, &mut settings),
+    /// Reads a URL, libpq's `key=value` pairs, or a configuration. With `tls` it has no say in what
+    /// is verified.
+    pub(super) fn read(source: &Source, tls: Option<&Tls>) -> Result<Self, ConfigError> {
+        let (mut config, settings) = match source {
+            Source::Url(url) => parse(url)?,
+            Source::Config(config) => ((**config).clone(), Settings::of(config)),
         };
-        let config: Config = rest.parse().map_err(|error| unreadable(told(&error)))?;
-        uneven(&config).map_or(Ok(()), |problem| Err(unreadable(problem)))?;
-        let encryption = Encryption::read(settings, tls)?;
+        if let Some(problem) = uneven(&config) {
+            return Err(unreadable(problem));
+        }
+        let encryption = settings.encryption(tls, &mut config)?;
+        if config.get_application_name().is_none() {
+            config.application_name("tower-realm-lock");
+        }
         Ok(Self { config, encryption })
+    }
+
+    /// The same configuration for one number of one of its hosts. The time to connect is limited
+    /// elsewhere.
+    pub(super) fn config_of(&self, address: &Address, number: Option<IpAddr>) -> Config {
+        let all = &self.config;
+        let mut one = Config::new();
+        one.port(address.port)
+            .ssl_negotiation(all.get_ssl_negotiation())
+            .keepalives(all.get_keepalives())
+            .keepalives_idle(all.get_keepalives_idle())
+            .target_session_attrs(all.get_target_session_attrs())
+            .channel_binding(all.get_channel_binding());
+        match &address.host {
+            Host::Tcp(name) => one.host(name),
+            #[cfg(unix)]
+            Host::Unix(folder) => one.host_path(folder),
+        };
+        if let Some(number) = number {
+            one.hostaddr(number);
+        }
+        if let Some(user) = all.get_user() {
+            one.user(user);
+        }
+        if let Some(password) = all.get_password() {
+            one.password(password);
+        }
+        if let Some(dbname) = all.get_dbname() {
+            one.dbname(dbname);
+        }
+        if let Some(options) = all.get_options() {
+            one.options(options);
+        }
+        if let Some(application_name) = all.get_application_name() {
+            one.application_name(application_name);
+        }
+        if let Some(timeout) = all.get_tcp_user_timeout() {
+            one.tcp_user_timeout(*timeout);
+        }
+        if let Some(interval) = all.get_keepalives_interval() {
+            one.keepalives_interval(interval);
+        }
+        if let Some(retries) = all.get_keepalives_retries() {
+            one.keepalives_retries(retries);
+        }
+        one
     }
 }
 
-fn unreadable(problem: impl Into<String>) -> LockError {
-    LockError::InvalidDatabaseUrl {
+/// What a URL says to the driver, and what it says about TLS.
+fn parse(url: &str) -> Result<(Config, Settings), ConfigError> {
+    let mut settings = Settings::default();
+    let prefixes = ["postgres://", "postgresql://"];
+    let rest = match prefixes.iter().find_map(|prefix| url.strip_prefix(prefix)) {
+        Some(places) if is_ambiguous(places) => {
+            return Err(unreadable(
+                "where its password ends is not certain: write `@` as %40, and in user and \
+                 password `/` as %2F and `?` as %3F",
+            ));
+        }
+        Some(_) => without_parameters(url, &mut settings),
+        None if begins_with_scheme(url) => {
+            return Err(unreadable("it does not begin with `postgres://`"));
+        }
+        None => without_pairs(url, &mut settings),
+    };
+    let config = rest.parse().map_err(|error| unreadable(told(&error)))?;
+    Ok((config, settings))
+}
+
+fn unreadable(problem: impl Into<String>) -> ConfigError {
+    ConfigError::InvalidDatabaseUrl {
         problem: problem.into(),
     }
 }
 
-/// What the driver says of a URL that it cannot read, as far as it quotes nothing that may be secret.
+/// What the driver reports of a URL that it cannot read, unless it quotes what may be secret.
 fn told(error: &tokio_postgres::Error) -> String {
     let text = std::error::Error::source(error).map_or_else(String::new, ToString::to_string);
     if text.starts_with("invalid value for option") {
@@ -80,7 +130,7 @@ fn told(error: &tokio_postgres::Error) -> String {
     }
     let unknown = text.strip_prefix("unknown option `");
     match unknown.and_then(|name| name.strip_suffix('`')) {
-        Some(name) if NOT_HERE.contains(&name) => {
+        Some(name) if NOT_HERE.split(' ').any(|known| known == name) => {
             format!("it has the option `{name}`, which is not supported")
         }
         Some(_) => {
@@ -90,12 +140,15 @@ fn told(error: &tokio_postgres::Error) -> String {
     }
 }
 
-/// Lists of which it is not certain what belongs together.
+/// What is wrong with the lists of hosts: none, or not certain what belongs together.
 fn uneven(config: &Config) -> Option<String> {
     let hosts = config.get_hosts().len();
     let numbers = config.get_hostaddrs().len();
     let ports = config.get_ports().len();
     let servers = hosts.max(numbers);
+    if servers == 0 {
+        return Some("it names no host".into());
+    }
     if numbers > 0 && hosts > 0 && numbers != hosts {
         return Some(format!("it has {hosts} hosts and {numbers} of `hostaddr`"));
     }
@@ -110,16 +163,16 @@ fn begins_with_scheme(url: &str) -> bool {
     })
 }
 
-/// What makes it uncertain where a password ends: the rest of it would be taken for a host, and shown.
-fn ambiguous(places: &str) -> Option<&'static str> {
-    let (user, host) = places.split_once('@')?;
-    let host = host.split('?').next().unwrap_or_default();
-    (user.contains(['/', '?']) || host.contains('@')).then_some(
-        "where its password ends is not certain: write `@` as %40, and in user and password `/` as %2F and `?` as %3F",
-    )
+/// Whether it is uncertain where a password ends: the rest of it would be taken for a host, and
+/// shown.
+fn is_ambiguous(places: &str) -> bool {
+    places.split_once('@').is_some_and(|(user, host)| {
+        let host = host.split('?').next().unwrap_or_default();
+        user.contains(['/', '?']) || host.contains('@')
+    })
 }
 
-/// The URL without the parameters that say how to encrypt.
+/// The URL without the parameters that the driver does not have.
 fn without_parameters(url: &str, settings: &mut Settings) -> String {
     // What follows the credentials: they have no question mark.
     let Some((place, parameters)) = url.split_once('?') else {
@@ -140,45 +193,44 @@ fn without_parameters(url: &str, settings: &mut Settings) -> String {
     format!("{place}?{}", left.join("&"))
 }
 
-/// The `key=value` pairs without those that say how to encrypt.
+/// The `key=value` pairs without those that the driver does not have.
 fn without_pairs(pairs: &str, settings: &mut Settings) -> String {
     let mut left = String::new();
-    let mut from = 0;
-    while let Some((name, value, range)) = pair(pairs, from) {
-        if !settings.take(&pairs[name], &value) {
-            left.push_str(&pairs[range.clone()]);
+    let mut rest = pairs;
+    while let Some((name, value, after)) = pair(rest) {
+        if !settings.take(name, &value) {
+            left.push_str(&rest[..rest.len() - after.len()]);
         }
-        from = range.end;
+        rest = after;
     }
     // Whatever is no pair is for the driver to refuse.
-    left + &pairs[from..]
+    left + rest
 }
 
-/// The next pair: where its name is, its value, and all that belongs to it. The rules are libpq's: blanks around the `=`, a value in
-/// quotes, a backslash before any character.
-fn pair(text: &str, from: usize) -> Option<(Range<usize>, String, Range<usize>)> {
-    let after_blanks = |at: usize| text.len() - text[at..].trim_start().len();
-    let start = after_blanks(from);
-    let length = text[start..].find(|letter: char| letter.is_whitespace() || letter == '=')?;
-    let name = start..start + length;
-    let equals = after_blanks(name.end);
-    text[equals..].strip_prefix('=')?;
-    let begin = after_blanks(equals + 1);
-    let quoted = text[begin..].starts_with('\'');
-    let begin = begin + usize::from(quoted);
+/// The name and the value of the first pair, and what follows it. The rules are libpq's: blanks
+/// around the `=`, a value in quotes, a backslash before any character.
+fn pair(text: &str) -> Option<(&str, String, &str)> {
+    let (name, rest) = text.split_once('=')?;
+    let name = name.trim();
+    if name.contains(char::is_whitespace) {
+        return None;
+    }
+    let rest = rest.trim_start();
+    let quoted = rest.strip_prefix('\'');
+    let rest = quoted.unwrap_or(rest);
     let mut value = String::new();
-    let mut letters = text[begin..].char_indices();
+    let mut letters = rest.char_indices();
     while let Some((at, letter)) = letters.next() {
         match letter {
-            '\'' if quoted => return Some((name, value, from..begin + at + 1)),
-            blank if !quoted && blank.is_whitespace() => {
-                return Some((name, value, from..begin + at));
+            '\'' if quoted.is_some() => return Some((name, value, &rest[at + 1..])),
+            blank if quoted.is_none() && blank.is_whitespace() => {
+                return Some((name, value, &rest[at..]));
             }
             '\\' => value.extend(letters.next().map(|(_, letter)| letter)),
             letter => value.push(letter),
         }
     }
-    (!quoted).then_some((name, value, from..text.len()))
+    quoted.is_none().then_some((name, value, ""))
 }
 
 #[cfg(test)]
@@ -186,65 +238,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_host_has_its_port_or_all_have_one() {
-        for url in [
-            "postgres://u@a,b:2/x",
-            "postgres:///x?host=a&port=1",
-            "host=a,b port=7",
-            "host=a,b port=7,8 hostaddr=192.0.2.1,192.0.2.2",
-            "hostaddr=192.0.2.1,192.0.2.2 port=7,8",
-        ] {
-            Database::read(url, None).unwrap_or_else(|error| panic!("{url}: {error}"));
-        }
-        for (url, says) in [
-            ("host=a,b,c port=1,2", "3 hosts and 2 ports"),
-            ("host=a port=1,2", "1 hosts and 2 ports"),
-            ("postgres://a/x?port=7", "1 hosts and 2 ports"),
-            ("host=a,b hostaddr=192.0.2.1", "2 hosts and 1 of `hostaddr`"),
-        ] {
-            let error = Database::read(url, None).err().expect(url).to_string();
-            assert!(error.contains(says), "{url}: {error}");
-        }
-    }
-
-    #[test]
-    fn what_is_about_tls_is_taken_and_the_rest_is_left() {
-        for (url, left) in [
-            ("postgres://u:p@h/d", "postgres://u:p@h/d"),
-            ("postgres://u:p@h/d?sslmode=disable", "postgres://u:p@h/d?"),
-            (
-                "postgres://u:p@h/d?user=a&sslrootcert=%2Fa%26b&application_name=s&%73slmode=prefer&options=x%20y",
-                "postgres://u:p@h/d?user=a&application_name=s&options=x%20y",
-            ),
-            (
-                "postgres://h?sslmode&sslkey=k&%FF=1",
-                "postgres://h?sslmode&%FF=1",
-            ),
-        ] {
-            assert_eq!(without_parameters(url, &mut Settings::default()), left);
-        }
-        for (pairs, left) in [
-            ("host=h user=u", "host=h user=u"),
-            ("sslmode=disable", ""),
-            ("host=h  sslmode = 'disable' user=u", "host=h user=u"),
-            (
-                r"password='a sslmode=x \' sslkey=y' sslcert=c",
-                r"password='a sslmode=x \' sslkey=y'",
-            ),
-            (
-                r"password=a\ sslmode=x sslcert=c\ d user=u",
-                r"password=a\ sslmode=x user=u",
-            ),
-            ("sslmode='open user=u", "sslmode='open user=u"),
-            ("host=h sslmode", "host=h sslmode"),
-            ("host=h =x sslmode=disable", "host=h =x"),
-            ("ü=ü sslmode=ü\u{a0}ü=1", "ü=ü\u{a0}ü=1"),
-        ] {
-            assert_eq!(
-                without_pairs(pairs, &mut Settings::default()),
-                left,
-                "{pairs}"
-            );
-        }
+    fn one_host_has_all_options_of_the_configuration() {
+        let options = "user=u&password=p&dbname=d&options=o&application_name=a&sslnegotiation=direct\
+             &sslmode=disable&tcp_user_timeout=1&keepalives=0&keepalives_idle=2\
+             &keepalives_interval=3&keepalives_retries=4&target_session_attrs=read-write\
+             &channel_binding=require";
+        let several = format!("postgres://h,g:2/?hostaddr=192.0.2.1,192.0.2.2&{options}");
+        let all = Database {
+            config: several.parse().unwrap(),
+            encryption: Settings::default()
+                .encryption(None, &mut Config::new())
+                .unwrap(),
+        };
+        let second = Address::all(&all.config).remove(1);
+        let one = all.config_of(&second, Some("192.0.2.2".parse().unwrap()));
+        let same: Config = format!("postgres://g:2/?hostaddr=192.0.2.2&{options}")
+            .parse()
+            .unwrap();
+        // Whether it is encrypted is settled for each connection. No option is forgotten, not even
+        // one that a later driver has.
+        let one = one.clone().ssl_mode(same.get_ssl_mode()).clone();
+        assert_eq!(format!("{one:?}"), format!("{same:?}"));
     }
 }

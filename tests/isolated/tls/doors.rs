@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use postgres_native_tls::{MakeTlsConnector, set_postgresql_alpn};
 use rustls::crypto::ring::default_provider;
 use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
@@ -34,9 +35,11 @@ fn acceptor(certified: &Certified, protocols: &[&str]) -> TlsAcceptor {
     TlsAcceptor::from(Arc::new(config))
 }
 
-/// A port where the handshake comes first, with the choice of these protocols.
-async fn direct(server: &TlsServer, protocols: &[&str]) -> u16 {
-    let acceptor = acceptor(&server.authority.server(&["localhost"]), protocols);
+/// A port where the handshake comes first, and must choose the protocol `postgresql`, as with
+/// PostgreSQL 17.
+async fn direct(server: &TlsServer) -> u16 {
+    let protocols = ["http/1.1", "postgresql"];
+    let acceptor = acceptor(&server.authority.server(&["localhost"]), &protocols);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (port, behind) = (listener.local_addr().unwrap().port(), server.cluster.port());
     tokio::spawn(async move {
@@ -44,6 +47,9 @@ async fn direct(server: &TlsServer, protocols: &[&str]) -> u16 {
             let Ok(mut client) = acceptor.accept(client).await else {
                 continue;
             };
+            if client.get_ref().1.alpn_protocol() != Some(b"postgresql") {
+                continue;
+            }
             let mut inside = TcpStream::connect(("127.0.0.1", behind)).await.unwrap();
             tokio::spawn(async move { copy_bidirectional(&mut client, &mut inside).await });
         }
@@ -90,24 +96,20 @@ async fn a_direct_handshake_names_the_protocol() {
             "postgres://localhost:{port}/{name}?user=postgres&sslmode=verify-full&sslrootcert={ca}&sslnegotiation=direct"
         )
     };
-    let port = direct(server, &["http/1.1", "postgresql"]).await;
+    let port = direct(server).await;
     RealmLocks::postgres(&url(port)).await.unwrap();
-    #[cfg(feature = "tls-native")]
-    {
-        let root = native_tls::Certificate::from_pem(server.authority.pem().as_bytes()).unwrap();
-        let mut connector = native_tls::TlsConnector::builder();
-        connector.add_root_certificate(root);
-        let url = url(port).replace(&format!("&sslrootcert={ca}"), "");
-        let built = |connector: native_tls::TlsConnector| {
-            RealmLocks::postgres_builder(&url).tls(connector).build()
-        };
-        assert!(built(connector.build().unwrap()).await.is_err());
-        connector.request_alpns(&["postgresql"]);
-        built(connector.build().unwrap()).await.unwrap();
-    }
-    let other = direct(server, &[]).await;
-    let says = ["does not name the protocol `postgresql`", "PostgreSQL 17"];
-    refusal(&url(other), &says).await;
+    let root = native_tls::Certificate::from_pem(server.authority.pem().as_bytes()).unwrap();
+    let mut connector = native_tls::TlsConnector::builder();
+    connector.add_root_certificate(root);
+    let without_file = url(port).replace(&format!("&sslrootcert={ca}"), "");
+    let built = |connector: &native_tls::TlsConnectorBuilder| {
+        let connector = MakeTlsConnector::new(connector.build().unwrap());
+        let builder = RealmLocks::postgres_builder(&without_file);
+        builder.tls(connector).build()
+    };
+    assert!(built(&connector).await.is_err());
+    set_postgresql_alpn(&mut connector);
+    built(&connector).await.unwrap();
     // One that waits for a request first, as PostgreSQL 16 does.
     refusal(&url(server.cluster.port()), &["the TLS handshake failed"]).await;
 }

@@ -1,6 +1,6 @@
 //! Options that cannot be used, and files that are not what they should be.
 
-use tower_realm_lock::LockError;
+use tower_realm_lock::{ConfigError, ConnectError, RealmLocks};
 
 use super::refusal;
 use super::server::TlsServer;
@@ -39,7 +39,10 @@ async fn a_value_that_is_none_is_named_with_those_that_are() {
     ] {
         let refused = refusal(&format!("postgres://u@localhost/x?{options}"), &says).await;
         assert!(
-            matches!(refused, LockError::InvalidOption { .. }),
+            matches!(
+                refused,
+                ConnectError::Config(ConfigError::InvalidOption { .. })
+            ),
             "{refused:?}"
         );
         let pairs = options
@@ -90,6 +93,48 @@ async fn a_file_that_cannot_be_used_is_named() {
     ] {
         let url = format!("postgres://u@localhost/x?sslmode=require&{options}");
         let refused = refusal(&url, &says).await;
-        assert!(matches!(refused, LockError::TlsFile { .. }), "{refused:?}");
+        assert!(
+            matches!(refused, ConnectError::Config(ConfigError::TlsFile { .. })),
+            "{refused:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_option_is_read_where_it_stands_and_nowhere_else() {
+    // With an option that cannot be used: where it is read, it is refused.
+    let is_read = |url: &str| {
+        let refused = RealmLocks::postgres_builder(url).build_lazy().err();
+        matches!(
+            refused,
+            Some(ConfigError::InvalidOption {
+                option: "sslmode",
+                ..
+            })
+        )
+    };
+    for url in [
+        "postgres://u:p@h/d?sslmode=x",
+        "postgres://u:p@h/d?user=a&%73slmode=x&application_name=s",
+        "sslmode=x host=h",
+        "host=h  sslmode = 'x' user=u",
+        r"host=h password='a sslmode=y \' sslkey=y' sslmode=x",
+        r"host=h password=a\ b sslmode=x\ y user=u",
+        "host=h user=\u{fc} sslmode=x",
+    ] {
+        assert!(is_read(url), "{url}");
+    }
+    for url in [
+        "postgres://u:p@h/d?application_name=sslmode%3Dx",
+        "postgres://u:p@h/sslmode=x",
+        "postgres://h?sslmode",
+        r"host=h password='a sslmode=x \' sslmode=y'",
+        r"host=h password=a\ sslmode=x",
+        "host=h password='sslmode=x'",
+        "sslmode='x host=h",
+        "host=h sslmode",
+        "host=h sslmode x=y",
+    ] {
+        assert!(!is_read(url), "{url}");
     }
 }

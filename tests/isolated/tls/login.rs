@@ -1,7 +1,7 @@
 //! What a server asks of a client over TLS, and what is done over such connections.
 
 use futures_util::StreamExt;
-use tower_realm_lock::{LockError, RealmEvent, RealmLocks, RealmWrites};
+use tower_realm_lock::{ConnectError, RealmEvent, RealmLocks, RealmWrites};
 
 use super::authority::Authority;
 use super::server::{PASSWORD, TlsServer, encrypted};
@@ -84,11 +84,14 @@ async fn a_pooler_behind_tls_is_known_for_one() {
         format!("postgres://postgres@localhost:{port}/{name}?sslmode=verify-full&sslrootcert={ca}");
     let sessions = RealmLocks::postgres_builder(&url).sessions(1).build().await;
     let refused = sessions.unwrap_err();
-    assert!(matches!(refused, LockError::Pooler { .. }), "{refused:?}");
+    assert!(
+        matches!(refused, ConnectError::Pooler { .. }),
+        "{refused:?}"
+    );
     assert_says(&refused, &["a pooler answers"]);
     let listening = RealmWrites::listen(&url).await;
     assert!(
-        matches!(listening, Err(LockError::Pooler { .. })),
+        matches!(listening, Err(ConnectError::Pooler { .. })),
         "{listening:?}"
     );
 

@@ -1,6 +1,6 @@
 //! What each `sslmode` accepts and refuses.
 
-use tower_realm_lock::{LockError, RealmLocks};
+use tower_realm_lock::{ConnectError, RealmLocks};
 
 use super::authority::Authority;
 use super::refusal;
@@ -85,7 +85,10 @@ async fn a_server_with_tls_is_talked_to_as_the_mode_says() {
             }
             let refused = RealmLocks::postgres(&url).await.expect_err(&url);
             assert!(
-                matches!(refused, LockError::Tls { .. } | LockError::Connect { .. }),
+                matches!(
+                    refused,
+                    ConnectError::Tls { .. } | ConnectError::Connect { .. }
+                ),
                 "{url}: {refused:?}"
             );
         }
@@ -107,7 +110,10 @@ async fn a_server_without_tls_is_talked_to_in_clear_text_or_not_at_all() {
             "the server has no TLS: turn `ssl` on there",
             database.name(),
         ];
-        assert!(matches!(refusal(&url, &says).await, LockError::Tls { .. }));
+        assert!(matches!(
+            refusal(&url, &says).await,
+            ConnectError::Tls { .. }
+        ));
     }
 }
 

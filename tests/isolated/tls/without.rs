@@ -1,6 +1,6 @@
 //! A build without TLS talks in clear text, and refuses whatever asks for more.
 
-use tower_realm_lock::{LockError, RealmLocks};
+use tower_realm_lock::{ConfigError, ConnectError, RealmLocks};
 
 use super::refusal;
 use crate::support::database::database;
@@ -27,10 +27,13 @@ async fn a_build_without_tls_says_which_features_have_it() {
     ] {
         let url = format!("{}?{option}={value}", database.url());
         let cannot = format!("{option} cannot be {value}");
-        let says = [&cannot, "turn on the feature `tls-rustls` or `tls-native`"];
+        let says = [&cannot, "turn on the feature `tls-rustls`"];
         let refused = refusal(&url, &says).await;
         assert!(
-            matches!(refused, LockError::InvalidOption { .. }),
+            matches!(
+                refused,
+                ConnectError::Config(ConfigError::InvalidOption { .. })
+            ),
             "{refused:?}"
         );
     }

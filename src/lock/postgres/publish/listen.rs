@@ -13,11 +13,11 @@ use tokio_postgres::Notification;
 
 use super::CHANNEL;
 use super::event::{RealmEvent, read};
-use crate::lock::error::LockError;
+use crate::config::ConfigError;
+use crate::lock::error::ConnectError;
 use crate::lock::postgres::connect::Connector;
 use crate::lock::postgres::connection::{Busy, LockConnection};
 use crate::lock::postgres::options::PostgresBuilder;
-use crate::lock::postgres::url::Database;
 use crate::lock::tasks::TaskGroup;
 
 /// How many events wait to be taken. Beyond that they are dropped, and the consumer is interrupted.
@@ -74,24 +74,23 @@ impl RealmWrites {
     ///
     /// # Errors
     ///
-    /// Those of connecting at first: [`LockError::InvalidDatabaseUrl`], [`LockError::Connect`],
-    /// [`LockError::Tls`], [`LockError::Standby`]; and [`LockError::Pooler`], as a pooler does not
-    /// pass notifications on.
+    /// Those of connecting at first: all of [`ConnectError`], [`ConnectError::Pooler`] among them, as
+    /// a pooler does not pass notifications on.
     ///
     /// # Cancel safety
     ///
     /// If dropped, the connection is closed.
-    pub async fn listen(url: &str) -> Result<Self, LockError> {
+    pub async fn listen(url: &str) -> Result<Self, ConnectError> {
         PostgresBuilder::new(url).listen().await
     }
 
     /// Events of a database, and how to connect to it.
-    fn of(database: Database, connect_timeout: Duration) -> (Arc<Events>, Connector) {
+    fn of(builder: &PostgresBuilder) -> Result<(Arc<Events>, Connector), ConfigError> {
         let events = Arc::new(Events::default());
         let notified = Arc::clone(&events);
-        let connector = Connector::new(database, connect_timeout, TaskGroup::default())
-            .on_notification(move |notification| notified.note(&notification));
-        (events, connector)
+        let connector = builder.connector(TaskGroup::default())?;
+        let connector = connector.on_notification(move |it| notified.note(&it));
+        Ok((events, connector))
     }
 
     /// Follows the database from a connection that listens on, or from its first one.
@@ -134,9 +133,9 @@ impl PostgresBuilder {
     /// # Cancel safety
     ///
     /// If dropped, the connection is closed.
-    pub async fn listen(&self) -> Result<RealmWrites, LockError> {
+    pub async fn listen(&self) -> Result<RealmWrites, ConnectError> {
         self.check()?;
-        let (events, connector) = RealmWrites::of(self.database()?, self.connect_timeout);
+        let (events, connector) = RealmWrites::of(self)?;
         let connection = listen(&connector).await?;
         Ok(RealmWrites::follow(events, connector, Some(connection)))
     }
@@ -150,20 +149,20 @@ impl PostgresBuilder {
     ///
     /// # Errors
     ///
-    /// [`LockError::InvalidOption`], [`LockError::InvalidDatabaseUrl`] and [`LockError::TlsFile`].
+    /// Those of a wrong configuration.
     ///
     /// # Panics
     ///
     /// Outside of a tokio runtime.
-    pub fn listen_lazy(&self) -> Result<RealmWrites, LockError> {
+    pub fn listen_lazy(&self) -> Result<RealmWrites, ConfigError> {
         self.check()?;
-        let (events, connector) = RealmWrites::of(self.database()?, self.connect_timeout);
+        let (events, connector) = RealmWrites::of(self)?;
         Ok(RealmWrites::follow(events, connector, None))
     }
 }
 
 /// Connects once, and listens.
-async fn listen(connector: &Connector) -> Result<Busy<LockConnection>, LockError> {
+async fn listen(connector: &Connector) -> Result<Busy<LockConnection>, ConnectError> {
     // Busy to its end, so that it is closed when it is dropped.
     let connection = Busy::new(connector.open().await?);
     let listening = async {

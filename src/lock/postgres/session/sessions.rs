@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Options;
 use super::lock::{Session, SessionLock};
-use crate::lock::error::LockError;
+use crate::lock::error::{ConnectError, LockError};
 use crate::lock::postgres::connect::Connector;
 use crate::realm::claim::Claim;
 use crate::realm::key::LockKey;
@@ -45,7 +45,7 @@ type Opening = Shared<Pin<Box<dyn Future<Output = Result<Session, NotOpened>> + 
 struct NotOpened {
     at: Instant,
     /// `None` where the runtime has ended.
-    error: Option<LockError>,
+    error: Option<ConnectError>,
 }
 
 impl Sessions {
@@ -67,8 +67,8 @@ impl Sessions {
     ///
     /// # Errors
     ///
-    /// Those of connecting, [`LockError::Pooler`] and [`LockError::NoSessionTimeout`].
-    pub(in crate::lock::postgres) async fn open_first(&self) -> Result<(), LockError> {
+    /// Those of connecting, [`ConnectError::Pooler`] and [`ConnectError::NoSessionTimeout`].
+    pub(in crate::lock::postgres) async fn open_first(&self) -> Result<(), ConnectError> {
         let first = Session::open(&self.connector, self.options).await?;
         self.proven.store(true, Ordering::Release);
         if let Some(slot) = self.slots.first() {
@@ -82,7 +82,7 @@ impl Sessions {
     ///
     /// # Errors
     ///
-    /// [`LockError::Pooler`] and [`LockError::NoSessionTimeout`] if no session could be opened yet
+    /// [`ConnectError::Pooler`] and [`ConnectError::NoSessionTimeout`] if no session could be opened yet
     /// and none ever will be: the user has asked for what the server does not have.
     ///
     /// # Cancel safety
@@ -113,14 +113,18 @@ impl Sessions {
     }
 
     /// The key's session, opened if need be.
-    async fn session(&self, key: LockKey) -> Result<Option<Session>, LockError> {
+    async fn session(&self, key: LockKey) -> Result<Option<Session>, ConnectError> {
         let Some(opening) = self.opening(key) else {
             return Ok(None);
         };
         match timeout(OPENING_PATIENCE, opening).await {
             Ok(Ok(session)) => Ok(Some(session)),
             Ok(Err(NotOpened {
-                error: Some(error @ (LockError::Pooler { .. } | LockError::NoSessionTimeout { .. })),
+                error:
+                    Some(
+                        error @ (ConnectError::Pooler { .. }
+                        | ConnectError::NoSessionTimeout { .. }),
+                    ),
                 ..
             })) if !self.proven.load(Ordering::Acquire) => Err(error),
             Ok(Err(_)) | Err(_) => Ok(None),
@@ -171,7 +175,7 @@ impl Sessions {
 }
 
 impl NotOpened {
-    fn now(error: Option<LockError>) -> Self {
+    fn now(error: Option<ConnectError>) -> Self {
         let at = Instant::now();
         Self { at, error }
     }

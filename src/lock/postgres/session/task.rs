@@ -12,7 +12,7 @@ use super::Options;
 use super::keys::Keys;
 use super::lock::{Asked, Command, Release, Reply, Session};
 use super::statements::{answers, try_lock, unlock};
-use crate::lock::error::{LockError, chain};
+use crate::lock::error::{ConnectError, chain};
 use crate::lock::lease::Lease;
 use crate::lock::postgres::answer::{Answer, fencing_token};
 use crate::lock::postgres::confirmation::{Confirmer, Unconfirmed};
@@ -66,7 +66,10 @@ struct Lost;
 impl Session {
     /// Opens a connection whose session can hold locks, and refuses a server that cannot keep them
     /// as promised. Must be called within a runtime: a task of its own serves the session.
-    pub(super) async fn open(connector: &Connector, options: Options) -> Result<Self, LockError> {
+    pub(super) async fn open(
+        connector: &Connector,
+        options: Options,
+    ) -> Result<Self, ConnectError> {
         // Until the server has answered.
         let connection = Busy::new(connector.open().await?);
         let prepared = prepare(&connection, options.lease);
@@ -84,7 +87,7 @@ impl Session {
 }
 
 /// Sets the session's own time limit.
-async fn prepare(connection: &LockConnection, period: Duration) -> Result<Lease, LockError> {
+async fn prepare(connection: &LockConnection, period: Duration) -> Result<Lease, ConnectError> {
     // Before anything is changed in a session that may be somebody else's as well.
     connection.refuse_pooler()?;
     let sent = Instant::now();
@@ -93,7 +96,7 @@ async fn prepare(connection: &LockConnection, period: Duration) -> Result<Lease,
     match connection.client.batch_execute(&limit).await {
         Ok(()) => Ok(Lease::new(period, sent, &connection.closed)),
         Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => {
-            Err(LockError::NoSessionTimeout {
+            Err(ConnectError::NoSessionTimeout {
                 server: Arc::clone(&connection.server),
             })
         }

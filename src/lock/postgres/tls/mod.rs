@@ -1,100 +1,76 @@
-//! Whether and how connections are encrypted: `sslmode` and its companions in the database URL, or a [`Tls`] of the user's own.
+//! Whether and how connections are encrypted: `sslmode` and its companions in the database URL, or
+//! a `MakeTlsConnect` of the user's own. The driver negotiates.
 //!
-//! Source: PostgreSQL manual, 34.19 *SSL Support* of libpq, and 55.2.10 *SSL Session Encryption* of the protocol.
+//! Source: PostgreSQL manual, 34.19 *SSL Support* of libpq.
 
-pub(super) mod encryption;
-#[cfg(feature = "tls-rustls")]
-mod end_point;
 pub(super) mod fault;
-#[cfg(feature = "tls-native")]
-mod native;
 #[cfg(feature = "tls-rustls")]
 mod rustls;
 pub(super) mod settings;
-pub(super) mod wire;
 
-use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
 
-use self::fault::Fault;
-use self::settings::Trust;
-use self::wire::Wire;
-use super::address::Stream;
-use crate::lock::error::LockError;
+use tokio_postgres::Socket;
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 
-/// The protocol's name in a handshake that nothing precedes.
-const ALPN: &str = "postgresql";
+use self::settings::Settings;
+use super::traffic::Traffic;
+use super::wire::{Failed, Wire};
+use crate::config::ConfigError;
 
-/// TLS of the application's own for [`PostgresBuilder::tls`](crate::PostgresBuilder::tls): what a URL cannot say, such as roots and a client
-/// certificate that are in memory, or another cryptography provider.
-///
-/// Made `From` a `rustls::ClientConfig` (0.23; feature `tls-rustls`) or a `native_tls::TlsConnector` (0.2; feature `tls-native`).
-/// It decides what is verified.
+/// Any `MakeTlsConnect`, without its types.
 #[derive(Clone)]
-pub struct Tls(Library);
+pub(super) struct Tls(Arc<Handshake>);
 
-#[derive(Clone)]
-enum Library {
-    #[cfg(feature = "tls-rustls")]
-    Rustls(std::sync::Arc<::rustls::ClientConfig>),
-    #[cfg(feature = "tls-native")]
-    Native(native_tls::TlsConnector),
-}
+type Handshake = dyn Fn(&str, Socket, Arc<Traffic>) -> Pin<Box<Encrypting>> + Send + Sync;
 
-/// Makes what a URL asks for, with each library that is there; the first is taken.
-type Client = fn(&Trust) -> Result<Tls, LockError>;
-const CLIENTS: &[Client] = &[
-    #[cfg(feature = "tls-rustls")]
-    rustls::client,
-    #[cfg(feature = "tls-native")]
-    native::client,
-];
+type Encrypting = dyn Future<Output = Result<Wire, Failed>> + Send;
 
 impl Tls {
-    /// Encrypts a connection to the server of this name. A `direct` handshake must name PostgreSQL's protocol.
-    async fn handshake(
+    pub(super) fn new<T>(make: T) -> Self
+    where
+        T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+        T::Stream: Send + 'static,
+        <T::TlsConnect as TlsConnect<Socket>>::Future: Send + 'static,
+    {
+        Self(Arc::new(move |name, socket, traffic| {
+            let connector = make.clone().make_tls_connect(name);
+            let handshake = connector.map(|connector| connector.connect(socket));
+            let handshake = handshake.map_err(|error| Failed(error.into()));
+            Box::pin(async move {
+                let stream = handshake?.await.map_err(|error| Failed(error.into()))?;
+                Ok(Wire::encrypted(stream, traffic))
+            })
+        }))
+    }
+
+    /// TLS as a URL describes it.
+    #[cfg(feature = "tls-rustls")]
+    fn of(settings: &Settings, mode: &str, is_direct: bool) -> Result<Option<Self>, ConfigError> {
+        rustls::tls(settings, mode, is_direct).map(Some)
+    }
+
+    /// `None` in a build without TLS, unless it is asked for.
+    #[cfg(not(feature = "tls-rustls"))]
+    fn of(settings: &Settings, mode: &str, _: bool) -> Result<Option<Self>, ConfigError> {
+        let remedy = "this build has no TLS; turn on the feature `tls-rustls` of \
+                      tower-realm-lock, or give a `MakeTlsConnect` to `tls`";
+        settings.refuse_files(remedy)?;
+        match mode {
+            "prefer" => Ok(None),
+            _ => Err(ConfigError::option("sslmode", mode, remedy)),
+        }
+    }
+
+    /// Encrypts a connection to the server of this name.
+    pub(super) async fn encrypt(
         &self,
         name: &str,
-        stream: Box<dyn Stream>,
-        direct: bool,
-    ) -> Result<Wire, Fault> {
-        match self.0 {
-            #[cfg(feature = "tls-rustls")]
-            Library::Rustls(ref client) => rustls::handshake(client, name, stream, direct).await,
-            #[cfg(feature = "tls-native")]
-            Library::Native(ref client) => native::handshake(client, name, stream, direct).await,
-        }
-    }
-}
-
-#[cfg(feature = "tls-rustls")]
-impl From<::rustls::ClientConfig> for Tls {
-    fn from(client: ::rustls::ClientConfig) -> Self {
-        std::sync::Arc::new(client).into()
-    }
-}
-
-#[cfg(feature = "tls-rustls")]
-impl From<std::sync::Arc<::rustls::ClientConfig>> for Tls {
-    fn from(client: std::sync::Arc<::rustls::ClientConfig>) -> Self {
-        Self(Library::Rustls(client))
-    }
-}
-
-#[cfg(feature = "tls-native")]
-impl From<native_tls::TlsConnector> for Tls {
-    fn from(client: native_tls::TlsConnector) -> Self {
-        Self(Library::Native(client))
-    }
-}
-
-impl fmt::Debug for Tls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without what may be a private key.
-        match self.0 {
-            #[cfg(feature = "tls-rustls")]
-            Library::Rustls(_) => f.write_str("Tls(rustls)"),
-            #[cfg(feature = "tls-native")]
-            Library::Native(_) => f.write_str("Tls(native-tls)"),
-        }
+        socket: Socket,
+        traffic: Arc<Traffic>,
+    ) -> Result<Wire, Failed> {
+        self.0(name, socket, traffic).await
     }
 }

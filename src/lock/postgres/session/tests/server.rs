@@ -1,3 +1,4 @@
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -6,13 +7,12 @@ use tokio::time::{Instant, timeout};
 use tokio_postgres::Config;
 
 use crate::lock::lease::Lease;
-use crate::lock::postgres::address::Address;
-use crate::lock::postgres::canceller::Canceller;
+use crate::lock::postgres::canceller::{Canceller, Route};
 use crate::lock::postgres::connection::LockConnection;
 use crate::lock::postgres::session::Options;
 use crate::lock::postgres::session::lock::Session;
-use crate::lock::postgres::tls::encryption::Encryption;
-use crate::lock::postgres::tls::wire::{Established, Wire};
+use crate::lock::postgres::traffic::Traffic;
+use crate::lock::postgres::wire::{Through, Wire, watch_plain};
 use crate::lock::tasks::{TaskGroup, Tasks};
 
 pub(super) const LEASE: Duration = Duration::from_secs(30);
@@ -38,13 +38,15 @@ impl Server {
         let mut server = Self(server_end);
         let mut config = Config::new();
         config.user("test");
-        let wire = Wire::plain(Box::new(client_end));
-        wire.announce(&mut config);
-        let traffic = Arc::clone(wire.traffic());
-        let (connected, ()) = tokio::join!(config.connect_raw(wire, Established), server.greet());
+        watch_plain(&mut config);
+        let traffic = Arc::<Traffic>::default();
+        let watched = Arc::clone(&traffic);
+        let through = Through(|end| ready(Ok(Wire::plain(end, watched))));
+        let connecting = config.connect_raw(client_end, through);
+        let (connected, ()) = tokio::join!(connecting, server.greet());
         let (client, connection) = connected.unwrap();
-        let peer = Address::tcp("test".into(), 0);
-        let canceller = Canceller::new(traffic.cancel_key(), peer, Encryption::default(), false);
+        let route = Route::Tcp("test".into(), None);
+        let canceller = Canceller::new(client.cancel_token(), traffic.cancel_key(), route);
         let tasks = Tasks::new(&TaskGroup::default());
         let server_name = Arc::from("test");
         let connection =
