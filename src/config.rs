@@ -104,7 +104,7 @@ pub enum ConfigError {
         problem: String,
     },
     /// A file of certificates or keys that the database URL names cannot be used.
-    #[error("{option}={} cannot be used: {problem}", path.display())]
+    #[error("{option}={} cannot be used: {problem}", path.to_string_lossy().escape_debug())]
     TlsFile {
         /// The option of the URL.
         option: &'static str,
@@ -124,7 +124,7 @@ impl ConfigError {
     ) -> Self {
         Self::InvalidOption {
             option,
-            value: value.into(),
+            value: value.into().escape_debug().to_string(),
             remedy,
         }
     }

@@ -171,8 +171,12 @@ macro_rules! options {
         /// ```
         #[must_use]
         pub fn map_locks(mut self, change: impl FnOnce(RealmLocks) -> RealmLocks) -> Self {
+            let before = self.settings.locks.clone();
             self.settings.locks = change(self.settings.locks);
-            self
+            if self.settings.locks.is_of(&before) {
+                return self;
+            }
+            self.reviewed_anew()
         }
 
         /// Whether a success waits until PostgreSQL has confirmed that the lock was held to the

@@ -84,6 +84,10 @@ impl Database {
         let mut retried = false;
         let mut scout = None;
         loop {
+            if slot.with(|_, _| ()).is_none() {
+                // The watchdog has revoked the turn.
+                return Err(request.timed_out());
+            }
             if !has_attempt {
                 let attempt = self.postgres.ask(request, scout.is_some()).await?;
                 let asked = Obtained::Asked(attempt, Arc::clone(&self.terms));

@@ -445,16 +445,10 @@ impl NestedNeeds {
 /// A step of work under a hold; `None` for one that was released.
 struct Step<'a>(Option<&'a Core>);
 
-impl Step<'_> {
-    fn end(&self) {
-        let shares = self.0.into_iter().flat_map(Core::shares);
-        shares.for_each(|share| share.slot.end_poll());
-    }
-}
-
 impl Drop for Step<'_> {
     fn drop(&mut self) {
-        self.end();
+        let shares = self.0.into_iter().flat_map(Core::shares);
+        shares.for_each(|share| share.slot.end_poll());
     }
 }
 

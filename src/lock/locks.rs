@@ -46,6 +46,11 @@ pub(super) struct Shared {
 }
 
 impl RealmLocks {
+    /// Whether both are of the same database, or of the same process, with whatever bounds.
+    pub(crate) fn is_of(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// Locks in the PostgreSQL database at `url`, with the defaults of
     /// [`postgres_builder`](Self::postgres_builder).
     ///

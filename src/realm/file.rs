@@ -13,6 +13,7 @@ use super::rules::limits::{MaxHold, RouteLimits};
 use super::rules::lock_rules::LockRules;
 use super::rules::methods::MethodSet;
 use super::rules::scope::Scope;
+use crate::config::ConfigError;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table that describes realms")]
@@ -139,7 +140,11 @@ impl RulesFile {
                 busy_detail: entry.busy_detail.map(Into::into),
             };
             if let Some(status) = entry.busy_status {
-                limits = limits.busy_status(StatusCode::from_u16(status)?)?;
+                let refused = |_| ConfigError::InvalidStatus {
+                    status: status.to_string(),
+                };
+                let status = StatusCode::from_u16(status).map_err(refused)?;
+                limits = limits.busy_status(status)?;
             }
             rules = rules.limits(entry.method.into_set()?, &entry.path, limits)?;
         }
@@ -147,7 +152,13 @@ impl RulesFile {
             rules = rules.max_resources(resources);
         }
         if let Some(entry) = self.method_override {
-            rules = rules.method_override(entry.header.parse()?, methods(&entry.methods)?);
+            let refused = |_| format!("`{}` is not the name of a header", shown(&entry.header));
+            let header = entry.header.parse().map_err(refused)?;
+            let honoured = methods(&entry.methods)?;
+            if !honoured.is_empty() {
+                MethodSet::from(honoured.clone()).check()?;
+            }
+            rules = rules.method_override(header, honoured);
         }
         Ok(rules)
     }
@@ -158,6 +169,9 @@ impl Methods {
         match self {
             Self::One(name) if name == "unsafe" => Ok(MethodSet::unsafe_methods()),
             Self::One(name) => Ok(methods(&[name])?.into()),
+            Self::Several(names) if names.iter().any(|name| name == "unsafe") => {
+                Err("`unsafe` stands for many methods: write it alone, not in a list".into())
+            }
             Self::Several(names) => Ok(methods(&names)?.into()),
         }
     }

@@ -241,6 +241,12 @@ fn parse_literal(text: &str) -> Result<Segment, String> {
             shown(text)
         ));
     }
+    if text.contains(char::REPLACEMENT_CHARACTER) {
+        return Err(format!(
+            "`{}` has a character that stands for bytes that are no text",
+            shown(text)
+        ));
+    }
     check_segment(text)
         .and_then(|()| refuse_separators(text))
         .map_err(|problem| problem.to_string())?;

@@ -187,13 +187,22 @@ async fn the_drivers_options_count_in_a_url_and_in_its_configuration() {
         RealmLocks::postgres(&only(attributes)).await.unwrap();
     }
     let refused = RealmLocks::postgres(&only("read-only")).await.unwrap_err();
-    assert!(refused.to_string().contains("not read only"), "{refused}");
+    assert!(refused.to_string().contains("exclude nobody"), "{refused}");
+    let url = format!("{}?sslmode=%1b%5B31mred", database.url());
+    let refused = RealmLocks::postgres_builder(&url).build_lazy().unwrap_err();
+    assert!(refused.to_string().contains("\\u{1b}[31mred"), "{refused}");
 
     let mut config: tokio_postgres::Config = database.url().parse().unwrap();
     config.options("-c search_path=elsewhere");
     let builder = RealmLocks::postgres_config(config.clone());
     assert!(!format!("{builder:?}").contains(database.name()));
     builder.build().await.unwrap();
+    let mut impatient = config.clone();
+    impatient.connect_timeout(Duration::ZERO);
+    let refused = RealmLocks::postgres_config(impatient)
+        .build_lazy()
+        .unwrap_err();
+    assert!(refused.to_string().contains("at once"), "{refused}");
     config.target_session_attrs(tokio_postgres::config::TargetSessionAttrs::ReadOnly);
     RealmLocks::postgres_config(config)
         .build()

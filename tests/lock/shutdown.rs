@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use tower_realm_lock::{LockError, OnDisconnect, RealmLocks, RealmWriteLockLayer};
+use tower_realm_lock::{HeldLock, LockError, OnDisconnect, RealmLocks, RealmWriteLockLayer};
 
+use crate::support::claims::whole;
 use crate::support::database::database;
-use crate::support::gate::{code, gate, key, patch, realms};
+use crate::support::gate::{code, gate, key, patch, postgres_locks_with, realms};
 use crate::support::wait::wait_until;
 
 const GRACE: Duration = Duration::from_secs(10);
@@ -42,6 +43,21 @@ async fn holds_end_waiters_are_refused_and_connections_close() {
     assert_eq!(database.advisory_locks(key("/luke/b")).await, (1, 0));
     drop(foreign);
     wait_until("no connection", async || database.backends().await == 0).await;
+}
+
+#[tokio::test]
+async fn a_handle_that_is_kept_keeps_no_connection() {
+    let database = database().await;
+    for sessions in [0, 1] {
+        let locks = postgres_locks_with(database.url(), |builder| builder.sessions(sessions)).await;
+        let claim = whole(["luke/a"]);
+        let work = |held: HeldLock| async move { Ok::<_, LockError>(held) };
+        let kept = locks.with_write_lock(claim, work).await.unwrap();
+        locks.shutdown(GRACE).await.unwrap();
+        drop(locks);
+        wait_until("no connection", async || database.backends().await == 0).await;
+        assert!(!kept.is_held());
+    }
 }
 
 #[tokio::test]

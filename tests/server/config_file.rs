@@ -794,6 +794,18 @@ fn what_is_wrong_with_rules_is_named() {
             "no client sends `post`: write `POST`",
         ),
         (
+            "routes = [{ method = ['PUT', 'unsafe'], path = '/a', lock = true }]",
+            "`unsafe` stands for many methods: write it alone",
+        ),
+        (
+            "method_override = { header = 'X-M', methods = ['query'] }",
+            "no client sends `query`: write `QUERY`",
+        ),
+        (
+            "routes = [{ method = 'POST', path = '/\u{fffd}', lock = true }]",
+            "stands for bytes that are no text",
+        ),
+        (
             "routes = [{ method = 'A B', path = '/a', lock = true }]",
             "`A B` is not an HTTP method",
         ),
@@ -835,7 +847,7 @@ fn what_is_wrong_with_rules_is_named() {
         ),
         (
             "method_override = { header = 'a b', methods = [] }",
-            "invalid HTTP header name",
+            "`a b` is not the name of a header",
         ),
         (
             "method_override = { header = 'X-M', methods = ['A B'] }",
@@ -881,7 +893,7 @@ fn what_is_wrong_with_the_limits_of_a_route_is_named() {
         ),
         (
             "limits = [{ method = 'PUT', path = '/a', busy_status = 1000 }]",
-            "invalid status code",
+            "`1000` cannot answer a request that does not get its lock",
         ),
         (
             "limits = [{ busy_status = 66000 }]",

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, empty};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, copy, empty, sink};
 #[cfg(unix)]
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -130,6 +130,6 @@ async fn send(
     };
     sent.await.map_err(|error| Failed(error.into()))?;
     // A server that breaks the connection off has closed it too.
-    let _ = stream.read_to_end(&mut Vec::new()).await;
+    let _ = copy(&mut stream, &mut sink()).await;
     Ok(())
 }

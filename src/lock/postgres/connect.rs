@@ -102,8 +102,7 @@ impl Connector {
             let opened = timeout(self.timeout, self.open_at(address, number, &server)).await;
             match opened.map_err(silent).flatten() {
                 Ok(connection) => return Ok(connection),
-                // A server's answer says more than that nothing answers at another number.
-                Err(error) if is_first || !is_absent(&error) => failure = error,
+                Err(error) if is_first || says_more(&error, &failure) => failure = error,
                 Err(_) => {}
             }
             is_first = false;
@@ -181,6 +180,15 @@ fn judge(server: &Arc<str>, answers: &[SimpleQueryMessage]) -> Result<(), Connec
         (Some(&"t"), _) => Err(ConnectError::Standby { server }),
         (Some(&"f"), Some(&"t")) => Ok(()),
         _ => Err(ConnectError::NoAdvisoryLocks { server }),
+    }
+}
+
+/// Whether an error of one number of an address is to be reported instead of another's: a server's
+/// answer rather than none, and what keeps the primary away rather than that a server is a standby.
+fn says_more(error: &ConnectError, other: &ConnectError) -> bool {
+    match error {
+        ConnectError::Standby { .. } => is_absent(other),
+        error => !is_absent(error),
     }
 }
 

@@ -43,7 +43,8 @@ impl Database {
     ) -> Result<LoggedIn, ConnectError> {
         // A Unix socket has no number, and is never encrypted.
         let tls = self.encryption.tls.as_ref().filter(|_| number.is_some());
-        let error = match self.log_in_with(address, number, tls).await {
+        let traffic = Arc::default();
+        let error = match self.log_in_with(address, number, tls, &traffic).await {
             Ok(logged_in) => return Ok(logged_in),
             Err(error) => error,
         };
@@ -53,14 +54,15 @@ impl Database {
                 let error = chain(&*error);
                 tracing::warn!(error, "connecting without TLS, as sslmode=prefer allows");
             }
-            match self.log_in_with(address, number, None).await {
+            let traffic = Arc::default();
+            match self.log_in_with(address, number, None, &traffic).await {
                 Ok(logged_in) => return Ok(logged_in),
-                Err(plain) if no_tls => return Err(fault(server, plain, None)),
+                Err(plain) if no_tls => return Err(fault(server, plain, None, false)),
                 Err(_) => {}
             }
         }
         let name = tls.and(address.name());
-        Err(fault(server, error, name))
+        Err(fault(server, error, name, traffic.is_encrypted()))
     }
 
     async fn log_in_with(
@@ -68,6 +70,7 @@ impl Database {
         address: &Address,
         number: Option<IpAddr>,
         tls: Option<&Tls>,
+        traffic: &Arc<Traffic>,
     ) -> Result<LoggedIn, Box<dyn Error + Send + Sync>> {
         let mut config = self.config_of(address, number);
         if tls.is_some() {
@@ -75,7 +78,7 @@ impl Database {
         } else {
             watch_plain(&mut config);
         }
-        let traffic = Arc::<Traffic>::default();
+        let traffic = Arc::clone(traffic);
         let watched = Arc::clone(&traffic);
         match &address.host {
             Host::Tcp(name) => {
@@ -86,12 +89,12 @@ impl Database {
                 Ok(LoggedIn::new(client, connection, traffic, route))
             }
             #[cfg(unix)]
-            Host::Unix(_) => {
-                let path = address.to_string();
+            Host::Unix(folder) => {
+                let path = folder.join(format!(".s.PGSQL.{}", address.port));
                 let socket = UnixStream::connect(&path).await?;
                 let through = Through(|socket| ready(Ok(Wire::plain(socket, watched))));
                 let (client, connection) = config.connect_raw(socket, through).await?;
-                let route = Route::Unix(path.into());
+                let route = Route::Unix(path);
                 Ok(LoggedIn::new(client, connection, traffic, route))
             }
         }

@@ -5,7 +5,7 @@ use tokio_postgres::{Config, Socket};
 
 use super::connect::Connector;
 use super::tls::Tls;
-use super::url::{Database, Source};
+use super::url::{Database, NOT_AT_ONCE, Source};
 use crate::config::ConfigError;
 use crate::lock::tasks::TaskGroup;
 
@@ -30,7 +30,7 @@ const MAX_SESSIONS: u32 = 1000;
 ///
 /// | option | values |
 /// | --- | --- |
-/// | `sslmode` | `disable`: never. `prefer`, the default: where the server has TLS, unverified; in clear text where it has none, where the handshake fails, and where it lets no encrypted connection in. `require`: always, unverified unless `sslrootcert` names a file, then as `verify-ca`. `verify-ca`: the certificate must be signed by a trusted CA. `verify-full`: and be for the URL's host |
+/// | `sslmode` | `disable`: never. `prefer`, the default: where the server has TLS, unverified; in clear text, over a second connection, where it has none, where the handshake fails, and where it lets no encrypted connection in. `require`: always, unverified unless `sslrootcert` names a file, then as `verify-ca`. `verify-ca`: the certificate must be signed by a trusted CA. `verify-full`: and be for the URL's host |
 /// | `sslrootcert` | a PEM file with the certificates of trusted CAs; or `system`: what the system trusts, and `verify-full` |
 /// | `sslcert`, `sslkey` | PEM files: a client certificate and its key, where the server asks for them |
 /// | `sslnegotiation` | `postgres`, the default, or `direct`: one round trip less, from PostgreSQL 17 on |
@@ -38,8 +38,8 @@ const MAX_SESSIONS: u32 = 1000;
 ///
 /// They mean what they mean to libpq, with these exceptions: no environment variable is read, files
 /// are never looked for in `~/.postgresql`, nobody checks who else may read the key's file, without
-/// `sslrootcert` `verify-ca` and `verify-full` trust what the system trusts, and there is no
-/// `allow`. [`build`](Self::build) and [`listen`](Self::listen) read the files, and nothing reads
+/// `sslrootcert` `verify-ca` and `verify-full` trust what the system trusts, a `direct` handshake
+/// need not name the protocol, and there is no `allow`. [`build`](Self::build) and [`listen`](Self::listen) read the files, and nothing reads
 /// them again: for certificates that are renewed while a process runs there is [`tls`](Self::tls).
 ///
 /// Only `verify-full`, or `channel_binding=require` with a server that has the password's verifier,
@@ -52,7 +52,8 @@ const MAX_SESSIONS: u32 = 1000;
 /// [`tls`](Self::tls) is given, and takes `prefer` for `disable`.
 ///
 /// A `tokio_postgres::Config` ([`postgres_config`](crate::RealmLocks::postgres_config)) counts as a
-/// URL with its `ssl_mode` and without files.
+/// URL with its `ssl_mode` and without files. `Prefer`, its default, counts as no `sslmode`, so that
+/// [`tls`](Self::tls) always encrypts.
 ///
 /// ```no_run
 /// # async fn run() -> Result<(), tower_realm_lock::ConnectError> {
@@ -286,11 +287,7 @@ impl PostgresBuilder {
             let value = self.sessions.to_string();
             ("sessions", value, "a few hold thousands of locks")
         } else if self.connect_timeout == Some(Duration::ZERO) {
-            (
-                "connect_timeout",
-                "0".into(),
-                "no server can answer at once",
-            )
+            ("connect_timeout", "0".into(), NOT_AT_ONCE)
         } else {
             return Ok(());
         };

@@ -33,6 +33,8 @@ pub(super) struct Traffic {
     is_read: AtomicBool,
     /// Whether the network takes no more for now.
     is_full: AtomicBool,
+    /// Whether a TLS handshake has ended.
+    is_encrypted: AtomicBool,
 }
 
 /// What keeps a connection from taking the next statement.
@@ -145,6 +147,14 @@ impl Traffic {
     /// The key that the server announced; zeros, which cancel nothing, if it announced none.
     pub(super) fn cancel_key(&self) -> CancelKey {
         self.key.get().copied().unwrap_or_default()
+    }
+
+    pub(super) fn note_encryption(&self) {
+        self.is_encrypted.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_encrypted(&self) -> bool {
+        self.is_encrypted.load(Ordering::Acquire)
     }
 
     fn queries(&self) -> u64 {

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::error::SqlState;
@@ -44,7 +44,8 @@ pub(in crate::lock) struct TransactionLock {
 
 /// What keeps the lease of a transaction.
 pub(in crate::lock) struct Heart {
-    client: Arc<Client>,
+    /// Weak: a handle of a hold may be kept for longer, and must not keep the connection open.
+    client: Weak<Client>,
     /// Tells an operator what heartbeats are for: the server shows the last statement of each
     /// session.
     comment: Arc<str>,
@@ -63,7 +64,7 @@ impl TransactionLock {
         let client = Arc::clone(&connection.client);
         let shared = share.then(|| LockTransaction::new(claim.clone(), Arc::clone(&client)));
         let heart = Heart {
-            client,
+            client: Arc::downgrade(&client),
             comment,
             lease: Arc::new(lease),
         };
@@ -253,8 +254,10 @@ impl Heart {
     }
 
     /// An empty query, except for a comment.
-    async fn beat(&self) -> Result<(), Error> {
-        self.client.batch_execute(&self.comment).await
+    async fn beat(&self) -> Result<(), Unconfirmed> {
+        let client = self.client.upgrade().ok_or(Unconfirmed::Lost)?;
+        let beat = client.batch_execute(&self.comment).await;
+        beat.map_err(|_| Unconfirmed::Lost)
     }
 }
 

@@ -1,8 +1,9 @@
 use std::net::IpAddr;
+use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 use tokio_postgres::Config;
-use tokio_postgres::config::Host;
+use tokio_postgres::config::{Host, TargetSessionAttrs};
 
 use super::address::Address;
 use super::tls::Tls;
@@ -15,6 +16,9 @@ const NOT_HERE: &str = "client_encoding fallback_application_name gssdelegation 
     keepalives_count krbsrvname max_protocol_version min_protocol_version passfile replication \
     require_auth requirepeer requiressl service ssl ssl_max_protocol_version \
     ssl_min_protocol_version sslcertmode sslcompression sslcrl sslcrldir sslpassword sslsni";
+
+/// Why there is no time limit of zero.
+pub(super) const NOT_AT_ONCE: &str = "no server can answer at once";
 
 /// What a database URL, or the driver's own configuration, says: how to log in, and how to encrypt.
 #[derive(Clone)]
@@ -41,6 +45,19 @@ impl Database {
         if let Some(problem) = uneven(&config) {
             return Err(unreadable(problem));
         }
+        if config.get_target_session_attrs() == TargetSessionAttrs::ReadOnly {
+            let remedy = "locks exclude nobody on a server that is read only; leave it out";
+            return Err(ConfigError::option(
+                "target_session_attrs",
+                "read-only",
+                remedy,
+            ));
+        }
+        // Only a primary is used anyway.
+        config.target_session_attrs(TargetSessionAttrs::Any);
+        if config.get_connect_timeout().is_some_and(Duration::is_zero) {
+            return Err(ConfigError::option("connect_timeout", "0", NOT_AT_ONCE));
+        }
         let encryption = settings.encryption(tls, &mut config)?;
         if config.get_application_name().is_none() {
             config.application_name("tower-realm-lock");
@@ -57,7 +74,6 @@ impl Database {
             .ssl_negotiation(all.get_ssl_negotiation())
             .keepalives(all.get_keepalives())
             .keepalives_idle(all.get_keepalives_idle())
-            .target_session_attrs(all.get_target_session_attrs())
             .channel_binding(all.get_channel_binding());
         match &address.host {
             Host::Tcp(name) => one.host(name),
@@ -241,7 +257,7 @@ mod tests {
     fn one_host_has_all_options_of_the_configuration() {
         let options = "user=u&password=p&dbname=d&options=o&application_name=a&sslnegotiation=direct\
              &sslmode=disable&tcp_user_timeout=1&keepalives=0&keepalives_idle=2\
-             &keepalives_interval=3&keepalives_retries=4&target_session_attrs=read-write\
+             &keepalives_interval=3&keepalives_retries=4\
              &channel_binding=require";
         let several = format!("postgres://h,g:2/?hostaddr=192.0.2.1,192.0.2.2&{options}");
         let all = Database {
@@ -255,9 +271,11 @@ mod tests {
         let same: Config = format!("postgres://g:2/?hostaddr=192.0.2.2&{options}")
             .parse()
             .unwrap();
-        // Whether it is encrypted is settled for each connection. No option is forgotten, not even
-        // one that a later driver has.
+        // Whether it is encrypted is settled for each connection. `Debug` shows all other options but
+        // the password and the negotiation.
         let one = one.clone().ssl_mode(same.get_ssl_mode()).clone();
         assert_eq!(format!("{one:?}"), format!("{same:?}"));
+        assert_eq!(one.get_password(), same.get_password());
+        assert_eq!(one.get_ssl_negotiation(), same.get_ssl_negotiation());
     }
 }

@@ -47,6 +47,7 @@ impl Wire {
         stream: impl TlsStream + Unpin + Send + 'static,
         traffic: Arc<Traffic>,
     ) -> Self {
+        traffic.note_encryption();
         Self {
             binding: Cell::new(Some(stream.channel_binding())),
             ..Self::plain(stream, traffic)

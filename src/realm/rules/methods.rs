@@ -108,7 +108,7 @@ impl MethodSet {
     /// # Errors
     ///
     /// What is wrong, and the remedy.
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(in crate::realm) fn check(&self) -> Result<(), String> {
         let methods = match &self.0 {
             Set::Unsafe => return Ok(()),
             Set::Listed(methods) => methods,

@@ -161,7 +161,6 @@ async fn a_configuration_of_the_drivers_says_whether_it_is_used() {
         for (mode, user, is_encrypted) in [
             (tokio_postgres::config::SslMode::Require, "certified", true),
             (tokio_postgres::config::SslMode::Prefer, "certified", true),
-            (tokio_postgres::config::SslMode::Prefer, "bare", false),
             (tokio_postgres::config::SslMode::Disable, "bare", false),
         ] {
             let (_, database) = TlsServer::shared().await;
@@ -174,5 +173,11 @@ async fn a_configuration_of_the_drivers_says_whether_it_is_used() {
             let _locks = builder.build().await.unwrap();
             assert_eq!(encrypted(&database, user).await, [is_encrypted], "{mode:?}");
         }
+        // `Prefer` is the default of a `Config`, and TLS was given.
+        let (_, database) = TlsServer::shared().await;
+        let url = server.url(&database, "bare", "localhost", "");
+        let config = url.parse().unwrap();
+        let builder = (tls.give)(RealmLocks::postgres_config(config));
+        builder.build().await.unwrap_err();
     }
 }

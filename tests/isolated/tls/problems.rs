@@ -152,6 +152,26 @@ async fn a_server_that_wants_encryption_is_told_of() {
 }
 
 #[tokio::test]
+async fn a_server_that_ends_before_the_handshake_is_not_one_that_refuses_a_certificate() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    // As a load balancer without a server behind it.
+    let server = tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let _ = client.read_exact(&mut [0; 8]).await;
+        }
+    });
+    for mode in ["prefer", "require"] {
+        let url = format!("postgres://u@127.0.0.1:{port}/d?sslmode={mode}");
+        let refused = RealmLocks::postgres(&url).await.unwrap_err();
+        assert!(matches!(refused, ConnectError::Connect { .. }), "{refused}");
+        assert!(!refused.to_string().contains("certificate"), "{refused}");
+    }
+    server.abort();
+}
+
+#[tokio::test]
 async fn after_an_answer_that_is_none_nothing_more_is_said() {
     let (server, database) = TlsServer::shared().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

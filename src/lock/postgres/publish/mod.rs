@@ -106,6 +106,12 @@ mod tests {
     }
 
     #[test]
+    fn no_text_ends_the_literal() {
+        let said = notify(r"a'; DROP\'");
+        assert_eq!(said, format!(r"pg_notify('{CHANNEL}', E'a''; DROP\\''')"));
+    }
+
+    #[test]
     fn what_is_too_long_is_left_out() {
         let long = "x".repeat(LONGEST);
         let path = announced(&Claim::resources(&realm("a"), [&long]));

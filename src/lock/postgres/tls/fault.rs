@@ -23,17 +23,18 @@ fn is_unauthorized(error: &(dyn Error + 'static)) -> bool {
     refusal == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
 }
 
-/// Why a server cannot be used. `name` is the server's if the connection was to be
-/// encrypted.
+/// Why a server cannot be used. `name` is the server's if the connection was to be encrypted;
+/// `is_encrypted` says whether the handshake had ended.
 pub(in crate::lock::postgres) fn fault(
     server: &Arc<str>,
     error: Box<dyn Error + Send + Sync>,
     name: Option<&str>,
+    is_encrypted: bool,
 ) -> ConnectError {
     let server = Arc::clone(server);
     let with = |remedy| Some(format!("{}; {remedy}", chain(&*error)));
     let problem = match (name, find::<DbError>(&*error)) {
-        (Some(name), None) => without_answer(&*error, name),
+        (Some(name), None) => without_answer(&*error, name, is_encrypted),
         (Some(_), Some(refusal)) if refusal.message().contains("valid client certificate") => {
             with("name files with one in sslcert and sslkey, or give one to `tls`")
         }
@@ -58,7 +59,7 @@ pub(in crate::lock::postgres) fn fault(
 
 /// What is wrong, and what to do, where an encrypted connection ended without a message from the
 /// server; `None` if TLS has nothing to do with it.
-fn without_answer(error: &(dyn Error + 'static), name: &str) -> Option<String> {
+fn without_answer(error: &(dyn Error + 'static), name: &str, is_encrypted: bool) -> Option<String> {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     if has_no_tls(error) {
         let remedy = "the server has no TLS: turn `ssl` on there, or look into its log if it is \
@@ -69,6 +70,9 @@ fn without_answer(error: &(dyn Error + 'static), name: &str) -> Option<String> {
         let certificate = wrong_certificate(&**cause, name);
         let handshake = || format!("the TLS handshake failed: {}", chain(&**cause));
         return Some(certificate.unwrap_or_else(handshake));
+    }
+    if !is_encrypted {
+        return None;
     }
     let network = find::<io::Error>(error).map(io::Error::kind);
     let ends = [

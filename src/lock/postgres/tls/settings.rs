@@ -27,13 +27,15 @@ impl Settings {
     /// Those of the driver's own configuration.
     pub(in crate::lock::postgres) fn of(config: &Config) -> Self {
         let mode = match config.get_ssl_mode() {
-            SslMode::Disable => "disable",
-            SslMode::Require => "require",
-            _ => "prefer",
+            SslMode::Disable => Some("disable"),
+            // The default: nobody may have asked for it.
+            SslMode::Prefer => None,
+            // A stricter one of a later driver too.
+            _ => Some("require"),
         };
         let is_direct = config.get_ssl_negotiation() == SslNegotiation::Direct;
         Self {
-            mode: Some(mode.into()),
+            mode: mode.map(Into::into),
             negotiation: is_direct.then(|| "direct".into()),
             ..Self::default()
         }
