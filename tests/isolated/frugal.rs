@@ -10,7 +10,7 @@ use http::{Method, Request, Response};
 use tokio::sync::watch;
 use tower::util::BoxCloneSyncService;
 use tower::{Layer, Service, ServiceExt, service_fn};
-use tower_realm_lock::{LockRules, MethodSet, RealmLocks, RealmWriteLockLayer, RouteLimits};
+use tower_realm_lock::{LockRules, RealmLocks, RealmWriteLockLayer};
 
 use crate::support::alone::is_alone;
 use crate::support::database::database;
@@ -122,6 +122,7 @@ fn passing_allocates_nothing() {
 fn other_routes_allocate_nothing_of_their_own() {
     use axum::Router;
     use axum::routing::any;
+    use tower_realm_lock::{MethodSet, RouteLimits};
 
     let rules = LockRules::default()
         .exempt([Method::PUT, Method::PATCH], "/open/{*rest}")

@@ -1,9 +1,10 @@
 //! What the library logs, read by the test that caused it.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 
 use tracing::subscriber::DefaultGuard;
+use tracing_subscriber::Registry;
 use tracing_subscriber::filter::LevelFilter;
 
 /// The lines that this thread logs while this is there, with their levels, fields and targets.
@@ -18,6 +19,12 @@ struct Text(Arc<Mutex<Vec<u8>>>);
 impl Log {
     /// Collects what this thread logs from now on, down to DEBUG.
     pub fn collect() -> Self {
+        // With a single subscriber in the process, an event that another thread, which has none, comes
+        // to first would be switched off for all threads: this one is always there.
+        static INTERESTED: Once = Once::new();
+        INTERESTED.call_once(|| {
+            let _ = tracing::subscriber::set_global_default(Registry::default());
+        });
         let text = Text::default();
         let writer = text.clone();
         let guard = tracing_subscriber::fmt()
