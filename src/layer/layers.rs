@@ -373,9 +373,10 @@ impl RealmBodyLockLayer {
     /// if nothing has to be found in it. Default `false`.
     ///
     /// Without it, the handler reads such a body under the lock. A client that sends slowly, or
-    /// stops, then holds its realm and a lock connection, up to [`max_hold`](RealmLocks::max_hold); and one
-    /// that vanishes while it waits may be noticed only at [`acquire_timeout`](RealmLocks::acquire_timeout),
-    /// because an HTTP/1.1 server misses the disconnect until somebody reads the body.
+    /// stops, then holds its realm and a lock connection, up to
+    /// [`max_hold`](RealmLocks::max_hold). One that vanishes while it waits may be noticed only at
+    /// [`acquire_timeout`](RealmLocks::acquire_timeout), because an HTTP/1.1 server misses the
+    /// disconnect until somebody reads the body.
     ///
     /// With it, neither happens. The price is memory: each waiting request keeps its body, up to the
     /// layer's limit, and a longer one is answered with 413 `body-too-large`. Large uploads are best

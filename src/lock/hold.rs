@@ -919,7 +919,12 @@ pub(crate) mod tests {
     }
 
     fn granted(queue: &Arc<Queue>, claim: &Claim) -> Hold {
-        let entry = queue.enter(claim, 9, None).ok().unwrap();
+        watched(queue, claim, None)
+    }
+
+    /// One that the watchdog revokes if it is not polled within `bound`.
+    fn watched(queue: &Arc<Queue>, claim: &Claim, bound: Option<Duration>) -> Hold {
+        let entry = queue.enter(claim, 9, bound).ok().unwrap();
         let slot = entry.keep().unwrap();
         slot.with(|_, obtained| *obtained = Some(Obtained::Granted(Grant::in_process())));
         Hold::new(terms(claim), slot).unwrap()
@@ -938,10 +943,7 @@ pub(crate) mod tests {
                 let _ = queue.visit(Instant::now() + bound * visit / 2);
             }
         };
-        let entry = queue.enter(&realm(), 9, Some(bound)).ok().unwrap();
-        let slot = entry.keep().unwrap();
-        slot.with(|_, obtained| *obtained = Some(Obtained::Granted(Grant::in_process())));
-        let hold = Hold::new(terms(&realm()), slot).unwrap();
+        let hold = watched(&queue, &realm(), Some(bound));
         let made = hold.core().step(|| {
             visits(4);
             queue.status().len()

@@ -39,8 +39,9 @@ const MAX_SESSIONS: u32 = 1000;
 /// They mean what they mean to libpq, with these exceptions: no environment variable is read, files
 /// are never looked for in `~/.postgresql`, nobody checks who else may read the key's file, without
 /// `sslrootcert` `verify-ca` and `verify-full` trust what the system trusts, a `direct` handshake
-/// need not name the protocol, and there is no `allow`. [`build`](Self::build) and [`listen`](Self::listen) read the files, and nothing reads
-/// them again: for certificates that are renewed while a process runs there is [`tls`](Self::tls).
+/// need not name the protocol, and there is no `allow`. [`build`](Self::build) and
+/// [`listen`](Self::listen) read the files, and nothing reads them again: for certificates that are
+/// renewed while a process runs there is [`tls`](Self::tls).
 ///
 /// Only `verify-full`, or `channel_binding=require` with a server that has the password's verifier,
 /// prevents man-in-the-middle attacks. Unix sockets are never encrypted. A CancelRequest goes the
