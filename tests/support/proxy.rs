@@ -1,5 +1,6 @@
 //! A TCP proxy in front of PostgreSQL: it counts what clients ask, and can break the network between them.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -29,6 +30,9 @@ struct State {
     frozen: watch::Sender<Frozen>,
     /// Counts the cuts; a connection ends when it changes.
     cuts: watch::Sender<u32>,
+    /// Counts the black holes; what a connection sends or is sent after one has opened, vanishes.
+    holes: watch::Sender<u32>,
+    drops_cancels: AtomicBool,
     queries: Mutex<Vec<String>>,
     openings: Mutex<Vec<Opening>>,
 }
@@ -56,6 +60,8 @@ impl Proxy {
             target: (host, port),
             frozen: watch::Sender::new(Frozen::Nothing),
             cuts: watch::Sender::new(0),
+            holes: watch::Sender::new(0),
+            drops_cancels: AtomicBool::new(false),
             queries: Mutex::default(),
             openings: Mutex::default(),
         });
@@ -102,6 +108,17 @@ impl Proxy {
     /// Breaks all connections that are open.
     pub fn cut(&self) {
         self.state.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// Lets the packets of all connections that are open vanish, in both directions and for ever, and resets nothing, as a
+    /// NAT or a load balancer does that has forgotten them. New connections work.
+    pub fn black_hole(&self) {
+        self.state.holes.send_modify(|holes| *holes += 1);
+    }
+
+    /// Whether cancel requests are accepted and go nowhere, as with proxies that do not know their keys.
+    pub fn drop_cancels(&self, drops: bool) {
+        self.state.drops_cancels.store(drops, Ordering::Relaxed);
     }
 
     /// How connections were opened since the last call, in that order.
@@ -159,6 +176,7 @@ async fn forward(
     mut frames: Option<Frames>,
 ) {
     let mut frozen = state.frozen.subscribe();
+    let holes = state.holes.subscribe();
     let mut buffer = vec![0; 16 * 1024];
     loop {
         let Ok(length @ 1..) = from.read(&mut buffer).await else {
@@ -174,13 +192,21 @@ async fn forward(
         if frozen.wait_for(passes).await.is_err() {
             return;
         }
+        // `has_changed` is about what came since the connection was opened.
+        if holes.has_changed().unwrap_or(true) {
+            continue;
+        }
         if let Some(frames) = &mut frames {
             let asked = frames.read(&buffer[..length]);
             let mut queries = state.queries.lock().unwrap_or_else(PoisonError::into_inner);
             queries.extend(asked);
             let openings = state.openings.lock();
             let mut openings = openings.unwrap_or_else(PoisonError::into_inner);
+            let is_cancel = frames.openings.contains(&Opening::Cancel);
             openings.append(&mut frames.openings);
+            if is_cancel && state.drops_cancels.load(Ordering::Relaxed) {
+                return;
+            }
         }
         if to.write_all(&buffer[..length]).await.is_err() {
             return;

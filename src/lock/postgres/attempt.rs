@@ -14,7 +14,7 @@ use super::canceller::GIVEN;
 use super::confirmation::Confirmation;
 use super::connection::{Busy, is_disconnect};
 use super::pool::Pooled;
-use super::statement::{AttemptTerms, is_busy, was_contended};
+use super::statement::{AttemptTerms, LockStatement, is_busy, was_contended};
 use super::transaction::TransactionLock;
 use crate::lock::error::LockError;
 use crate::lock::lease::Lease;
@@ -70,14 +70,15 @@ impl Attempt {
         mut connection: Pooled,
         claim: Claim,
         comment: Arc<str>,
-        statement: &str,
+        statement: &LockStatement,
         terms: AttemptTerms,
     ) -> Self {
         let before = connection.ending.take();
         let connection = Busy::new(connection);
         let at = Instant::now();
+        let message = statement.joined();
         // Queuing is one step that waits for nothing.
-        let progress = match connection.client.simple_query_raw(statement).now_or_never() {
+        let progress = match connection.client.simple_query_raw(&message).now_or_never() {
             Some(Ok(answer)) => Progress::Reading(Box::pin(answer), Vec::new()),
             Some(Err(error)) => Progress::Answered(Err(error)),
             None => Progress::Answered(Ok(Vec::new())),

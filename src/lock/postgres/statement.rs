@@ -30,7 +30,16 @@ pub(super) struct AttemptTerms {
     pub(super) tries: bool,
 }
 
-/// The one message that begins, sets the limits for this transaction alone, and locks.
+/// The statements that take the locks of a claim.
+#[derive(Debug)]
+pub(super) struct LockStatement {
+    /// Begins the transaction. Never waits.
+    pub(super) begin: &'static str,
+    /// What follows: sets the limits for this transaction alone, and locks.
+    pub(super) lock: String,
+}
+
+/// Makes the statements that begin, set the limits for this transaction alone, and lock.
 ///
 /// Each key is tried first, to know whether others want it too, and the wait limited only if there
 /// is one. A try does not overtake those who wait. Keys have a statement each, as nothing else says
@@ -45,14 +54,13 @@ pub(super) fn lock_statement(
     comment: &str,
     terms: AttemptTerms,
     scout: bool,
-) -> String {
+) -> LockStatement {
     let remaining = terms.deadline.saturating_duration_since(Instant::now());
     let lock_timeout = milliseconds(remaining);
     let lease = milliseconds(terms.lease);
     // The comment is not the first, or pg_stat_statements would count every realm's BEGIN by itself.
     let mut statement = format!(
-        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; \
-         {comment} SELECT set_config('idle_in_transaction_session_timeout', '{lease}', true)"
+        "{comment} SELECT set_config('idle_in_transaction_session_timeout', '{lease}', true)"
     );
     let was_busy = format!("current_setting('{BUSY}', true) = 't'");
     let only_tried = |lock: &Lock| terms.tries || !scout && lock.is_shared();
@@ -91,7 +99,18 @@ pub(super) fn lock_statement(
     if terms.share {
         statement += SHARE;
     }
-    statement
+    LockStatement {
+        begin: "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+        lock: statement,
+    }
+}
+
+impl LockStatement {
+    /// All of it as one message.
+    pub(super) fn joined(&self) -> String {
+        let Self { begin, lock } = self;
+        format!("{begin}; {lock}")
+    }
 }
 
 /// Whether a key that was only tried is taken. The transaction then has a part of the claim at
