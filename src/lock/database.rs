@@ -1,17 +1,23 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
-use tokio::time::{Instant, timeout_at};
+use futures_util::FutureExt;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::error::LockError;
 use super::grant::{Grant, GrantTerms, Obtained, Slot, with_grant};
 use super::postgres::Postgres;
-use super::postgres::attempt::{Attempt, Settled};
+use super::postgres::attempt::{Attempt, LEAVING, Settled};
 use super::postgres::fleet::Membership;
 use super::queue::{self, Baton, Full};
 use super::request::LockRequest;
+
+/// The pause after a failed attempt to open a connection in place of a silent one.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Where the owners of turns obtain their locks, if not in process.
 #[derive(Debug)]
@@ -70,8 +76,8 @@ impl Database {
             Inherited::Attempt => has_attempt = true,
             Inherited::Nothing => {}
             Inherited::Unfit(attempt) => {
-                let abandoned = timeout_at(request.deadline, attempt.abandon()).await;
-                abandoned.map_err(|_| request.timed_out())?;
+                let abandoned = self.terms.tasks.spawn(attempt.abandon());
+                let _ = timeout(LEAVING, abandoned).await;
             }
         }
         if !has_attempt && let Some(lock) = self.postgres.try_session(request).await? {
@@ -89,12 +95,12 @@ impl Database {
                 return Err(request.timed_out());
             }
             if !has_attempt {
-                let attempt = self.postgres.ask(request, scout.is_some()).await?;
+                let attempt = self.postgres.ask(request, scout.is_some(), retried).await?;
                 let asked = Obtained::Asked(attempt, Arc::clone(&self.terms));
                 put(request, slot, asked)?;
             }
             has_attempt = false;
-            let attempt = answered(request, slot).await?;
+            let attempt = self.answered(request, slot).await?;
             let server_deadline = attempt.server_deadline();
             let patience = attempt.patience(request.deadline);
             match attempt.settle(patience).await {
@@ -107,9 +113,51 @@ impl Database {
                 // It was inherited from a caller with less time.
                 Settled::TimedOut if server_deadline.is_some_and(|it| it < request.deadline) => {}
                 Settled::TimedOut => return Err(request.timed_out()),
-                // It died in the pool, or the server restarts: one more try, on another connection.
+                // It died in the pool, or the server restarts: one more try, on a new connection,
+                // as others of the pool may be dead too.
                 Settled::Disconnected(_) if !retried => retried = true,
                 Settled::Disconnected(error) | Settled::Failed(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits for the answer to the attempt in the slot, and takes the attempt out. One that is
+    /// silent is asked again on a new connection, as soon as there is one.
+    ///
+    /// # Cancel safety
+    ///
+    /// The attempt stays in the slot.
+    async fn answered(&self, request: &LockRequest<'_>, slot: &Slot) -> Result<Attempt, LockError> {
+        let mut answered = pin!(answered(request, slot));
+        let mut failure = None;
+        loop {
+            let fresh = async {
+                silent(slot).await;
+                if failure.is_some() {
+                    sleep(PAUSE).await;
+                }
+                self.postgres.open().await
+            };
+            let fresh = tokio::select! {
+                biased;
+                attempt = &mut answered => {
+                    let failure = failure.filter(|_| silent(slot).now_or_never().is_some());
+                    return attempt.map_err(|error| failure.unwrap_or(error));
+                }
+                fresh = fresh => fresh,
+            };
+            match fresh {
+                Ok(fresh) => {
+                    slot.with(|_, obtained| {
+                        if let Some(Obtained::Asked(attempt, _)) = obtained {
+                            attempt.move_to(fresh);
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a lock connection is silent, as is a new one");
+                    failure = Some(error);
+                }
             }
         }
     }
@@ -165,6 +213,18 @@ fn inherited(request: &LockRequest<'_>, slot: &Slot) -> Inherited {
 fn put(request: &LockRequest<'_>, slot: &Slot, what: Obtained) -> Result<(), LockError> {
     let is_there = slot.with(|_, obtained| *obtained = Some(what));
     is_there.ok_or_else(|| request.timed_out())
+}
+
+/// Resolves when the attempt in the slot is silent.
+async fn silent(slot: &Slot) {
+    poll_fn(|cx| {
+        let polled = slot.with(|_, obtained| match obtained {
+            Some(Obtained::Asked(attempt, _)) => attempt.poll_silent(cx),
+            _ => Poll::Pending,
+        });
+        polled.unwrap_or(Poll::Pending)
+    })
+    .await;
 }
 
 /// Waits for the answer to the attempt in the slot, and takes the attempt out. Its caller polls it

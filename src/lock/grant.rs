@@ -1,12 +1,13 @@
 use std::future::pending;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::lease::Lease;
-use super::postgres::attempt::{Attempt, Settled};
+use super::postgres::attempt::{Attempt, LEAVING, Settled};
 use super::postgres::confirmation::{Confirmation, Confirmer, Unconfirmed, Urgency};
 use super::postgres::options::HandOff;
 use super::postgres::publish::publication;
@@ -544,8 +545,12 @@ async fn linger(turn: Turn, mut attempt: Attempt, terms: Arc<GrantTerms>) {
     end(turn, attempt).await;
 }
 
-/// Cancels an attempt. The next waiter asks when the server is rid of it.
+/// Cancels an attempt. The next waiter asks when the server is rid of it, or that takes too long.
 async fn end(turn: Turn, attempt: Attempt) {
-    attempt.abandon().await;
+    let mut abandoned = pin!(attempt.abandon());
+    let is_over = timeout(LEAVING, &mut abandoned).await.is_ok();
     drop(turn);
+    if !is_over {
+        abandoned.await;
+    }
 }

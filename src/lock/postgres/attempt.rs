@@ -1,3 +1,4 @@
+use std::borrow::Borrow;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -5,16 +6,17 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::{FutureExt, StreamExt};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{SimpleQueryMessage, SimpleQueryStream};
 
 use super::answer::{Answer, fencing_token};
 use super::canceller::GIVEN;
 use super::confirmation::Confirmation;
-use super::connection::{Busy, is_disconnect};
-use super::pool::Pooled;
-use super::statement::{AttemptTerms, LockStatement, is_busy, was_contended};
+use super::connection::{Busy, LockConnection, is_disconnect};
+use super::pool::{Fresh, Pooled};
+use super::statement::{AttemptTerms, LockStatement, is_busy, lock_statement, was_contended};
+use super::traffic::SILENCE;
 use super::transaction::TransactionLock;
 use crate::lock::error::LockError;
 use crate::lock::lease::Lease;
@@ -24,10 +26,23 @@ use crate::realm::claim::Claim;
 /// CancelRequest.
 pub(in crate::lock) const SERVER_FIRST: Duration = Duration::from_millis(250);
 
+/// How long others are kept waiting for a statement to end that nobody waits for any more. Behind
+/// some proxies no CancelRequest arrives, and it goes on in PostgreSQL without holding anybody up.
+pub(in crate::lock) const LEAVING: Duration = Duration::from_millis(500);
+
 /// One lock statement on its way to PostgreSQL, or waiting there.
 ///
 /// It belongs to the queue: a caller that leaves passes it on, and the next waiter for the same
 /// claim goes on with it.
+///
+/// # Silent connections
+///
+/// An idle connection may be dead without anybody knowing: a NAT has forgotten it. To a statement
+/// that waits for a lock, silence means nothing. So on a connection that was not heard for a while
+/// the BEGIN, which never waits, goes ahead by itself, and the rest follows in the same packet.
+/// Without an answer to it the attempt [is silent](Self::poll_silent), and can
+/// [move](Self::move_to) to another connection. Until there is one it waits on: behind a pooler
+/// that has no server to spare a live connection is silent too, and so is a new one.
 ///
 /// # Cancel safety
 ///
@@ -40,6 +55,7 @@ struct Sent {
     claim: Claim,
     comment: Arc<str>,
     terms: AttemptTerms,
+    scout: bool,
     connection: Busy<Pooled>,
     at: Instant,
     progress: Progress,
@@ -48,8 +64,18 @@ struct Sent {
 }
 
 enum Progress {
-    Reading(Pin<Box<SimpleQueryStream>>, Vec<SimpleQueryMessage>),
+    Reading {
+        /// The BEGIN, if it was sent by itself and is not answered.
+        begin: Option<Begin>,
+        answer: Pin<Box<SimpleQueryStream>>,
+        rows: Vec<SimpleQueryMessage>,
+    },
     Answered(Answer),
+}
+
+struct Begin {
+    answer: Pin<Box<SimpleQueryStream>>,
+    silence: Pin<Box<Sleep>>,
 }
 
 /// What became of an attempt.
@@ -70,23 +96,19 @@ impl Attempt {
         mut connection: Pooled,
         claim: Claim,
         comment: Arc<str>,
-        statement: &LockStatement,
         terms: AttemptTerms,
+        scout: bool,
     ) -> Self {
         let before = connection.ending.take();
         let connection = Busy::new(connection);
+        let statement = lock_statement(&claim, &comment, terms, scout);
         let at = Instant::now();
-        let message = statement.joined();
-        // Queuing is one step that waits for nothing.
-        let progress = match connection.client.simple_query_raw(&message).now_or_never() {
-            Some(Ok(answer)) => Progress::Reading(Box::pin(answer), Vec::new()),
-            Some(Err(error)) => Progress::Answered(Err(error)),
-            None => Progress::Answered(Ok(Vec::new())),
-        };
+        let progress = Progress::start(&connection, &statement);
         Self(Some(Box::new(Sent {
             claim,
             comment,
             terms,
+            scout,
             connection,
             at,
             progress,
@@ -129,12 +151,54 @@ impl Attempt {
         poll_fn(|cx| self.poll_answered(cx)).await;
     }
 
+    /// Resolves when the server should have answered something, and has not.
+    pub(in crate::lock) fn poll_silent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.0 {
+            Some(sent) => sent.progress.poll_silent(cx),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Asks again on a connection that takes the silent one's place in the pool, unless that has
+    /// answered meanwhile. The silent one is closed.
+    pub(in crate::lock) fn move_to(&mut self, fresh: Fresh) {
+        let Some(sent) = self.0.take_if(|sent| sent.progress.is_silent()) else {
+            return;
+        };
+        let Sent {
+            claim,
+            comment,
+            terms,
+            scout,
+            connection,
+            progress,
+            before,
+            ..
+        } = *sent;
+        let mut pooled = connection.into_idle();
+        let silent = Busy::new(pooled.replace(fresh));
+        tracing::warn!(
+            server = %silent.server,
+            pid = silent.canceller().process_id(),
+            "a lock connection is dead: it is silent, and another one is not"
+        );
+        pooled.tasks.spawn(async move {
+            // It may only be late. Another holder may wait for that answer, and the server may
+            // have the statement.
+            if let Some(before) = before {
+                let _ = before.answered().await;
+            }
+            cancel(&silent, progress).await;
+        });
+        *self = Self::start(pooled, claim, comment, terms, scout);
+    }
+
     /// What became of it, once it is answered. The connection goes back to the pool unless it
     /// holds the lock.
     ///
     /// # Cancel safety
     ///
-    /// If dropped, the connection is closed, and so no lock is kept.
+    /// If dropped, the connection is closed or rolls back, and so no lock is kept.
     pub(in crate::lock) async fn settle(mut self, patience: Instant) -> Settled {
         let Some(sent) = self.0.take() else {
             return Settled::Busy;
@@ -150,8 +214,8 @@ impl Attempt {
             Err(error) => {
                 let timed_out = error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE);
                 let is_over = is_disconnect(&error);
-                if !is_over && let Some(connection) = connection.roll_back().await {
-                    connection.give_back();
+                if !is_over {
+                    roll_back(connection).await;
                 }
                 if timed_out {
                     return Settled::TimedOut;
@@ -168,9 +232,7 @@ impl Attempt {
             }
         };
         if is_busy(&rows) {
-            if let Some(connection) = connection.roll_back().await {
-                connection.give_back();
-            }
+            roll_back(connection).await;
             return Settled::Busy;
         }
         let AttemptTerms {
@@ -226,7 +288,7 @@ impl Drop for Attempt {
 }
 
 impl Sent {
-    async fn abandon(mut self: Box<Self>) {
+    async fn abandon(self: Box<Self>) {
         if matches!(self.progress, Progress::Answered(_)) {
             return;
         }
@@ -239,21 +301,79 @@ impl Sent {
             progress,
             connection,
             ..
-        } = &mut *self;
-        let mut answered = poll_fn(|cx| progress.poll(cx));
-        if !connection
-            .canceller()
-            .cancel_until_ended(&mut answered)
-            .await
-        {
-            tracing::warn!("a lock statement did not answer to its cancellation");
+        } = *self;
+        if !cancel(&connection, progress).await {
+            tracing::warn!(
+                server = %connection.server,
+                pid = connection.canceller().process_id(),
+                "a lock statement did not answer to its cancellation"
+            );
         }
     }
 }
 
+/// Cancels a lock statement; whether it has ended.
+async fn cancel<C: Borrow<LockConnection>>(connection: &Busy<C>, mut progress: Progress) -> bool {
+    let mut answered = poll_fn(|cx| progress.poll(cx));
+    let canceller = connection.canceller();
+    canceller.cancel_until_ended(&mut answered).await
+}
+
+/// Ends the transaction of a statement that has failed. Goes on by itself if that takes longer than
+/// the owner of a turn should wait.
+async fn roll_back(connection: Busy<Pooled>) {
+    let tasks = connection.tasks.clone();
+    let rolled_back = tasks.spawn(async {
+        if let Some(connection) = connection.roll_back().await {
+            connection.give_back();
+        }
+    });
+    let _ = timeout(LEAVING, rolled_back).await;
+}
+
 impl Progress {
+    fn start(connection: &LockConnection, statement: &LockStatement) -> Self {
+        // Queuing is one step that waits for nothing.
+        let send = |message: &str| match connection.client.simple_query_raw(message).now_or_never()
+        {
+            Some(Ok(answer)) => Ok(Box::pin(answer)),
+            Some(Err(error)) => Err(Self::Answered(Err(error))),
+            None => Err(Self::Answered(Ok(Vec::new()))),
+        };
+        let asked = if connection.traffic().idle() < SILENCE {
+            send(&statement.joined()).map(|answer| (None, answer))
+        } else {
+            send(statement.begin).and_then(|answer| {
+                let silence = Box::pin(sleep(SILENCE));
+                Ok((Some(Begin { answer, silence }), send(&statement.lock)?))
+            })
+        };
+        match asked {
+            Ok((begin, answer)) => Self::Reading {
+                begin,
+                answer,
+                rows: Vec::new(),
+            },
+            Err(answered) => answered,
+        }
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while let Self::Reading(answer, rows) = self {
+        while let Self::Reading {
+            begin,
+            answer,
+            rows,
+        } = self
+        {
+            if let Some(Begin { answer, .. }) = begin {
+                match ready!(answer.poll_next_unpin(cx)) {
+                    Some(Ok(_)) => {}
+                    // What follows was not asked in a transaction.
+                    Some(Err(error)) => *self = Self::Answered(Err(error)),
+                    None => *begin = None,
+                }
+                continue;
+            }
             match ready!(answer.poll_next_unpin(cx)) {
                 Some(Ok(row)) => rows.push(row),
                 Some(Err(error)) => *self = Self::Answered(Err(error)),
@@ -261,5 +381,19 @@ impl Progress {
             }
         }
         Poll::Ready(())
+    }
+
+    fn poll_silent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Reading {
+                begin: Some(Begin { silence, .. }),
+                ..
+            } => silence.as_mut().poll(cx),
+            _ => Poll::Pending,
+        }
+    }
+
+    fn is_silent(&self) -> bool {
+        matches!(self, Self::Reading { begin: Some(begin), .. } if begin.silence.is_elapsed())
     }
 }

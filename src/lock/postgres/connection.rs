@@ -263,6 +263,10 @@ impl LockConnection {
     pub(super) fn canceller(&self) -> &Canceller {
         &self.canceller
     }
+
+    pub(super) fn traffic(&self) -> &Arc<Traffic> {
+        self.lookout.traffic()
+    }
 }
 
 impl<C: Borrow<LockConnection>> Busy<C> {

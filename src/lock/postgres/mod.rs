@@ -68,15 +68,18 @@ mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::timeout_at;
+
 use self::attempt::Attempt;
 use self::comment::comment;
+use self::connection::Busy;
 use self::fleet::Fleets;
 use self::options::PostgresBuilder;
-use self::pool::LockPool;
+use self::pool::{Fresh, LockPool};
 use self::session::Options;
 use self::session::lock::SessionLock;
 use self::session::sessions::Sessions;
-use self::statement::{AttemptTerms, lock_statement};
+use self::statement::AttemptTerms;
 #[cfg(doc)]
 use self::{confirmation::Confirmation, transaction::TransactionLock};
 use super::error::{ConnectError, LockError};
@@ -160,8 +163,17 @@ impl Postgres {
         sessions.try_lock(request.claim, request.deadline).await
     }
 
-    /// Asks for all locks of the claim in a transaction, in one message. Keys that are shared are
-    /// only tried, unless this is the `scout` that waits for them.
+    /// Opens a connection for an attempt that [is silent](Attempt::poll_silent).
+    ///
+    /// # Errors
+    ///
+    /// Those of connecting.
+    pub(super) async fn open(&self) -> Result<Fresh, LockError> {
+        self.pool.open().await
+    }
+
+    /// Asks for all locks of the claim in a transaction, on a new connection if `fresh`. Keys that
+    /// are shared are only tried, unless this is the `scout` that waits for them.
     ///
     /// # Cancel safety
     ///
@@ -170,8 +182,14 @@ impl Postgres {
         &self,
         request: &LockRequest<'_>,
         scout: bool,
+        fresh: bool,
     ) -> Result<Attempt, LockError> {
-        let connection = self.pool.checkout(request).await?;
+        let mut connection = self.pool.checkout(request).await?;
+        if fresh {
+            let opened = timeout_at(request.deadline, self.open()).await;
+            let opened = opened.map_err(|_| request.timed_out())?;
+            drop(Busy::new(connection.replace(opened?)));
+        }
         let terms = AttemptTerms {
             lease: self.lease,
             fencing: self.fencing,
@@ -181,10 +199,7 @@ impl Postgres {
         };
         let claim: Claim = request.claim.clone();
         let comment: Arc<str> = comment(&claim).into();
-        let statement = lock_statement(&claim, &comment, terms, scout);
-        Ok(Attempt::start(
-            connection, claim, comment, &statement, terms,
-        ))
+        Ok(Attempt::start(connection, claim, comment, terms, scout))
     }
 
     /// Gives up the connections: idle ones close now, others when their hold ends.

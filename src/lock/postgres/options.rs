@@ -49,6 +49,11 @@ const MAX_SESSIONS: u32 = 1000;
 /// alternative names, and takes only X.509 version 3; a login cannot be bound to a certificate that
 /// is signed with Ed25519 or RSA-PSS.
 ///
+/// Dead connections are noticed without the operating system's defaults of hours: over TCP
+/// `keepalives_idle` is 30 seconds, `keepalives_interval` 5 seconds, `keepalives_retries` 3 and
+/// `tcp_user_timeout` 8 seconds (Linux), unless they are given. Two hours, the driver's own
+/// `keepalives_idle`, counts as not given.
+///
 /// A build without the feature `tls-rustls` refuses URLs that ask for TLS, unless
 /// [`tls`](Self::tls) is given, and takes `prefer` for `disable`.
 ///

@@ -1,4 +1,5 @@
 use std::borrow::Borrow;
+use std::mem;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,6 +12,10 @@ use super::connect::Connector;
 use super::connection::LockConnection;
 use crate::lock::error::{ConnectError, LockError};
 use crate::lock::request::LockRequest;
+
+/// How long a connection stays open that nobody uses; the pool looks every 30 seconds. Load
+/// balancers forget idle connections after 350 seconds (AWS) or 4 minutes (Azure).
+const IDLE_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The lock connections to one PostgreSQL.
 #[derive(Debug)]
@@ -32,6 +37,9 @@ pub(super) struct Pooled {
     _place: OwnedSemaphorePermit,
 }
 
+/// A connection that has just been opened, for one that may be dead.
+pub(in crate::lock) struct Fresh(LockConnection);
+
 impl LockPool {
     /// A pool of at most `size` connections, none of which is open yet. Must be called within a
     /// runtime.
@@ -44,6 +52,7 @@ impl LockPool {
             // Callers see a failure without delay, and have timeouts of their own.
             .retry_connection(false)
             .connection_timeout(Duration::MAX)
+            .idle_timeout(IDLE_TIMEOUT)
             .error_sink(Box::new(Failures(failures.clone())))
             // The busiest connections stay warm, and the others reach their idle timeout.
             .queue_strategy(QueueStrategy::Lifo)
@@ -85,6 +94,15 @@ impl LockPool {
                 Err(failure.map_or_else(|| self.exhausted(request), LockError::Connect))
             }
         }
+    }
+
+    /// A new connection beside those of the pool, to [take the place](Pooled::replace) of one.
+    pub(super) async fn open(&self) -> Result<Fresh, LockError> {
+        let Some(pool) = self.connections().clone() else {
+            return Err(LockError::ShuttingDown);
+        };
+        let opened = pool.dedicated_connection().await;
+        opened.map(Fresh).map_err(LockError::Connect)
     }
 
     async fn live(&self, pool: &Pool<Connector>) -> Result<Pooled, LockError> {
@@ -131,6 +149,11 @@ impl Pooled {
         let tasks = self.tasks.clone();
         let _runtime = tasks.enter();
         drop(self);
+    }
+
+    /// Puts another connection into this one's place in the pool, and returns this one.
+    pub(super) fn replace(&mut self, Fresh(connection): Fresh) -> LockConnection {
+        mem::replace(&mut *self.connection, connection)
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! The driver gives the key that cancels a connection's statements to everybody who has its client.
 //! It reports neither which prepared statements are left, nor that it is stuck because nobody reads
-//! an answer or ends a COPY. So the wire below the driver watches the messages.
+//! an answer or ends a COPY, nor when it last heard from the server. So the wire below the driver
+//! watches the messages.
 //!
 //! Source: PostgreSQL manual, 55.7 *Message Formats*.
 
@@ -11,8 +12,14 @@ use std::future::{Future, pending};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+/// A server that owes an answer for this long, and has nothing to wait for, is taken for dead. A
+/// connection on which it was not heard for as long may be.
+pub(super) const SILENCE: Duration = Duration::from_secs(1);
 
 /// How many bytes of a message's body are looked at.
 const LOOKED_AT: usize = 8;
@@ -35,6 +42,17 @@ pub(super) struct Traffic {
     is_full: AtomicBool,
     /// Whether a TLS handshake has ended.
     is_encrypted: AtomicBool,
+    heard: Moment,
+    /// When the first message was sent since the server was last heard.
+    asked: Moment,
+}
+
+/// A point in time that threads share.
+#[derive(Debug)]
+struct Moment {
+    origin: Instant,
+    /// After `origin`.
+    nanos: AtomicU64,
 }
 
 /// What keeps a connection from taking the next statement.
@@ -80,7 +98,7 @@ pub(super) fn lookout(traffic: &Arc<Traffic>) -> (Lookout, Watchman) {
 }
 
 impl Lookout {
-    pub(super) fn traffic(&self) -> &Traffic {
+    pub(super) fn traffic(&self) -> &Arc<Traffic> {
         &self.traffic
     }
 
@@ -198,7 +216,25 @@ impl Traffic {
         self.is_full.store(is_full, Ordering::Release);
     }
 
+    /// For how long nothing has been heard from the server.
+    pub(super) fn idle(&self) -> Duration {
+        self.heard.get().elapsed()
+    }
+
+    /// For how long the server has owed an answer, if it does.
+    pub(super) fn silence(&self) -> Duration {
+        let asked = self.asked.get();
+        if asked > self.heard.get() {
+            asked.elapsed()
+        } else {
+            Duration::ZERO
+        }
+    }
+
     pub(super) fn sent(&self, messages: &mut Messages, bytes: &[u8]) {
+        if self.asked.get() <= self.heard.get() {
+            self.asked.set_to_now();
+        }
         messages.follow(bytes, |kind, body, _| match (kind, body) {
             (b'Q', [_]) => drop(self.queries.fetch_add(1, Ordering::AcqRel)),
             // The driver never closes an unnamed statement.
@@ -210,6 +246,9 @@ impl Traffic {
 
     /// Hides the key from the driver, so that only this crate can cancel statements.
     pub(super) fn received(&self, messages: &mut Messages, bytes: &mut [u8]) {
+        if !bytes.is_empty() {
+            self.heard.set_to_now();
+        }
         let mut hidden = Vec::new();
         messages.follow(bytes, |kind, body, at| match (kind, body) {
             (b'K', _) => {
@@ -223,6 +262,27 @@ impl Traffic {
         });
         for at in hidden {
             bytes[at] = 0;
+        }
+    }
+}
+
+impl Moment {
+    fn get(&self) -> Instant {
+        self.origin + Duration::from_nanos(self.nanos.load(Ordering::Acquire))
+    }
+
+    fn set_to_now(&self) {
+        // 584 years of nanoseconds fit.
+        let nanos = u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.nanos.store(nanos, Ordering::Release);
+    }
+}
+
+impl Default for Moment {
+    fn default() -> Self {
+        Self {
+            origin: Instant::now(),
+            nanos: AtomicU64::new(0),
         }
     }
 }

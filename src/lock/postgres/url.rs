@@ -62,6 +62,7 @@ impl Database {
         if config.get_application_name().is_none() {
             config.application_name("tower-realm-lock");
         }
+        detect_death(&mut config);
         Ok(Self { config, encryption })
     }
 
@@ -108,6 +109,24 @@ impl Database {
             one.keepalives_retries(retries);
         }
         one
+    }
+}
+
+/// Sets the options of TCP that detect a dead connection, where the user has not. The driver's own
+/// idle time of two hours counts as not set: it is longer than any load balancer's or NAT's limit.
+fn detect_death(config: &mut Config) {
+    if config.get_keepalives_idle() == Config::new().get_keepalives_idle() {
+        config.keepalives_idle(Duration::from_secs(30));
+    }
+    if config.get_keepalives_interval().is_none() {
+        config.keepalives_interval(Duration::from_secs(5));
+    }
+    if config.get_keepalives_retries().is_none() {
+        config.keepalives_retries(3);
+    }
+    if config.get_tcp_user_timeout().is_none() {
+        // Below the default `acquire_timeout`, so that a waiter can still ask on another one.
+        config.tcp_user_timeout(Duration::from_secs(8));
     }
 }
 
@@ -252,6 +271,29 @@ fn pair(text: &str) -> Option<(&str, String, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sockets_detect_a_dead_connection_unless_the_user_says_how() {
+        let own = "keepalives_idle=2&keepalives_interval=3&keepalives_retries=4&tcp_user_timeout=5";
+        let database = |options| {
+            let url = format!("postgres://127.0.0.1/d?{options}");
+            let database = Database::read(&Source::Url(url), None).unwrap();
+            let address = Address::all(&database.config).remove(0);
+            database.config_of(&address, None)
+        };
+        for (options, [idle, interval, user_timeout], retries) in
+            [("", [30, 5, 8], 3), (own, [2, 3, 5], 4)]
+        {
+            let config = database(options);
+            let seconds = Duration::from_secs;
+            assert!(config.get_keepalives());
+            assert_eq!(config.get_keepalives_idle(), seconds(idle));
+            assert_eq!(config.get_keepalives_interval(), Some(seconds(interval)));
+            assert_eq!(config.get_keepalives_retries(), Some(retries));
+            assert_eq!(config.get_tcp_user_timeout(), Some(&seconds(user_timeout)));
+        }
+        assert!(!database("keepalives=0").get_keepalives());
+    }
 
     #[test]
     fn one_host_has_all_options_of_the_configuration() {

@@ -3,9 +3,11 @@ use std::mem;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::sleep;
 
 use crate::lock::lease::Lease;
 use crate::lock::postgres::confirmation::{Confirmation, Confirmer};
+use crate::lock::postgres::traffic::{SILENCE, Traffic};
 use crate::lock::token::FencingToken;
 use crate::realm::claim::{Claim, Lock};
 
@@ -15,6 +17,10 @@ use crate::realm::claim::{Claim, Lock};
 pub(super) struct Session {
     pub(super) commands: mpsc::UnboundedSender<Command>,
     pub(super) lease: Arc<Lease>,
+    /// What is seen of the server, and who it is.
+    pub(super) traffic: Arc<Traffic>,
+    pub(super) server: Arc<str>,
+    pub(super) pid: i32,
 }
 
 /// What callers ask of a session's task.
@@ -62,7 +68,20 @@ pub(in crate::lock) struct SessionLock {
 
 impl Session {
     pub(super) fn is_open(&self) -> bool {
-        self.lease.is_current() && !self.commands.is_closed()
+        self.lease.is_current() && !self.commands.is_closed() && !self.is_silent()
+    }
+
+    /// Whether the server should have answered something, and has not: nothing that a session
+    /// sends ever waits there.
+    pub(super) fn is_silent(&self) -> bool {
+        self.traffic.silence() >= SILENCE
+    }
+
+    /// Resolves when it is silent.
+    pub(super) async fn silent(&self) {
+        while !self.is_silent() {
+            sleep(SILENCE.saturating_sub(self.traffic.silence())).await;
+        }
     }
 
     /// One try for all keys of a claim; `None` if it is not granted. It is sent when this returns.

@@ -80,6 +80,8 @@ impl Sessions {
     /// One try for all keys of a claim. `None` if somebody holds one, or no session is to be had: a
     /// transaction waits, and reports what is wrong.
     ///
+    /// A silent session is replaced. It goes on for its holders, who lose it with its lease.
+    ///
     /// # Errors
     ///
     /// [`ConnectError::Pooler`] and [`ConnectError::NoSessionTimeout`] if no session could be opened yet
@@ -97,10 +99,18 @@ impl Sessions {
             let Some(anchor) = claim.anchor() else {
                 return Ok(None);
             };
-            match self.session(anchor).await? {
-                Some(session) => Ok(session.try_lock(claim).await),
-                None => Ok(None),
+            // Twice: once the first is silent, the second is new.
+            for _ in 0..2 {
+                let Some(session) = self.session(anchor).await? else {
+                    break;
+                };
+                tokio::select! {
+                    biased;
+                    tried = session.try_lock(claim) => return Ok(tried),
+                    () = session.silent() => {}
+                }
             }
+            Ok(None)
         };
         timeout_at(deadline, tried).await.unwrap_or(Ok(None))
     }
@@ -136,7 +146,16 @@ impl Sessions {
         match &*slot {
             Slot::Closed => return None,
             Slot::Taken(opening) if stands(opening) => return Some(opening.clone()),
-            Slot::Taken(_) | Slot::Empty => {}
+            Slot::Taken(opening) => {
+                if let Some(Ok(silent)) = opening.peek()
+                    && silent.lease.is_current()
+                    && silent.is_silent()
+                {
+                    let Session { server, pid, .. } = silent;
+                    tracing::warn!(%server, pid, "a session for locks is silent, and is replaced");
+                }
+            }
+            Slot::Empty => {}
         }
         let opening = self.open();
         *slot = Slot::Taken(opening.clone());

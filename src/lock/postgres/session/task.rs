@@ -80,9 +80,16 @@ impl Session {
     pub(super) fn start(connection: LockConnection, lease: Lease, options: Options) -> Self {
         let lease = Arc::new(lease);
         let (commands, receiver) = mpsc::unbounded_channel();
-        let task = SessionTask::new(connection, Arc::clone(&lease), options, receiver);
+        let session = Self {
+            commands,
+            lease: Arc::clone(&lease),
+            traffic: Arc::clone(connection.traffic()),
+            server: Arc::clone(&connection.server),
+            pid: connection.canceller().process_id(),
+        };
+        let task = SessionTask::new(connection, lease, options, receiver);
         tokio::spawn(task.run());
-        Self { commands, lease }
+        session
     }
 }
 
