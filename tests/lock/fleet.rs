@@ -21,6 +21,7 @@ use crate::support::cluster::{Cluster, free_port};
 use crate::support::database::{TestDatabase, database, rows};
 use crate::support::gate::{ORIGIN, answered, at_once, gate, patch, postgres_locks_with};
 use crate::support::page::block;
+use crate::support::proxy::Proxy;
 use crate::support::wait::{PATIENCE, wait_for};
 
 const PAGE: &str = include_str!("../../docs/operations.md");
@@ -434,6 +435,27 @@ async fn a_lost_connection_is_reported_once_and_made_again() {
     let after = wait_for_published(&client, 1).await;
     assert!(after[0].0 != before[0].0 && after[0].1 == before[0].1);
     assert_eq!(log.lines(&warning).len(), 1);
+    log.assert_no_difference();
+}
+
+#[tokio::test]
+async fn a_silent_connection_is_reported_and_made_again() {
+    let database = database().await;
+    let proxy = Proxy::to(database.url()).await;
+    let (log, _guard) = Log::start();
+    let one = locks(&proxy.url(database.url()), "one").await;
+    join(&one, "silent", "https://a.example.com");
+    let client = database.connect().await;
+    let before = wait_for_published(&client, 1).await;
+    proxy.black_hole();
+    log.wait_for(1, &["WARN", "cannot tell whether", "silent"])
+        .await;
+    wait_for("another backend publishes", A_LOOK, async || {
+        let after = published(&client).await;
+        let is_new = after.len() == 1 && after[0].0 != before[0].0 && after[0].1 == before[0].1;
+        is_new.then_some(()).ok_or(format!("{after:?}"))
+    })
+    .await;
     log.assert_no_difference();
 }
 
