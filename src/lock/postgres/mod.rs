@@ -174,7 +174,7 @@ impl Postgres {
         self.pool.open().await
     }
 
-    /// Asks for all locks of the claim in a transaction, on a new connection if `fresh`. Keys that
+    /// Asks for all locks of the claim in a transaction, if `fresh` on a new connection. Keys that
     /// are shared are only tried, unless this is the `scout` that waits for them.
     ///
     /// # Cancel safety
@@ -187,10 +187,9 @@ impl Postgres {
         fresh: bool,
     ) -> Result<Attempt, LockError> {
         let mut connection = self.pool.checkout(request).await?;
-        if fresh {
-            let opened = timeout_at(request.deadline, self.open()).await;
-            let opened = opened.map_err(|_| request.timed_out())?;
-            drop(Busy::new(connection.replace(opened?)));
+        // Without a new one the pool's own may do.
+        if fresh && let Ok(Ok(opened)) = timeout_at(request.deadline, self.open()).await {
+            drop(Busy::new(connection.replace(opened)));
         }
         let terms = AttemptTerms {
             lease: self.lease,
