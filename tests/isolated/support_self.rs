@@ -74,24 +74,27 @@ async fn a_proxy_does_to_connections_what_it_is_told_to() {
         })
         .await;
         proxy.drop_cancels(false);
-        let running = "SELECT pid FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)'";
-        let running = rows(&database.connect().await, running).await;
+        let running = "SELECT FROM pg_stat_activity \
+             WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'";
+        assert_eq!(rows(&database.connect().await, running).await.len(), 1);
         client.cancel_token().cancel_query(NoTls).await.unwrap();
-        running[0].get(0).unwrap().parse().unwrap()
     };
-    let (cancelled, pid) = tokio::join!(sleeps, cancels);
+    let (cancelled, ()) = tokio::join!(sleeps, cancels);
     let code = cancelled.unwrap_err().code().cloned();
     assert_eq!(code, Some(SqlState::QUERY_CANCELED));
 
+    let idle = try_connect(&url).await.unwrap();
+    let pid = rows(&idle, "SELECT pg_backend_pid()").await;
     proxy.black_hole();
     let asked = timeout(Duration::from_millis(200), client.batch_execute("SELECT 1"));
     asked.await.expect_err("no answer");
+    drop(idle);
     let new = try_connect(&url).await.unwrap();
     new.batch_execute("SELECT 1").await.unwrap();
-    drop(client);
-    new.batch_execute("SELECT 1").await.unwrap();
-    // The server has not seen it leave.
-    database.terminate(pid).await;
+    // The server has not seen the idle one leave.
+    database
+        .terminate(pid[0].get(0).unwrap().parse().unwrap())
+        .await;
 }
 
 #[tokio::test]
