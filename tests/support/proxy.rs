@@ -1,7 +1,7 @@
 //! A TCP proxy in front of PostgreSQL: it counts what clients ask, and can break the network between them.
 
 use std::future::pending;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -38,8 +38,18 @@ struct State {
     delay: watch::Sender<Duration>,
     drops_cancels: AtomicBool,
     refuses_logins: AtomicBool,
+    effects: [AtomicUsize; 3],
     queries: Mutex<Vec<String>>,
     openings: Mutex<Vec<Opening>>,
+}
+
+/// What was lost because the proxy was told to.
+#[derive(Clone, Copy)]
+pub enum Effect {
+    /// Something was sent on a connection in a black hole.
+    Vanished,
+    CancelDropped,
+    LoginRefused,
 }
 
 /// How a connection ends.
@@ -80,6 +90,7 @@ impl Proxy {
             delay: watch::Sender::default(),
             drops_cancels: AtomicBool::default(),
             refuses_logins: AtomicBool::default(),
+            effects: <[AtomicUsize; 3]>::default(),
             queries: Mutex::default(),
             openings: Mutex::default(),
         });
@@ -151,6 +162,11 @@ impl Proxy {
         self.state.delay.send_replace(delay);
     }
 
+    /// How often this has happened.
+    pub fn count(&self, effect: Effect) -> usize {
+        self.state.effects[effect as usize].load(Ordering::Relaxed)
+    }
+
     /// How connections were opened since the last call, in that order.
     pub fn openings(&self) -> Vec<Opening> {
         let openings = self.state.openings.lock();
@@ -167,6 +183,12 @@ impl Proxy {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner),
         )
+    }
+}
+
+impl State {
+    fn note(&self, effect: Effect) {
+        self.effects[effect as usize].fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -235,7 +257,10 @@ async fn forward(
             // The end vanishes as well, and the other side waits for it in vain.
             0 if is_lost() => pending().await,
             0 => return End::Closed,
-            _ if is_lost() => continue,
+            _ if is_lost() => {
+                state.note(Effect::Vanished);
+                continue;
+            }
             _ => {}
         }
         if let Some(frames) = &mut frames {
@@ -247,9 +272,11 @@ async fn forward(
             let opened = std::mem::take(&mut frames.openings);
             openings.extend(&opened);
             if opened.contains(&Opening::Cancel) && state.drops_cancels.load(Ordering::Relaxed) {
+                state.note(Effect::CancelDropped);
                 return End::Closed;
             }
             if opened.contains(&Opening::Login) && state.refuses_logins.load(Ordering::Relaxed) {
+                state.note(Effect::LoginRefused);
                 return End::Refused;
             }
         }
