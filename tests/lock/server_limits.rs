@@ -8,9 +8,10 @@ use tokio::time::timeout;
 use tokio_postgres::Client;
 use tower_realm_lock::{LockError, RealmLocks};
 
-use crate::support::claims::{realm_key, strategies, whole, work};
+use crate::support::claims::{realm, realm_key, strategies, whole, work};
 use crate::support::database::{TestDatabase, database, rows};
 use crate::support::gate::postgres_locks_with;
+use crate::support::page::block;
 use crate::support::wait::{PATIENCE, wait_until};
 
 const REALM: &str = "a";
@@ -39,31 +40,51 @@ async fn looked_at(client: &Client, granted: bool) -> [bool; 2] {
     [row.get(0), row.get(1)]
 }
 
-/// Builds an index on a connection of its own; returns when the build waits.
+/// Builds an index on a connection of its own; returns when the build waits for the realm's waiter,
+/// as the query of the page shows.
 async fn index_that_waits(database: &TestDatabase) -> JoinHandle<()> {
     let client = database.connect().await;
     let build = tokio::spawn(async move { client.batch_execute(INDEX).await.expect("an index") });
     let client = database.connect().await;
-    let waiting = format!(
-        "SELECT FROM pg_stat_activity WHERE datname = current_database() \
-         AND query = '{INDEX}' AND wait_event = 'virtualxid'"
+    let waiting = block(
+        include_str!("../../docs/operations.md"),
+        "sql",
+        "virtualxid",
     );
     wait_until("the build to wait", async || {
         assert!(!build.is_finished(), "the build waits for nobody");
-        !rows(&client, &waiting).await.is_empty()
+        let waiting = rows(&client, waiting).await;
+        let wanted = format!("realm {}", realm(REALM));
+        waiting.iter().any(|row| row.get("wants") == Some(&*wanted))
     })
     .await;
     build
+}
+
+/// Whether VACUUM leaves rows on disk that were deleted just now.
+async fn holds_back_vacuum(client: &Client) -> bool {
+    for statement in [
+        "INSERT INTO cards VALUES (1)",
+        "DELETE FROM cards",
+        "VACUUM cards",
+    ] {
+        client.batch_execute(statement).await.unwrap();
+    }
+    let size = client.query_one("SELECT pg_relation_size('cards')", &[]);
+    size.await.unwrap().get::<_, i64>(0) > 0
 }
 
 #[tokio::test]
 async fn a_waiter_has_a_snapshot_and_a_holder_has_none() {
     let database = database().await;
     let client = database.connect().await;
+    client.batch_execute(TABLE).await.unwrap();
     for (strategy, [locks, others]) in in_database(&database).await {
         let held = work(&locks, &whole([REALM])).inside().await;
+        assert!(!holds_back_vacuum(&client).await, "{strategy}");
         let waits = work(&others, &whole([REALM]));
         database.wait_for_waiting(realm_key(REALM), 1).await;
+        assert!(holds_back_vacuum(&client).await, "{strategy}");
         assert_eq!(looked_at(&client, true).await, [false; 2], "{strategy}");
         assert_eq!(looked_at(&client, false).await, [true, false], "{strategy}");
         held.end().await;
@@ -76,24 +97,18 @@ async fn a_fenced_transaction_has_an_id_and_holds_back_vacuum() {
     let database = database().await;
     let client = database.connect().await;
     client.batch_execute(TABLE).await.unwrap();
-    let rows_on_disk = async |client: &Client| -> bool {
-        let change = "INSERT INTO cards VALUES (1); DELETE FROM cards; VACUUM cards";
-        for statement in change.split("; ") {
-            client.batch_execute(statement).await.unwrap();
-        }
-        let size = client.query_one("SELECT pg_relation_size('cards')", &[]);
-        size.await.unwrap().get::<_, i64>(0) > 0
-    };
     for (sessions, holds_back) in [(0, true), (2, false)] {
         let locks = postgres_locks_with(database.url(), |builder| {
             builder.fencing(true).sessions(sessions)
         });
         let held = work(&locks.await, &whole([REALM])).inside().await;
         assert_eq!(looked_at(&client, true).await, [false, holds_back]);
-        assert_eq!(rows_on_disk(&client).await, holds_back, "{sessions}");
+        assert_eq!(holds_back_vacuum(&client).await, holds_back, "{sessions}");
+        let build = timeout(PATIENCE, client.batch_execute(INDEX)).await;
+        build.expect("a holder is not waited for").unwrap();
         held.end().await;
         database.wait_for_granted(realm_key(REALM), 0).await;
-        assert!(!rows_on_disk(&client).await, "afterwards");
+        assert!(!holds_back_vacuum(&client).await, "afterwards");
     }
 }
 
