@@ -71,7 +71,7 @@ const HAND_OFFS_PER_MINUTE: u64 = 1_000;
 const SEEN_PER_MINUTE: u64 = 100;
 
 /// How often a minute each of the faults must have hit something that may also miss.
-const EFFECTS_PER_MINUTE: u64 = 3;
+const EFFECTS_PER_MINUTE: u64 = 1;
 
 /// How many milliseconds a handler takes between reading and writing: with the layer, and where violations are to be seen.
 const QUICK: RangeInclusive<u64> = 0..=5;
