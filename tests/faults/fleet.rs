@@ -15,7 +15,8 @@ use crate::support::proxy::Proxy;
 use crate::support::wait::wait_for;
 
 /// How each replica locks: half of them on sessions, so that both strategies meet in every realm. A pool has fewer connections
-/// than there are realms, and one replica has a single one. One is behind PgBouncer.
+/// than there are realms, and one replica has a single one. One is behind PgBouncer, in the run with
+/// all kinds of faults.
 pub const REPLICAS: [Options; 4] = [
     Options::new(4, 0),
     Options::new(4, 2),
@@ -83,7 +84,7 @@ impl Fleet {
         for (number, options) in REPLICAS.into_iter().enumerate() {
             // It logs in again as soon as the server is back.
             let retry = "server_login_retry = 0.05\n";
-            let bouncer = if options.is_pooled {
+            let bouncer = if options.is_pooled && lock == Lock::Layer {
                 Some(Bouncer::with(database, Pooling::Transaction, options.pool_size, retry).await)
             } else {
                 None
