@@ -247,6 +247,12 @@ impl From<StoreError> for ApiError {
                 "The card exists",
                 format!("The realm has a card '{card}'; update it, or add another."),
             ),
+            StoreError::Overlooked { .. } => Self::new(
+                StatusCode::CONFLICT,
+                "card-exists",
+                "The card exists",
+                "The realm has this card already; read it, and update it, or add another.",
+            ),
             StoreError::Precondition { card, .. } => Self::precondition_failed(format!(
                 "The card '{card}' is not the one that If-Match or If-None-Match allows: it has changed, or there is none. \
                  Nothing was written; read the card, and send the request with its ETag."

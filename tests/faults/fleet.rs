@@ -9,16 +9,18 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::sleep;
 
 use crate::replica::Lock;
+use crate::support::bouncer::{Bouncer, Pooling};
 use crate::support::process::Process;
 use crate::support::proxy::Proxy;
 use crate::support::wait::wait_for;
 
 /// How each replica locks: half of them on sessions, so that both strategies meet in every realm. A pool has fewer connections
-/// than there are realms, and one replica has a single one.
+/// than there are realms, and one replica has a single one. One is behind PgBouncer, in the run with
+/// all kinds of faults.
 pub const REPLICAS: [Options; 4] = [
     Options::new(4, 0),
     Options::new(4, 2),
-    Options::new(3, 0),
+    Options::new(3, 0).pooled(),
     Options::new(1, 2),
 ];
 
@@ -35,6 +37,8 @@ pub struct Options {
     pool_size: u32,
     /// 0 for transactions alone.
     sessions: u32,
+    /// Whether there is a PgBouncer between its proxy and the database.
+    is_pooled: bool,
 }
 
 pub struct Fleet {
@@ -49,6 +53,7 @@ pub struct Replica {
     directory: PathBuf,
     database: String,
     pub proxy: Proxy,
+    _bouncer: Option<Bouncer>,
     process: Mutex<Option<Process>>,
     starts: AtomicU32,
     /// Where it listens, while it does.
@@ -62,7 +67,13 @@ impl Options {
         Self {
             pool_size,
             sessions,
+            is_pooled: false,
         }
+    }
+
+    const fn pooled(mut self) -> Self {
+        self.is_pooled = true;
+        self
     }
 }
 
@@ -71,13 +82,22 @@ impl Fleet {
     pub async fn start(lock: Lock, directory: &Path, database: &str) -> Self {
         let mut replicas = Vec::new();
         for (number, options) in REPLICAS.into_iter().enumerate() {
+            // It logs in again as soon as the server is back.
+            let retry = "server_login_retry = 0.05\n";
+            let bouncer = if options.is_pooled && lock == Lock::Layer {
+                Some(Bouncer::with(database, Pooling::Transaction, options.pool_size, retry).await)
+            } else {
+                None
+            };
+            let behind = bouncer.as_ref().map(|bouncer| bouncer.url(database));
             let replica = Replica {
                 number,
                 options,
                 lock,
                 directory: directory.to_owned(),
                 database: database.to_owned(),
-                proxy: Proxy::to(database).await,
+                proxy: Proxy::to(behind.as_deref().unwrap_or(database)).await,
+                _bouncer: bouncer,
                 process: Mutex::default(),
                 starts: AtomicU32::new(0),
                 origin: watch::Sender::new(None),

@@ -10,7 +10,8 @@
 //!
 //! Replicas are processes of this program. Their handlers write to a store of files and append what they do to a log that
 //! knows nothing of locks (`store`); clients note what they are told (`load`). A seeded schedule of faults (`schedule`)
-//! ends connections and processes, freezes them, restarts and crashes PostgreSQL, and lets clients leave (`nemesis`).
+//! ends connections and processes, freezes them, forgets, delays and refuses connections, drops cancel requests, changes
+//! the role's time limits, restarts and crashes PostgreSQL, and lets clients leave (`nemesis`).
 //! In the end a checker looks for what must not happen (`support::history::checker`; `tests/server/history.rs` tests it).
 //!
 //! That the suite can fail is a part of it: it first runs without a lock, and with one that does
@@ -43,6 +44,7 @@ use clap::Parser;
 
 use flags::Flags;
 use fleet::REPLICAS;
+use nemesis::{CANCEL_DROPPED, LIMITED, LOGIN_REFUSED, VANISHED};
 use random::Random;
 use replica::Lock;
 use report::{Recovery, Report};
@@ -67,6 +69,9 @@ const WRITES_PER_MINUTE: u64 = 3_000;
 /// fraction of what there is on a busy machine.
 const HAND_OFFS_PER_MINUTE: u64 = 1_000;
 const SEEN_PER_MINUTE: u64 = 100;
+
+/// How often a minute each of the faults must have hit something that may also miss.
+const EFFECTS_PER_MINUTE: u64 = 1;
 
 /// How many milliseconds a handler takes between reading and writing: with the layer, and where violations are to be seen.
 const QUICK: RangeInclusive<u64> = 0..=5;
@@ -162,6 +167,10 @@ async fn long_run(lock: Lock, seconds: u64, seed: u64, cluster: &Arc<Cluster>) -
 /// What the layer can do, and has not been seen to do.
 fn not_covered(report: &Report, seconds: u64) -> impl Iterator<Item = String> {
     let seen = &report.seen;
+    let effects = [VANISHED, CANCEL_DROPPED, LOGIN_REFUSED, LIMITED].map(|effect| {
+        let count = report.faults.get(effect).copied();
+        (count.unwrap_or_default(), EFFECTS_PER_MINUTE, effect)
+    });
     [
         (
             report.handed_on(),
@@ -176,6 +185,7 @@ fn not_covered(report: &Report, seconds: u64) -> impl Iterator<Item = String> {
         ),
     ]
     .into_iter()
+    .chain(effects)
     .filter_map(move |(count, per_minute, what)| {
         let wanted = per_minute * seconds / 60;
         let few = u64::try_from(count).is_ok_and(|count| count < wanted);

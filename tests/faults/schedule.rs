@@ -43,6 +43,33 @@ pub enum Fault {
         replica: usize,
         duration: Duration,
     },
+    /// What the open connections of the replica send and are sent vanishes, and the server ends its
+    /// side of them after a while, as its keepalives do.
+    Forget {
+        replica: usize,
+        duration: Duration,
+    },
+    /// Whatever the replica and the database send each other comes `delay` later, for a while.
+    Delay {
+        replica: usize,
+        delay: Duration,
+        duration: Duration,
+    },
+    /// The replica's cancel requests go nowhere for a while.
+    DropCancels {
+        replica: usize,
+        duration: Duration,
+    },
+    /// The replica's connections break, and for a while it gets no new ones.
+    RefuseLogins {
+        replica: usize,
+        duration: Duration,
+    },
+    /// For a while all new sessions begin with time limits of their role that are this short.
+    LimitRole {
+        limit: Duration,
+        duration: Duration,
+    },
     /// All clients leave that wait for an answer of the replica.
     ClientsLeave {
         replica: usize,
@@ -53,7 +80,7 @@ pub enum Fault {
 pub type Schedule = Vec<(Duration, Fault)>;
 
 /// How often each kind is drawn before all start again.
-const DECK: [(Kind, usize); 12] = [
+const DECK: [(Kind, usize); 17] = [
     (Kind::KillBackends, 20),
     (Kind::CloseIdle, 8),
     (Kind::RestartFast, 2),
@@ -65,6 +92,11 @@ const DECK: [(Kind, usize); 12] = [
     (Kind::BlackHoleShort, 4),
     (Kind::BlackHoleLong, 4),
     (Kind::GiveUp, 8),
+    (Kind::Forget, 6),
+    (Kind::Delay, 4),
+    (Kind::DropCancels, 6),
+    (Kind::RefuseLogins, 6),
+    (Kind::LimitRole, 4),
     (Kind::ClientsLeave, 8),
 ];
 
@@ -81,6 +113,11 @@ enum Kind {
     BlackHoleShort,
     BlackHoleLong,
     GiveUp,
+    Forget,
+    Delay,
+    DropCancels,
+    RefuseLogins,
+    LimitRole,
     ClientsLeave,
 }
 
@@ -160,6 +197,27 @@ impl Kind {
                 replica,
                 duration: random.milliseconds(&short),
             },
+            Self::Forget => Fault::Forget {
+                replica,
+                duration: random.milliseconds(&long),
+            },
+            Self::Delay => Fault::Delay {
+                replica,
+                delay: random.milliseconds(&(2..=40)),
+                duration: random.milliseconds(&long),
+            },
+            Self::DropCancels => Fault::DropCancels {
+                replica,
+                duration: random.milliseconds(&long),
+            },
+            Self::RefuseLogins => Fault::RefuseLogins {
+                replica,
+                duration: random.milliseconds(&short),
+            },
+            Self::LimitRole => Fault::LimitRole {
+                limit: random.milliseconds(&(20..=200)),
+                duration: random.milliseconds(&long),
+            },
             Self::ClientsLeave => Fault::ClientsLeave { replica },
         }
     }
@@ -184,6 +242,11 @@ impl Fault {
             }
             Self::BlackHole { .. } => "network silent, more than a lease",
             Self::GiveUp { .. } => "network silent and sessions ended",
+            Self::Forget { .. } => "open connections forgotten",
+            Self::Delay { .. } => "network slow",
+            Self::DropCancels { .. } => "cancel requests dropped for a while",
+            Self::RefuseLogins { .. } => "connections cut and logins refused",
+            Self::LimitRole { .. } => "time limits of the role changed",
             Self::ClientsLeave { .. } => "clients left together",
         }
     }
@@ -196,9 +259,18 @@ impl fmt::Display for Fault {
             Self::KillBackends { count, .. } => write!(f, ": up to {count}"),
             Self::Freeze { replica, duration }
             | Self::BlackHole { replica, duration }
-            | Self::GiveUp { replica, duration } => {
+            | Self::GiveUp { replica, duration }
+            | Self::Forget { replica, duration }
+            | Self::DropCancels { replica, duration }
+            | Self::RefuseLogins { replica, duration } => {
                 write!(f, ": r{replica} for {duration:?}")
             }
+            Self::Delay {
+                replica,
+                delay,
+                duration,
+            } => write!(f, ": r{replica} by {delay:?} for {duration:?}"),
+            Self::LimitRole { limit, duration } => write!(f, ": {limit:?} for {duration:?}"),
             Self::KillReplica { replica }
             | Self::Cut { replica }
             | Self::ClientsLeave { replica } => write!(f, ": r{replica}"),

@@ -65,7 +65,7 @@ impl Seen {
     async fn look(&self, client: &Client) -> Result<(), Error> {
         let held = format!(
             "SELECT count(*) FILTER (WHERE query LIKE 'SELECT array_agg(CASE WHEN shared THEN pg%advisory%lock%'), \
-             count(*) FILTER (WHERE query LIKE 'BEGIN%pg_try_advisory_xact_lock%') \
+             count(*) FILTER (WHERE query LIKE '%pg_try_advisory_xact_lock%') \
              FROM pg_locks JOIN pg_stat_activity USING (pid) \
              WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted \
              AND application_name LIKE '{APPLICATION}%'"

@@ -2,11 +2,19 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 use std::{env, fs, process};
+
+use tokio::time::timeout;
+use tokio_postgres::NoTls;
+use tokio_postgres::error::SqlState;
 
 use crate::support::alone::name_of;
 use crate::support::cluster::Cluster;
-use crate::support::database::{TestDatabase, database, database_on, try_connect, with_database};
+use crate::support::database::{
+    TestDatabase, database, database_on, rows, try_connect, with_database,
+};
+use crate::support::proxy::{Opening, Proxy};
 use crate::support::wait::wait_until;
 
 /// Set for the tests that run only in a process that another test has started.
@@ -35,6 +43,58 @@ async fn a_cluster_answers_restarts_and_leaves_nothing() {
     drop(cluster);
     assert!(!dir.exists(), "{} is left", dir.display());
     wait_until("the server to be gone", async || !runs(pid)).await;
+}
+
+#[tokio::test]
+async fn a_proxy_does_to_connections_what_it_is_told_to() {
+    let database = database().await;
+    let proxy = Proxy::to(database.url()).await;
+    let url = proxy.url(database.url());
+    let client = try_connect(&url).await.unwrap();
+
+    let delay = Duration::from_millis(50);
+    proxy.delay(delay);
+    let asked = Instant::now();
+    client.batch_execute("SELECT 1").await.unwrap();
+    assert!(asked.elapsed() >= 2 * delay, "{:?}", asked.elapsed());
+    proxy.delay(Duration::ZERO);
+
+    proxy.refuse_logins(true);
+    let refused = try_connect(&url).await.unwrap_err();
+    assert!(refused.ends_with("refuses logins"), "{refused}");
+    proxy.refuse_logins(false);
+
+    // The first request goes nowhere, and the second cancels the query.
+    proxy.drop_cancels(true);
+    let sleeps = client.batch_execute("SELECT pg_sleep(60)");
+    let cancels = async {
+        client.cancel_token().cancel_query(NoTls).await.unwrap();
+        wait_until("a cancel request", async || {
+            proxy.openings().contains(&Opening::Cancel)
+        })
+        .await;
+        proxy.drop_cancels(false);
+        let running = "SELECT FROM pg_stat_activity \
+             WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'";
+        assert_eq!(rows(&database.connect().await, running).await.len(), 1);
+        client.cancel_token().cancel_query(NoTls).await.unwrap();
+    };
+    let (cancelled, ()) = tokio::join!(sleeps, cancels);
+    let code = cancelled.unwrap_err().code().cloned();
+    assert_eq!(code, Some(SqlState::QUERY_CANCELED));
+
+    let idle = try_connect(&url).await.unwrap();
+    let pid = rows(&idle, "SELECT pg_backend_pid()").await;
+    proxy.black_hole();
+    let asked = timeout(Duration::from_millis(200), client.batch_execute("SELECT 1"));
+    asked.await.expect_err("no answer");
+    drop(idle);
+    let new = try_connect(&url).await.unwrap();
+    new.batch_execute("SELECT 1").await.unwrap();
+    // The server has not seen the idle one leave.
+    database
+        .terminate(pid[0].get(0).unwrap().parse().unwrap())
+        .await;
 }
 
 #[tokio::test]

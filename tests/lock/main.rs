@@ -32,6 +32,7 @@ mod pgbouncer_cancelled;
 mod primary;
 mod resources;
 mod round_trips;
+mod server_limits;
 mod sessions;
 mod sessions_cancelled;
 mod sessions_full;

@@ -1,12 +1,15 @@
 //! A TCP proxy in front of PostgreSQL: it counts what clients ask, and can break the network between them.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::future::pending;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tokio_postgres::Config;
 use tokio_postgres::config::Host;
 
@@ -32,10 +35,33 @@ struct State {
     cuts: watch::Sender<u32>,
     /// Counts the black holes; what a connection sends or is sent after one has opened, vanishes.
     holes: watch::Sender<u32>,
+    delay: watch::Sender<Duration>,
     drops_cancels: AtomicBool,
+    refuses_logins: AtomicBool,
+    effects: [AtomicUsize; 3],
     queries: Mutex<Vec<String>>,
     openings: Mutex<Vec<Opening>>,
 }
+
+/// What was lost because the proxy was told to.
+#[derive(Clone, Copy)]
+pub enum Effect {
+    /// Something was sent on a connection in a black hole.
+    Vanished,
+    CancelDropped,
+    LoginRefused,
+}
+
+/// How a connection ends.
+#[derive(PartialEq)]
+enum End {
+    Closed,
+    Refused,
+}
+
+/// An `ErrorResponse`: `57P03` is `cannot_connect_now`.
+const REFUSAL: &[u8] =
+    b"E\0\0\0\x41SFATAL\0VFATAL\0C57P03\0Mthe proxy of the tests refuses logins\0\0";
 
 /// What a connection begins with, as far as it can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +87,10 @@ impl Proxy {
             frozen: watch::Sender::new(Frozen::Nothing),
             cuts: watch::Sender::new(0),
             holes: watch::Sender::new(0),
-            drops_cancels: AtomicBool::new(false),
+            delay: watch::Sender::default(),
+            drops_cancels: AtomicBool::default(),
+            refuses_logins: AtomicBool::default(),
+            effects: <[AtomicUsize; 3]>::default(),
             queries: Mutex::default(),
             openings: Mutex::default(),
         });
@@ -121,6 +150,23 @@ impl Proxy {
         self.state.drops_cancels.store(drops, Ordering::Relaxed);
     }
 
+    /// Whether the proxy itself refuses clients that log in, as a pooler does whose server is away.
+    /// Logins that are encrypted get through.
+    pub fn refuse_logins(&self, refuses: bool) {
+        self.state.refuses_logins.store(refuses, Ordering::Relaxed);
+    }
+
+    /// Holds back everything that is sent from now on for this long, in both directions and in
+    /// order.
+    pub fn delay(&self, delay: Duration) {
+        self.state.delay.send_replace(delay);
+    }
+
+    /// How often this has happened.
+    pub fn count(&self, effect: Effect) -> usize {
+        self.state.effects[effect as usize].load(Ordering::Relaxed)
+    }
+
     /// How connections were opened since the last call, in that order.
     pub fn openings(&self) -> Vec<Opening> {
         let openings = self.state.openings.lock();
@@ -137,6 +183,12 @@ impl Proxy {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner),
         )
+    }
+}
+
+impl State {
+    fn note(&self, effect: Effect) {
+        self.effects[effect as usize].fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -157,31 +209,40 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
             for stream in [&client, &server] {
                 stream.set_nodelay(true).expect("a TCP socket");
             }
-            let (from_client, to_client) = client.into_split();
-            let (from_server, to_server) = server.into_split();
+            let (mut from_client, mut to_client) = client.into_split();
+            let (mut from_server, mut to_server) = server.into_split();
+            let requests = Some(Frames::default());
             let mut cuts = state.cuts.subscribe();
-            tokio::select! {
-                () = forward(from_client, to_server, &state, Some(Frames::default())) => {}
-                () = forward(from_server, to_client, &state, None) => {}
-                _ = cuts.changed() => {}
+            let end = tokio::select! {
+                end = forward(&mut from_client, &mut to_server, &state, requests) => end,
+                end = forward(&mut from_server, &mut to_client, &state, None) => end,
+                _ = cuts.changed() => End::Closed,
+            };
+            if end == End::Refused {
+                drop(to_client.write_all(REFUSAL).await);
             }
         });
     }
 }
 
+/// Forwards until one side closes the connection, or a login is refused.
 async fn forward(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
+    from: &mut OwnedReadHalf,
+    to: &mut OwnedWriteHalf,
     state: &State,
     mut frames: Option<Frames>,
-) {
+) -> End {
     let mut frozen = state.frozen.subscribe();
     let holes = state.holes.subscribe();
+    // `has_changed` is about what came since the connection was opened.
+    let is_lost = || holes.has_changed().unwrap_or(true);
     let mut buffer = vec![0; 16 * 1024];
     loop {
-        let Ok(length @ 1..) = from.read(&mut buffer).await else {
-            return;
-        };
+        let length = from.read(&mut buffer).await.unwrap_or_default();
+        let delay = *state.delay.borrow();
+        if !delay.is_zero() {
+            sleep(delay).await;
+        }
         let is_request = frames.is_some();
         let passes = |frozen: &Frozen| match frozen {
             Frozen::Nothing => true,
@@ -189,12 +250,18 @@ async fn forward(
             Frozen::Answers => is_request,
             Frozen::Everything => false,
         };
-        if frozen.wait_for(passes).await.is_err() {
-            return;
+        if length > 0 && frozen.wait_for(passes).await.is_err() {
+            return End::Closed;
         }
-        // `has_changed` is about what came since the connection was opened.
-        if holes.has_changed().unwrap_or(true) {
-            continue;
+        match length {
+            // The end vanishes as well, and the other side waits for it in vain.
+            0 if is_lost() => pending().await,
+            0 => return End::Closed,
+            _ if is_lost() => {
+                state.note(Effect::Vanished);
+                continue;
+            }
+            _ => {}
         }
         if let Some(frames) = &mut frames {
             let asked = frames.read(&buffer[..length]);
@@ -202,14 +269,19 @@ async fn forward(
             queries.extend(asked);
             let openings = state.openings.lock();
             let mut openings = openings.unwrap_or_else(PoisonError::into_inner);
-            let is_cancel = frames.openings.contains(&Opening::Cancel);
-            openings.append(&mut frames.openings);
-            if is_cancel && state.drops_cancels.load(Ordering::Relaxed) {
-                return;
+            let opened = std::mem::take(&mut frames.openings);
+            openings.extend(&opened);
+            if opened.contains(&Opening::Cancel) && state.drops_cancels.load(Ordering::Relaxed) {
+                state.note(Effect::CancelDropped);
+                return End::Closed;
+            }
+            if opened.contains(&Opening::Login) && state.refuses_logins.load(Ordering::Relaxed) {
+                state.note(Effect::LoginRefused);
+                return End::Refused;
             }
         }
         if to.write_all(&buffer[..length]).await.is_err() {
-            return;
+            return End::Closed;
         }
     }
 }

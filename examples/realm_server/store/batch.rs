@@ -3,6 +3,7 @@
 //! A reader may see the first file before the last one, and a crash between two renames leaves a part: there is no
 //! journal. Within those limits a failure at any point puts back what was there.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use tempfile::TempPath;
@@ -99,6 +100,18 @@ fn publish<'a>(
             permit.ensure()?;
         }
         match content {
+            // The lock keeps other writers out, and so a file that is there was overlooked: a network
+            // file system may remember for a while that there was none.
+            Some(content) if replacement.before.is_none() && permit.is_of_a_hold() => {
+                content
+                    .persist_noclobber(file)
+                    .map_err(|error| match error.error {
+                        error if error.kind() == ErrorKind::AlreadyExists && file.is_file() => {
+                            StoreError::Overlooked { file: file.clone() }
+                        }
+                        error => failed(error),
+                    })?;
+            }
             Some(content) => content.persist(file).map_err(|error| failed(error.error))?,
             None => files::remove(file).map_err(failed)?,
         }
@@ -164,6 +177,26 @@ mod tests {
         assert_eq!(fs::read(&file).unwrap(), b"after");
         undo(&[&early], &Permit::default());
         assert_eq!(fs::read(&file).unwrap(), b"before");
+    }
+
+    #[tokio::test]
+    async fn a_card_that_was_overlooked_is_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("x.json");
+        fs::write(&file, b"theirs").unwrap();
+        let add = Replacement {
+            file: file.clone(),
+            before: None,
+            after: Some(b"ours".to_vec()),
+        };
+        let realm: RealmUrl = "http://h/luke/r/".parse().unwrap();
+        let work =
+            |held| async move { Ok::<_, LockError>(replace_all(&[add], &Permit::of(Some(&held)))) };
+        let locks = RealmLocks::in_process();
+        let added = locks.with_write_lock(&realm, work).await.unwrap();
+        let error = added.unwrap_err();
+        assert!(matches!(error, StoreError::Overlooked { .. }), "{error}");
+        assert_eq!(fs::read(&file).unwrap(), b"theirs");
     }
 
     #[test]

@@ -24,6 +24,10 @@ pub enum StoreError {
         operation: usize,
         card: CardPath,
     },
+    /// A card was not found, and is there when it is to be added.
+    Overlooked {
+        file: PathBuf,
+    },
     /// The card is not, or no longer, what the client wants it to be.
     Precondition {
         card: CardPath,
@@ -106,6 +110,9 @@ impl fmt::Display for StoreError {
         match self {
             Self::Missing { card, .. } => write!(f, "the card '{card}' does not exist"),
             Self::Exists { card, .. } => write!(f, "the card '{card}' exists already"),
+            Self::Overlooked { file } => {
+                write!(f, "{} is there, and was not found before", file.display())
+            }
             Self::Precondition { card } => {
                 write!(
                     f,

@@ -42,6 +42,11 @@ impl Permit {
 }
 
 impl Permit {
+    /// Whether there is a lock.
+    pub fn is_of_a_hold(&self) -> bool {
+        self.held.is_some()
+    }
+
     /// Whether nobody else can have the lock: it is held, or its time is up while this file work,
     /// which is part of the hold, still keeps it.
     pub fn excludes_others(&self) -> bool {
