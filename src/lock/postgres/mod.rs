@@ -2,10 +2,11 @@
 //!
 //! # A transaction
 //!
-//! [`Postgres::ask`] takes an idle connection out of the pool and sends one message: it begins, sets
-//! the time limits of this transaction alone, and locks every key of the claim in order. Each key is
-//! tried first, so that the answer tells whether others compete for it, and waited for only if the
-//! try fails. The [`Attempt`] reads the answer, and becomes a [`TransactionLock`]. A COMMIT or
+//! [`Postgres::ask`] takes an idle connection out of the pool and sends one message: it begins, and
+//! locks every key of the claim in order. Each key is tried first, so that the answer tells whether
+//! others compete for it, and waited for only if the try fails. A connection has its time limits
+//! since it was opened; behind a pooler each transaction sets its own (see [`settings`]).
+//! The [`Attempt`] reads the answer, and becomes a [`TransactionLock`]. A COMMIT or
 //! ROLLBACK releases the lock. It is sent and not waited for: the connection is idle again at once,
 //! since whatever is sent on it next is answered after it.
 //!
@@ -57,6 +58,7 @@ pub(super) mod options;
 mod pool;
 pub(super) mod publish;
 pub(super) mod session;
+mod settings;
 pub(crate) mod shared;
 mod statement;
 mod tls;
@@ -181,7 +183,7 @@ impl Postgres {
         };
         let claim: Claim = request.claim.clone();
         let comment: Arc<str> = comment(&claim).into();
-        let statement = lock_statement(&claim, &comment, terms, scout);
+        let statement = lock_statement(&claim, &comment, connection.of_pooler(), terms, scout);
         Ok(Attempt::start(
             connection, claim, comment, &statement, terms,
         ))

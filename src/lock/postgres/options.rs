@@ -268,7 +268,7 @@ impl PostgresBuilder {
         let own = database.config.get_connect_timeout().copied();
         let timeout = self.connect_timeout.or(own);
         let timeout = timeout.unwrap_or(Duration::from_secs(5));
-        Ok(Connector::new(database, timeout, group))
+        Ok(Connector::new(database, timeout, self.lease, group))
     }
 
     pub(in crate::lock) fn check(&self) -> Result<(), ConfigError> {

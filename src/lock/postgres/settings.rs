@@ -1,0 +1,45 @@
+//! What a lock connection sets for itself, whatever the server, the database and the role have set:
+//! nothing may cut a wait short or end a hold except the lease and the caller's own limits.
+//!
+//! A connection to the server itself keeps its settings for as long as it lives. Behind a pooler the
+//! session belongs to somebody else after each transaction, so there each transaction sets what it
+//! needs, and nothing outlives it.
+//!
+//! Source: PostgreSQL manual, 20.11 *Client Connection Defaults*.
+
+use std::time::Duration;
+
+use super::statement::milliseconds;
+
+/// What a transaction cannot state in its BEGIN.
+const OF_TRANSACTION: &str = "('statement_timeout', '0'), ('lock_timeout', '0'), \
+     ('transaction_timeout', '0')";
+
+/// What else a session needs. Its statements outside of a transaction block write, for fencing
+/// tokens, and under serializable and deferrable they would wait for others.
+const OF_SESSION: &str = ", ('idle_session_timeout', '0'), \
+     ('default_transaction_isolation', 'read committed'), \
+     ('default_transaction_read_only', 'off'), ('default_transaction_deferrable', 'off')";
+
+/// The statement that a connection to the server itself sends once. `is_local` is an SQL expression:
+/// whether all of it ends with the transaction.
+pub(super) fn of_session(lease: Duration, is_local: &str) -> String {
+    set(OF_SESSION, lease, is_local)
+}
+
+/// The statement that each transaction behind a pooler sends, before the one that waits: a
+/// statement's own time limit counts from its start.
+pub(super) fn of_transaction(lease: Duration) -> String {
+    set("", lease, "true")
+}
+
+/// Leaves out what the server does not have: `transaction_timeout` came with PostgreSQL 17, and
+/// `idle_session_timeout` with 14.
+fn set(more: &str, lease: Duration, is_local: &str) -> String {
+    let lease = milliseconds(lease);
+    format!(
+        "SELECT count(pg_catalog.set_config(name, value, {is_local})) FROM (VALUES \
+         ('idle_in_transaction_session_timeout', '{lease}'), {OF_TRANSACTION}{more}) \
+         AS setting (name, value) WHERE current_setting(name, true) IS NOT NULL"
+    )
+}
