@@ -30,6 +30,7 @@ mod pgbouncer;
 mod pgbouncer_cancelled;
 mod primary;
 mod resources;
+mod role_settings;
 mod round_trips;
 mod sessions;
 mod sessions_cancelled;

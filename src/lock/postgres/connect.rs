@@ -50,7 +50,12 @@ type OnNotification = dyn Fn(Notification) + Send + Sync;
 impl Connector {
     /// `timeout` bounds the attempt at each number of each address, the server's first answers
     /// included. `lease` is how long the server keeps the locks of a silent connection.
-    pub(super) fn new(database: Database, timeout: Duration, lease: Duration, group: TaskGroup) -> Self {
+    pub(super) fn new(
+        database: Database,
+        timeout: Duration,
+        lease: Duration,
+        group: TaskGroup,
+    ) -> Self {
         Self {
             addresses: Address::all(&database.config),
             database,
