@@ -3,7 +3,7 @@
 
 use futures_util::future::join_all;
 use tokio_postgres::Client;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{Severity, SqlState};
 use tower_realm_lock::{PostgresBuilder, RealmLocks, RealmWriteLockLayer};
 
 use crate::support::bouncer::{Bouncer, Pooling};
@@ -109,9 +109,13 @@ impl Strict {
         }
         let ended = cut.into_iter().map(async |begun| {
             let client = try_connect(&self.url).await.unwrap();
+            let name = "SET application_name = 'control'";
+            client.batch_execute(name).await.unwrap();
             if let Err(error) = client.batch_execute(begun).await {
-                let canceled = error.code() == Some(&SqlState::QUERY_CANCELED);
-                return assert!(canceled || client.is_closed(), "{begun}: {error:?}");
+                let error = error.as_db_error().expect("the server's error");
+                let is_over = error.parsed_severity() == Some(Severity::Fatal);
+                let canceled = *error.code() == SqlState::QUERY_CANCELED;
+                return assert!(canceled || is_over, "{begun}: {error:?}");
             }
             wait_until(begun, async || client.is_closed()).await;
         });
@@ -122,11 +126,11 @@ impl Strict {
         self.names.contains(&setting)
     }
 
-    /// The processes that serve the role.
+    /// The processes that serve the role's locks.
     async fn backends(&self) -> String {
         let backends = format!(
             "SELECT coalesce(string_agg(pid::text, ' ' ORDER BY pid), '') FROM pg_stat_activity \
-             WHERE usename = '{}'",
+             WHERE usename = '{}' AND application_name <> 'control'",
             self.role
         );
         value(&self.admin, &backends).await
@@ -146,7 +150,13 @@ async fn value(client: &Client, query: &str) -> String {
 
 /// Two replicas, each with one connection, or one session.
 async fn replicas(url: &str, sessions: u32) -> [RealmLocks; 2] {
-    let options = |builder: PostgresBuilder| builder.pool_size(1).sessions(sessions).fencing(true);
+    let options = |builder: PostgresBuilder| {
+        builder
+            .pool_size(1)
+            .sessions(sessions)
+            .fencing(true)
+            .broadcast(true)
+    };
     [
         postgres_locks_with(url, options).await,
         postgres_locks_with(url, options).await,

@@ -15,11 +15,10 @@ use super::statement::milliseconds;
 const OF_TRANSACTION: &str = "('statement_timeout', '0'), ('lock_timeout', '0'), \
      ('transaction_timeout', '0')";
 
-/// What else a session needs. Its statements outside of a transaction block write, for fencing
-/// tokens, and under serializable and deferrable they would wait for others.
+/// What else a session needs. A statement outside of a transaction block has no BEGIN to state its
+/// isolation, and where that is serializable, a deferrable one waits for others.
 const OF_SESSION: &str = ", ('idle_session_timeout', '0'), \
-     ('default_transaction_isolation', 'read committed'), \
-     ('default_transaction_read_only', 'off'), ('default_transaction_deferrable', 'off')";
+     ('default_transaction_isolation', 'read committed')";
 
 /// The statement that a connection to the server itself sends once. `is_local` is an SQL expression:
 /// whether all of it ends with the transaction.
