@@ -30,7 +30,8 @@ const STRICT: [(&str, &str); 8] = [
 ];
 
 /// All that the server has of them, as a session sees them.
-const SHOWN: &str = "SELECT string_agg(name || '=' || setting, ' ' ORDER BY name) FROM pg_settings \
+const SHOWN: &str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; \
+                     SELECT string_agg(name || '=' || setting, ' ' ORDER BY name) FROM pg_settings \
                      WHERE name ~ '^(default_transaction_.*|(statement|lock|.*transaction.*|idle_session)_timeout)$'";
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -102,7 +103,7 @@ impl Strict {
     async fn cut(&self) {
         let mut cut = vec!["SELECT pg_sleep(60)", "BEGIN"];
         if self.has("idle_session_timeout") {
-            cut.push("SELECT 1");
+            cut.push("/* idle */");
         }
         if self.has("transaction_timeout") {
             cut.push("SET statement_timeout = 0; BEGIN; SELECT pg_sleep(60)");
@@ -120,6 +121,14 @@ impl Strict {
             wait_until(begun, async || client.is_closed()).await;
         });
         join_all(ended).await;
+    }
+
+    /// A client with a transaction open that serializable, deferrable ones wait for.
+    async fn writer(&self) -> Client {
+        let writer = self.database.connect().await;
+        let begin = "BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT count(*) FROM pg_class";
+        writer.batch_execute(begin).await.unwrap();
+        writer
     }
 
     fn has(&self, setting: &str) -> bool {
@@ -178,10 +187,7 @@ async fn assert_outlast(strict: &Strict, [one, two]: &[RealmLocks; 2]) {
 
 async fn waits_and_holds_outlast(database: TestDatabase, scope: Scope) {
     let strict = Strict::set(database, scope, &STRICT).await;
-    // A deferrable transaction waits for this one.
-    let writer = strict.database.connect().await;
-    let begin = "BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT count(*) FROM pg_class";
-    writer.batch_execute(begin).await.unwrap();
+    let _writer = strict.writer().await;
     let transactions = replicas(&strict.url, 0).await;
     assert_outlast(&strict, &transactions).await;
     if strict.has("idle_session_timeout") {
@@ -215,6 +221,7 @@ async fn a_server_neither_cuts_a_wait_short_nor_ends_a_hold() {
 async fn behind_a_bouncer_a_role_neither_cuts_a_wait_short_nor_ends_a_hold() {
     let strict = Strict::set(database().await, Scope::Role, &STRICT).await;
     let bouncer = Bouncer::to(&strict.url, Pooling::Transaction, 2).await;
+    let _writer = strict.writer().await;
     let replicas = replicas(&bouncer.url(&strict.url), 0).await;
     assert_outlast(&strict, &replicas).await;
     strict.drop_role().await;
@@ -240,6 +247,7 @@ async fn entered(
 /// A handler sees its role's limits for statements, and none for the transaction. Whatever it sets, the next hold is as
 /// the first.
 async fn a_handler_sees_its_role(strict: &Strict, url: &str, others: Option<&Client>) {
+    let _writer = strict.writer().await;
     let layer = postgres_layer_with(url, |builder| builder.pool_size(1)).await;
     let layer = layer.map_locks(|locks| locks.share_transaction(true));
     let mut gate = gate();
@@ -272,7 +280,8 @@ async fn a_handler_sees_its_role(strict: &Strict, url: &str, others: Option<&Cli
         if let Some(others) = others {
             let fresh = try_connect(&strict.url).await.unwrap();
             assert_eq!(value(others, SHOWN).await, value(&fresh, SHOWN).await);
-            let pid = value(others, "SELECT pg_backend_pid()").await;
+            let pid = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SELECT pg_backend_pid()";
+            let pid = value(others, pid).await;
             assert_eq!(pid, backend.to_string());
         }
     }

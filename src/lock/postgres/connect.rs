@@ -16,13 +16,11 @@ use super::address::Address;
 use super::answer::value;
 use super::connection::LockConnection;
 use super::login::LoggedIn;
+use super::settings::READ_COMMITTED;
 use super::url::Database;
 use crate::config::ConfigError;
 use crate::lock::error::{ConnectError, find};
 use crate::lock::tasks::{TaskGroup, Tasks};
-
-/// Comes before a snapshot: serializable transactions fail on a standby, and deferrable ones wait.
-const READ_COMMITTED: &str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED";
 
 /// Whether the server is a primary, and whether an advisory lock that it grants shows up among its
 /// locks. The lock is shared, so that replicas which connect together do not meet, and ends with

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::answer::value;
 use super::canceller::Canceller;
 use super::confirmation::{Asker, Confirmation, Urgency, questions, send};
-use super::settings;
+use super::settings::{self, READ_COMMITTED};
 use super::traffic::{Lookout, Obstacle, Traffic, lookout};
 use crate::lock::error::{ConnectError, chain};
 use crate::lock::lease::Lease;
@@ -260,7 +260,8 @@ impl LockConnection {
         let statements = self.lookout.traffic().statements();
         // In between, as the rest may take longer than the role's statements may. What is for a
         // transaction ends with the message.
-        let reset = format!("{RESET_SETTINGS}; {}; {RESET_REST}", self.settings);
+        let settings = &self.settings;
+        let reset = format!("{READ_COMMITTED}; {RESET_SETTINGS}; {settings}; {RESET_REST}");
         if statements == 0 || !self.is_direct {
             return format!("{reset}; DEALLOCATE ALL");
         }
@@ -342,7 +343,8 @@ impl<C: Borrow<LockConnection>> Busy<C> {
             return false;
         };
         if let Some(publication) = publication
-            && let Err(error) = self.client.batch_execute(&publication).await
+            && let message = format!("{READ_COMMITTED}; {publication}")
+            && let Err(error) = self.client.batch_execute(&message).await
         {
             tracing::warn!(error = %chain(&error), "a nested write could not be published");
         }

@@ -11,12 +11,15 @@ use std::time::Duration;
 
 use super::statement::milliseconds;
 
+/// Goes before whatever is sent outside of a transaction block where the defaults may not be ours:
+/// a serializable transaction fails on a standby, and one that is deferrable too waits for others.
+pub(super) const READ_COMMITTED: &str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED";
+
 /// What a transaction cannot state in its BEGIN.
 const OF_TRANSACTION: &str = "('statement_timeout', '0'), ('lock_timeout', '0'), \
      ('transaction_timeout', '0')";
 
-/// What else a session needs. A statement outside of a transaction block has no BEGIN to state its
-/// isolation, and where that is serializable, a deferrable one waits for others.
+/// What else a session needs, whose statements have no BEGIN.
 const OF_SESSION: &str = ", ('idle_session_timeout', '0'), \
      ('default_transaction_isolation', 'read committed')";
 
