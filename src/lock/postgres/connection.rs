@@ -23,8 +23,8 @@ use crate::lock::lease::Lease;
 use crate::lock::tasks::Tasks;
 
 /// What `DISCARD ALL` does, except for prepared statements: first for the settings, then for the
-/// rest. `DISCARD ALL` itself must be sent as a message of its own, which behind a pooler would reach
-/// another server.
+/// rest. `DISCARD ALL` itself must be sent as a message of its own, which behind a pooler would
+/// reach another server.
 const RESET_SETTINGS: &str = "SET SESSION AUTHORIZATION DEFAULT; RESET ALL";
 const RESET_REST: &str = "CLOSE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); DISCARD PLANS; \
      DISCARD TEMP; DISCARD SEQUENCES";

@@ -14,17 +14,17 @@ use crate::lock::token::FencingToken;
 use crate::realm::claim::Claim;
 
 /// Makes a transaction ready for the handler's statements: they run, and wait for their own locks,
-/// for as long as the role's, the database's or the URL's settings let them. The mark is gone once the transaction has ended, whoever ended it. A
-/// statement that fails releases the locks of the innermost savepoint's transaction, and with this
-/// savepoint ours is not among them.
+/// for as long as the role's, the database's or the URL's settings let them. The mark is gone once
+/// the transaction has ended, whoever ended it. A statement that fails releases the locks of the
+/// innermost savepoint's transaction, and with this savepoint ours is not among them.
 pub(super) const SHARE: &str = "; SET LOCAL statement_timeout TO DEFAULT; \
      SET LOCAL lock_timeout TO DEFAULT; \
      SELECT set_config('tower_realm_lock.shared', 'yes', true); SAVEPOINT tower_realm_lock";
 
-/// Commits a shared transaction. If that is no longer the one that took the lock, the division fails,
-/// and the rest of the message is skipped. In a transaction that an error has aborted the statement
-/// fails too; a plain `COMMIT` would roll back without an error. The server does not count a COMMIT
-/// against `statement_timeout`.
+/// Commits a shared transaction. If that is no longer the one that took the lock, the division
+/// fails, and the rest of the message is skipped. In a transaction that an error has aborted the
+/// statement fails too; a plain `COMMIT` would roll back without an error. The server does not count
+/// a COMMIT against `statement_timeout`.
 const COMMIT_SHARED: &str = "SELECT 1 / (current_setting('tower_realm_lock.shared', true) \
      IS NOT DISTINCT FROM 'yes')::int AS tower_realm_lock_commits; COMMIT";
 
