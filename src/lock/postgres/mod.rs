@@ -6,9 +6,9 @@
 //! locks every key of the claim in order. Each key is tried first, so that the answer tells whether
 //! others compete for it, and waited for only if the try fails. A connection has its time limits
 //! since it was opened; behind a pooler each transaction sets its own (see [`settings`]). The
-//! [`Attempt`] reads the answer, and becomes a [`TransactionLock`]. A COMMIT or ROLLBACK releases the
-//! lock. It is sent and not waited for: the connection is idle again at once, since whatever is sent
-//! on it next is answered after it.
+//! [`Attempt`] reads the answer, and becomes a [`TransactionLock`]. A COMMIT or ROLLBACK releases
+//! the lock. It is sent and not waited for: the connection is idle again at once, since whatever is
+//! sent on it next is answered after it.
 //!
 //! # A session
 //!

@@ -1,9 +1,9 @@
 //! What a lock connection sets for itself, whatever the server, the database and the role have set:
 //! nothing may cut a wait short or end a hold except the lease and the caller's own limits.
 //!
-//! A connection to the server itself keeps its settings for as long as it lives. Behind a pooler the
-//! session belongs to somebody else after each transaction, so there each transaction sets what it
-//! needs, and nothing outlives it.
+//! A connection to the server itself keeps its settings for as long as it lives. Behind a pooler
+//! the session belongs to somebody else after each transaction, so there each transaction sets what
+//! it needs, and nothing outlives it.
 //!
 //! Source: PostgreSQL manual, 20.11 *Client Connection Defaults*.
 
@@ -23,8 +23,8 @@ const OF_TRANSACTION: &str = "('statement_timeout', '0'), ('lock_timeout', '0'),
 const OF_SESSION: &str = ", ('idle_session_timeout', '0'), \
      ('default_transaction_isolation', 'read committed')";
 
-/// The statement that a connection to the server itself sends once. `is_local` is an SQL expression:
-/// whether all of it ends with the transaction.
+/// The statement that a connection to the server itself sends once. `is_local` is an SQL
+/// expression: whether all of it ends with the transaction.
 pub(super) fn of_session(lease: Duration, is_local: &str) -> String {
     set(OF_SESSION, lease, is_local)
 }

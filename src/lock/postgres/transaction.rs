@@ -23,8 +23,8 @@ pub(super) const SHARE: &str = "; SET LOCAL statement_timeout TO DEFAULT; \
 
 /// Commits a shared transaction. If that is no longer the one that took the lock, the division
 /// fails, and the rest of the message is skipped. In a transaction that an error has aborted the
-/// statement fails too; a plain `COMMIT` would roll back without an error. The server does not count
-/// a COMMIT against `statement_timeout`.
+/// statement fails too; a plain `COMMIT` would roll back without an error. The server does not
+/// count a COMMIT against `statement_timeout`.
 const COMMIT_SHARED: &str = "SELECT 1 / (current_setting('tower_realm_lock.shared', true) \
      IS NOT DISTINCT FROM 'yes')::int AS tower_realm_lock_commits; COMMIT";
 
