@@ -31,6 +31,7 @@ mod pgbouncer;
 mod pgbouncer_cancelled;
 mod primary;
 mod resources;
+mod role_settings;
 mod round_trips;
 mod server_limits;
 mod sessions;

@@ -19,7 +19,7 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{LockError, LockTransaction, RealmWriteLockLayer, TransactionClient};
 
 use crate::support::database::{TestDatabase, database};
-use crate::support::gate::{code, gate, key, patch, postgres_layer_with};
+use crate::support::gate::{answered, code, gate, key, patch, postgres_layer_with};
 use crate::support::wait::wait_until;
 
 const PATH: &str = "/luke/a/card";
@@ -193,20 +193,19 @@ async fn what_a_handler_does_to_its_session_does_not_reach_the_next_hold() {
 }
 
 #[tokio::test]
-async fn a_time_out_of_the_servers_is_not_taken_for_the_acquire_timeout() {
+async fn what_an_operator_cancels_is_not_taken_for_the_acquire_timeout() {
     let database = database().await;
-    let admin = database.connect().await;
-    let strict = format!(
-        "ALTER DATABASE {} SET statement_timeout = '200ms'",
-        database.name()
-    );
-    admin.batch_execute(&strict).await.unwrap();
     let layer = postgres_layer_with(database.url(), |builder| builder).await;
     let _foreign = database.hold(key(PATH)).await;
     let (handler, _gate) = gate();
     let patient = layer.map_locks(|locks| locks.acquire_timeout(Duration::from_secs(60)));
-    let response = patch(&patient, &handler, PATH).await.unwrap().unwrap();
-    assert_eq!(code(&response), "lock-unavailable");
+    let refused = patch(&patient, &handler, PATH);
+    database.wait_for_waiting(key(PATH), 1).await;
+    let cancel = "SELECT pg_cancel_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted \
+                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    let operator = database.connect().await;
+    operator.batch_execute(cancel).await.unwrap();
+    assert_eq!(code(&answered(refused).await), "lock-unavailable");
 }
 
 /// The answer to a question that prepares nothing.

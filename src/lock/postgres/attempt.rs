@@ -101,7 +101,8 @@ impl Attempt {
     ) -> Self {
         let before = connection.ending.take();
         let connection = Busy::new(connection);
-        let statement = lock_statement(&claim, &comment, terms, scout);
+        let settings = connection.of_pooler();
+        let statement = lock_statement(&claim, &comment, settings, terms, scout);
         let at = Instant::now();
         let progress = Progress::start(&connection, &statement);
         Self(Some(Box::new(Sent {

@@ -16,6 +16,7 @@ use super::address::Address;
 use super::answer::value;
 use super::connection::LockConnection;
 use super::login::LoggedIn;
+use super::settings::READ_COMMITTED;
 use super::url::Database;
 use crate::config::ConfigError;
 use crate::lock::error::{ConnectError, find};
@@ -36,6 +37,7 @@ pub(super) struct Connector {
     database: Database,
     addresses: Vec<Address>,
     timeout: Duration,
+    lease: Duration,
     /// Counts what connections leave to be done when their user has gone.
     group: TaskGroup,
     on_notification: Arc<OnNotification>,
@@ -45,12 +47,18 @@ type OnNotification = dyn Fn(Notification) + Send + Sync;
 
 impl Connector {
     /// `timeout` bounds the attempt at each number of each address, the server's first answers
-    /// included.
-    pub(super) fn new(database: Database, timeout: Duration, group: TaskGroup) -> Self {
+    /// included. `lease` is how long the server keeps the locks of a silent connection.
+    pub(super) fn new(
+        database: Database,
+        timeout: Duration,
+        lease: Duration,
+        group: TaskGroup,
+    ) -> Self {
         Self {
             addresses: Address::all(&database.config),
             database,
             timeout,
+            lease,
             group,
             on_notification: Arc::new(|_| {}),
         }
@@ -146,11 +154,13 @@ impl Connector {
         let tasks = Tasks::new(&self.group);
         let place = Arc::clone(server);
         let connection = LockConnection::start(client, driven, canceller, &traffic, place, tasks);
-        let answers = connection.client.simple_query(PROBE).await;
+        let settings = connection.first_settings(self.lease);
+        let message = format!("{READ_COMMITTED}; {settings}; {PROBE}");
+        let answers = connection.client.simple_query(&message).await;
         let answers = answers.map_err(|error| connection.failed(error))?;
         judge(server, &answers)?;
         let mut connection = connection.into_idle();
-        connection.answered_by(value(&answers, "pg_backend_pid"));
+        connection.answered_by(value(&answers, "pg_backend_pid"), self.lease);
         Ok(connection)
     }
 
@@ -176,9 +186,9 @@ fn judge(server: &Arc<str>, answers: &[SimpleQueryMessage]) -> Result<(), Connec
         })
         .collect();
     let server = Arc::clone(server);
-    match (values.first(), values.last()) {
-        (Some(&"t"), _) => Err(ConnectError::Standby { server }),
-        (Some(&"f"), Some(&"t")) => Ok(()),
+    match (value(answers, "pg_is_in_recovery"), values.last()) {
+        (Some("t"), _) => Err(ConnectError::Standby { server }),
+        (Some("f"), Some(&"t")) => Ok(()),
         _ => Err(ConnectError::NoAdvisoryLocks { server }),
     }
 }

@@ -16,15 +16,18 @@ use tokio_util::sync::CancellationToken;
 use super::answer::value;
 use super::canceller::Canceller;
 use super::confirmation::{Asker, Confirmation, Urgency, questions, send};
+use super::settings::{self, READ_COMMITTED};
 use super::traffic::{Lookout, Obstacle, Traffic, lookout};
 use crate::lock::error::{ConnectError, chain};
 use crate::lock::lease::Lease;
 use crate::lock::tasks::Tasks;
 
-/// What `DISCARD ALL` does, except for prepared statements. `DISCARD ALL` itself must be sent as a
-/// message of its own, which behind a pooler would reach another server.
-const RESET: &str = "SET SESSION AUTHORIZATION DEFAULT; RESET ALL; CLOSE ALL; UNLISTEN *; \
-     SELECT pg_advisory_unlock_all(); DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES";
+/// What `DISCARD ALL` does, except for prepared statements: first for the settings, then for the
+/// rest. `DISCARD ALL` itself must be sent as a message of its own, which behind a pooler would
+/// reach another server.
+const RESET_SETTINGS: &str = "SET SESSION AUTHORIZATION DEFAULT; RESET ALL";
+const RESET_REST: &str = "CLOSE ALL; UNLISTEN *; SELECT pg_advisory_unlock_all(); DISCARD PLANS; \
+     DISCARD TEMP; DISCARD SEQUENCES";
 
 /// The MD5 hashes of the statements that the driver prepares for itself, and keeps, to look up
 /// types, the labels of enums, and the fields of composites. If a driver has other statements,
@@ -49,6 +52,8 @@ pub(super) struct LockConnection {
     pub(super) server: Arc<str>,
     /// Whether the server itself answers, and not a pooler with several servers.
     is_direct: bool,
+    /// Sets what this crate needs: for the session, or behind a pooler for a transaction.
+    pub(super) settings: String,
     /// Runs what is left to do on the connection when its user has gone.
     pub(super) tasks: Tasks,
     canceller: Canceller,
@@ -122,6 +127,7 @@ impl LockConnection {
             ending: None,
             server,
             is_direct: false,
+            settings: String::new(),
             tasks,
             canceller,
             asker,
@@ -141,11 +147,27 @@ impl LockConnection {
         }
     }
 
-    /// Records whether the server itself answers: a pooler announces a process id of its own to its
-    /// clients.
-    pub(super) fn answered_by(&mut self, process_id: Option<&str>) {
+    /// What a new connection is to set, before it is known whether a pooler answers: a pooler
+    /// announces a process id of its own to its clients.
+    pub(super) fn first_settings(&self, lease: Duration) -> String {
+        let announced = self.canceller.process_id();
+        settings::of_session(lease, &format!("pg_backend_pid() <> {announced}"))
+    }
+
+    /// Records whether the server itself answers.
+    pub(super) fn answered_by(&mut self, process_id: Option<&str>, lease: Duration) {
         let announced = self.canceller.process_id().to_string();
         self.is_direct = process_id == Some(&announced);
+        self.settings = if self.is_direct {
+            settings::of_session(lease, "false")
+        } else {
+            settings::of_transaction(lease)
+        };
+    }
+
+    /// What each transaction is to set, if a pooler answers.
+    pub(super) fn of_pooler(&self) -> Option<&str> {
+        (!self.is_direct).then_some(&*self.settings)
     }
 
     /// Refuses a pooler.
@@ -236,12 +258,16 @@ impl LockConnection {
     /// may be in flight.
     pub(super) fn reset(&self) -> String {
         let statements = self.lookout.traffic().statements();
+        // In between, as the rest may take longer than the role's statements may. What is for a
+        // transaction ends with the message.
+        let settings = &self.settings;
+        let reset = format!("{READ_COMMITTED}; {RESET_SETTINGS}; {settings}; {RESET_REST}");
         if statements == 0 || !self.is_direct {
-            return format!("{RESET}; DEALLOCATE ALL");
+            return format!("{reset}; DEALLOCATE ALL");
         }
         // The driver counts on each of them, and a handler may have deallocated some.
         format!(
-            "{RESET}; SELECT count(*) = {statements} \
+            "{reset}; SELECT count(*) = {statements} \
              AND bool_and(NOT from_sql AND md5(statement) IN ({LOOKUPS})) AS {ONLY_LOOKUPS} \
              FROM pg_prepared_statements"
         )
@@ -321,7 +347,8 @@ impl<C: Borrow<LockConnection>> Busy<C> {
             return false;
         };
         if let Some(publication) = publication
-            && let Err(error) = self.client.batch_execute(&publication).await
+            && let message = format!("{READ_COMMITTED}; {publication}")
+            && let Err(error) = self.client.batch_execute(&message).await
         {
             tracing::warn!(error = %chain(&error), "a nested write could not be published");
         }

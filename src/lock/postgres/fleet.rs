@@ -156,7 +156,7 @@ impl Lookout {
     async fn attend(&mut self, pause: &mut Duration) -> Result<(), ConnectError> {
         // Busy to its end, so that it is closed when it is dropped.
         let connection = Busy::new(self.connector.open().await?);
-        self.ask(&connection, &begin()).await?;
+        self.ask(&connection, &begin(&connection.settings)).await?;
         self.publish(&connection).await?;
         let mut until_next = FIRST_PAUSE;
         let mut has_lasted = false;
@@ -335,14 +335,13 @@ impl Published {
 }
 
 /// Begins the transaction, whose limits are its own: those of a role or a database would end it
-/// early. PostgreSQL 17 and later also limit the time of a whole transaction.
-fn begin() -> String {
+/// early.
+fn begin(settings: &str) -> String {
     let silence = milliseconds(SILENCE);
     format!(
         "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; \
-         /* tower-realm-lock: fingerprints of this replica */ \
-         SELECT set_config('idle_in_transaction_session_timeout', '{silence}', true); \
-         SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout'"
+         /* tower-realm-lock: fingerprints of this replica */ {settings}; \
+         SELECT set_config('idle_in_transaction_session_timeout', '{silence}', true)"
     )
 }
 

@@ -2,14 +2,15 @@
 //!
 //! # A transaction
 //!
-//! [`Postgres::ask`] takes an idle connection out of the pool and sends one message: it begins, sets
-//! the time limits of this transaction alone, and locks every key of the claim in order. Each key is
-//! tried first, so that the answer tells whether others compete for it, and waited for only if the
-//! try fails. On a connection that was not heard for a second the BEGIN goes ahead as a message of
-//! its own, so that a dead connection is not mistaken for a busy lock: see [`Attempt`]. The
-//! [`Attempt`] reads the answer, and becomes a [`TransactionLock`]. A COMMIT or
-//! ROLLBACK releases the lock. It is sent and not waited for: the connection is idle again at once,
-//! since whatever is sent on it next is answered after it.
+//! [`Postgres::ask`] takes an idle connection out of the pool and sends one message: it begins, and
+//! locks every key of the claim in order. Each key is tried first, so that the answer tells whether
+//! others compete for it, and waited for only if the try fails. A connection has its time limits
+//! since it was opened; behind a pooler each transaction sets its own (see [`settings`]). On a
+//! connection that was not heard for a second the BEGIN goes ahead as a message of its own, so that
+//! a dead connection is not mistaken for a busy lock: see [`Attempt`]. The attempt reads the answer,
+//! and becomes a [`TransactionLock`]. A COMMIT or ROLLBACK releases the lock. It is sent and not
+//! waited for: the connection is idle again at once, since whatever is sent on it next is answered
+//! after it.
 //!
 //! # A session
 //!
@@ -59,6 +60,7 @@ pub(super) mod options;
 mod pool;
 pub(super) mod publish;
 pub(super) mod session;
+mod settings;
 pub(crate) mod shared;
 mod statement;
 mod tls;

@@ -138,9 +138,9 @@ impl PostgresBuilder {
     /// its machine gone.
     ///
     /// Default 30 seconds, at least 100 milliseconds and at most 24 days. A holder sends a
-    /// heartbeat every third of it, and calls itself lost when none was answered for two thirds. It
-    /// bounds how long a dead replica blocks a realm; it does not bound how long a live one may
-    /// hold it.
+    /// heartbeat every second, or every third of a lease under 3 seconds, and calls itself lost
+    /// when none was answered for two thirds. It bounds how long a dead replica blocks a realm; it
+    /// does not bound how long a live one may hold it.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease;
         self
@@ -273,7 +273,7 @@ impl PostgresBuilder {
         let own = database.config.get_connect_timeout().copied();
         let timeout = self.connect_timeout.or(own);
         let timeout = timeout.unwrap_or(Duration::from_secs(5));
-        Ok(Connector::new(database, timeout, group))
+        Ok(Connector::new(database, timeout, self.lease, group))
     }
 
     pub(in crate::lock) fn check(&self) -> Result<(), ConfigError> {

@@ -27,8 +27,13 @@ use crate::realm::claim::Claim;
 /// [`HoldUntil::BodyEnd`](crate::HoldUntil) the transaction commits when the body has ended well,
 /// after the head of the response has left.
 ///
-/// A statement that runs for longer than a third of the lease keeps heartbeats from being answered,
-/// and so ends in a lost lock: set a lease of more than three times the longest one.
+/// Statements have the `statement_timeout` and `lock_timeout` of the role, the database or the URL.
+/// The transaction has settings of its own: it is read committed and read write,
+/// `idle_in_transaction_session_timeout` is the lease, and `transaction_timeout` is off, as the
+/// lease and `max_hold` bound it.
+///
+/// Heartbeats wait behind a statement that runs. One that takes longer than half the lease can end
+/// in a lost lock: set a lease of more than twice the longest one, and of 6 seconds or more.
 ///
 /// # What is left open
 ///

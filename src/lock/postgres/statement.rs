@@ -35,11 +35,12 @@ pub(super) struct AttemptTerms {
 pub(super) struct LockStatement {
     /// Begins the transaction. Never waits.
     pub(super) begin: &'static str,
-    /// What follows: sets the limits for this transaction alone, and locks.
+    /// What follows: sets the limits of a transaction behind a pooler, and locks.
     pub(super) lock: String,
 }
 
-/// Makes the statements that begin, set the limits for this transaction alone, and lock.
+/// Makes the statements that begin, set the limits of a transaction if they are `of_pooler`, and
+/// lock.
 ///
 /// Each key is tried first, to know whether others want it too, and the wait limited only if there
 /// is one. A try does not overtake those who wait. Keys have a statement each, as nothing else says
@@ -47,29 +48,29 @@ pub(super) struct LockStatement {
 /// Only a `scout` waits to share a key, and a request that tries waits for none.
 ///
 /// Read committed, whatever the server's default: under a stricter level the snapshot of the
-/// transaction would be older than the lock. `set_config` with `true` ends with the transaction, so
-/// nothing leaks through a pooler.
+/// transaction would be older than the lock. `set_config` with `true` ends with the transaction.
 pub(super) fn lock_statement(
     claim: &Claim,
     comment: &str,
+    of_pooler: Option<&str>,
     terms: AttemptTerms,
     scout: bool,
 ) -> LockStatement {
     let remaining = terms.deadline.saturating_duration_since(Instant::now());
     let lock_timeout = milliseconds(remaining);
-    let lease = milliseconds(terms.lease);
     // The comment is not the first, or pg_stat_statements would count every realm's BEGIN by itself.
-    let mut statement = format!(
-        "{comment} SELECT set_config('idle_in_transaction_session_timeout', '{lease}', true)"
-    );
+    let mut statement = format!("{comment} ");
+    if let Some(settings) = of_pooler {
+        statement = statement + settings + "; ";
+    }
     let was_busy = format!("current_setting('{BUSY}', true) = 't'");
     let only_tried = |lock: &Lock| terms.tries || !scout && lock.is_shared();
     let tries = claim.locks().iter().any(only_tried);
-    let mut separator = ",";
+    let mut separator = "";
     for lock in claim.locks() {
         let Lock { key, .. } = lock;
         let shared = if lock.is_shared() { "_shared" } else { "" };
-        let unless_busy = if tries && separator != "," {
+        let unless_busy = if tries && !separator.is_empty() {
             format!("WHEN {was_busy} THEN 'f' ")
         } else {
             String::new()
@@ -79,18 +80,18 @@ pub(super) fn lock_statement(
         let _ = if only_tried(lock) {
             write!(
                 statement,
-                "{separator} set_config('{BUSY}', \
+                "{separator}SELECT set_config('{BUSY}', \
                  CASE {unless_busy}WHEN {taken} THEN 'f' ELSE 't' END, true) AS \"{BUSY}\""
             )
         } else {
             write!(
                 statement,
-                "{separator} CASE {unless_busy}WHEN {taken} THEN 't' ELSE \
+                "{separator}SELECT CASE {unless_busy}WHEN {taken} THEN 't' ELSE \
                  set_config('lock_timeout', '{lock_timeout}', true) \
                  || pg_advisory_xact_lock{shared}({key})::text END AS {FREE}"
             )
         };
-        separator = "; SELECT";
+        separator = "; ";
     }
     if terms.fencing {
         // After the lock, so that the holder before has its token already.

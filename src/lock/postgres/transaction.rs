@@ -2,9 +2,8 @@ use std::sync::{Arc, Weak};
 
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Error};
+use tokio_postgres::{Client, Error, SimpleQueryMessage};
 
-use super::answer::value;
 use super::confirmation::{Confirmation, Unconfirmed, Urgency};
 use super::connection::{Busy, is_disconnect};
 use super::pool::Pooled;
@@ -14,21 +13,23 @@ use crate::lock::lease::Lease;
 use crate::lock::token::FencingToken;
 use crate::realm::claim::Claim;
 
-/// Makes a transaction ready for the handler's statements: they wait for their own locks as they
-/// would without ours. The mark is gone once the transaction has ended, whoever ended it. A
-/// statement that fails releases the locks of the innermost savepoint's transaction, and with this
-/// savepoint ours is not among them.
-pub(super) const SHARE: &str = "; SET LOCAL lock_timeout TO DEFAULT; \
+/// Makes a transaction ready for the handler's statements: they run, and wait for their own locks,
+/// for as long as the role's, the database's or the URL's settings let them. The mark is gone once
+/// the transaction has ended, whoever ended it. A statement that fails releases the locks of the
+/// innermost savepoint's transaction, and with this savepoint ours is not among them.
+pub(super) const SHARE: &str = "; SET LOCAL statement_timeout TO DEFAULT; \
+     SET LOCAL lock_timeout TO DEFAULT; \
      SELECT set_config('tower_realm_lock.shared', 'yes', true); SAVEPOINT tower_realm_lock";
 
-/// Goes before the COMMIT of a shared transaction. If that is no longer the one that took the lock,
-/// the division fails, and the rest of the message is skipped. In a transaction that an error has
-/// aborted the statement fails too; a plain `COMMIT` would roll back without an error.
-const PROVE_SHARED: &str = "SELECT 1 / (current_setting('tower_realm_lock.shared', true) \
-     IS NOT DISTINCT FROM 'yes')::int";
+/// Commits a shared transaction. If that is no longer the one that took the lock, the division
+/// fails, and the rest of the message is skipped. In a transaction that an error has aborted the
+/// statement fails too; a plain `COMMIT` would roll back without an error. The server does not
+/// count a COMMIT against `statement_timeout`.
+const COMMIT_SHARED: &str = "SELECT 1 / (current_setting('tower_realm_lock.shared', true) \
+     IS NOT DISTINCT FROM 'yes')::int AS tower_realm_lock_commits; COMMIT";
 
-/// The column that follows a COMMIT: an error after it is one of the reset.
-const COMMITTED: &str = "tower_realm_lock_committed";
+/// The column before a COMMIT.
+const COMMITS: &str = "tower_realm_lock_commits";
 
 /// A transaction that holds advisory locks, on its pooled connection. It can serve several holds,
 /// one after the other.
@@ -222,12 +223,11 @@ impl TransactionLock {
         let publication = publication.map_or_else(String::new, |statement| statement + "; ");
         // One message, so that a pooler has it run on one server.
         let reset = self.connection.reset();
-        let message =
-            format!("{PROVE_SHARED}; {publication}COMMIT; SELECT 't' AS {COMMITTED}; {reset}");
+        let message = format!("{publication}{COMMIT_SHARED}; {reset}");
         let (rows, error) = self.connection.rows(&message).await;
-        let is_committed = value(&rows, COMMITTED).is_some();
         match error {
-            _ if is_committed => Ok(error.is_none() && self.connection.is_as_new(&rows)),
+            // An error after it is one of the reset.
+            _ if is_committed(&rows) => Ok(error.is_none() && self.connection.is_as_new(&rows)),
             Some(error) if !is_disconnect(&error) => Err(not_committed(&reason(&error))),
             _ => Err(Unconfirmed::Lost),
         }
@@ -259,6 +259,17 @@ impl Heart {
         let beat = client.batch_execute(&self.comment).await;
         beat.map_err(|_| Unconfirmed::Lost)
     }
+}
+
+/// Whether the server has answered the COMMIT of [`COMMIT_SHARED`].
+fn is_committed(rows: &[SimpleQueryMessage]) -> bool {
+    let proven = rows.iter().skip_while(|row| match row {
+        SimpleQueryMessage::Row(row) => row.columns().iter().all(|it| it.name() != COMMITS),
+        _ => true,
+    });
+    let ended = proven.filter(|row| matches!(row, SimpleQueryMessage::CommandComplete(_)));
+    // The statement with that column, and the next.
+    ended.count() >= 2
 }
 
 fn not_committed(problem: &str) -> Unconfirmed {
