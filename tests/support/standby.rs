@@ -8,9 +8,9 @@ use super::wait::{PATIENCE, wait_for};
 pub struct Standby(Cluster);
 
 impl Standby {
-    /// Copies a cluster made by [`Cluster::create_primary`], with all its databases, and waits until the copy follows it.
+    /// Makes one of a cluster made by [`Cluster::create_primary`], with all its databases, and waits until it follows.
     pub async fn of(primary: &Cluster) -> Self {
-        let follow = format!("follow {}", primary.port());
+        let follow = format!("follow {} {}", primary.port(), primary.dir().display());
         let standby = Self(Cluster::made_by(vec![follow]).await);
         wait_for("the standby to follow", PATIENCE, async || {
             let status = "SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'";
