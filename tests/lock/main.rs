@@ -28,6 +28,8 @@ mod noisy_neighbour;
 mod parallel_realms;
 mod pgbouncer;
 mod pgbouncer_cancelled;
+mod pgbouncer_limits;
+mod pgpool;
 mod primary;
 mod resources;
 mod round_trips;

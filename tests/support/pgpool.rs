@@ -12,7 +12,7 @@ use tokio_postgres::Config;
 use super::cluster::{PORT_TRIES, free_port};
 use super::database::try_connect;
 use super::installed;
-use super::wait::{PATIENCE, wait_for};
+use super::wait::{PATIENCE, wait_for, wait_until};
 
 /// How many clients it serves at the same time: each has a process of its own.
 const CLIENTS: u32 = 12;
@@ -78,6 +78,14 @@ impl Pgpool {
         format!("postgres://postgres@127.0.0.1:{}/{name}", self.port)
     }
 
+    /// Waits until it knows which server is the primary.
+    pub async fn knows_its_primary(&self) {
+        wait_until("pgpool to find the primary", async || {
+            self.log().contains("successfully started")
+        })
+        .await;
+    }
+
     /// What it has logged so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).unwrap_or_default()
@@ -91,7 +99,9 @@ impl Pgpool {
             if log.contains("FATAL") {
                 return Ok(false);
             }
-            let client = try_connect(&url).await.map_err(|error| error + "\n" + &log)?;
+            let client = try_connect(&url)
+                .await
+                .map_err(|error| error + "\n" + &log)?;
             let answer = client.simple_query("SELECT 1").await;
             answer.map(|_| true).map_err(|error| error.to_string())
         })

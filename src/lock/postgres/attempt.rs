@@ -14,9 +14,9 @@ use super::canceller::GIVEN;
 use super::confirmation::Confirmation;
 use super::connection::{Busy, is_disconnect};
 use super::pool::Pooled;
-use super::statement::{AttemptTerms, LockStatement, is_busy, was_contended};
+use super::statement::{AttemptTerms, LockStatement, is_busy, is_complete, was_contended};
 use super::transaction::TransactionLock;
-use crate::lock::error::LockError;
+use crate::lock::error::{ConnectError, LockError};
 use crate::lock::lease::Lease;
 use crate::realm::claim::Claim;
 
@@ -172,6 +172,10 @@ impl Attempt {
                 connection.give_back();
             }
             return Settled::Busy;
+        }
+        if !is_complete(&rows, &sent.claim) {
+            let server = Arc::clone(&connection.server);
+            return Settled::Disconnected(ConnectError::NoAdvisoryLocks { server }.into());
         }
         let AttemptTerms {
             lease,
