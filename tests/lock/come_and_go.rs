@@ -153,9 +153,9 @@ struct Place {
 /// The only place in the queue for the realm; `None` if nobody waits.
 async fn place(client: &tokio_postgres::Client) -> Option<Place> {
     let query = format!(
-        "SELECT pid, coalesce(waitstart::text, '') FROM pg_locks \
+        "SELECT pid, query_start::text FROM pg_locks JOIN pg_stat_activity USING (pid) \
          JOIN pg_database ON pg_database.oid = database \
-         WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted \
+         WHERE pg_database.datname = current_database() AND locktype = 'advisory' AND NOT granted \
          AND objsubid = 1 AND (classid::bigint << 32) | objid::bigint = {}",
         realm_key(REALM)
     );

@@ -29,6 +29,8 @@ mod noisy_neighbour;
 mod parallel_realms;
 mod pgbouncer;
 mod pgbouncer_cancelled;
+mod pgbouncer_limits;
+mod pgpool;
 mod primary;
 mod resources;
 mod role_settings;

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use tower_realm_lock::{LockError, RealmLocks};
 
 use crate::support::claims::{cards, realm_key, strategies, whole, work};
-use crate::support::database::database;
+use crate::support::database::{database, has_sessions};
 use crate::support::gate::postgres_locks_with;
 
 #[tokio::test]
@@ -138,6 +138,9 @@ async fn a_steady_stream_of_cards_does_not_starve_a_whole_realm() {
 #[tokio::test]
 async fn a_session_is_shared_by_the_writers_of_many_cards() {
     let database = database().await;
+    if !has_sessions(&database.connect().await).await {
+        return;
+    }
     // More of them than there are connections beside it.
     let locks =
         postgres_locks_with(database.url(), |builder| builder.sessions(1).pool_size(1)).await;

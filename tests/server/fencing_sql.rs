@@ -7,7 +7,9 @@ use tokio_postgres::types::ToSql;
 use tower_realm_lock::{HeldLock, LockError, RealmLocks};
 
 use crate::support::claims::{realm, realm_key, whole};
-use crate::support::database::{TestDatabase, database, try_connect, with_database};
+use crate::support::database::{
+    TestDatabase, database, server_version, try_connect, with_database,
+};
 use crate::support::gate::postgres_locks_with;
 use crate::support::page::block;
 
@@ -70,6 +72,11 @@ impl Danish {
 
 #[tokio::test]
 async fn the_order_of_tokens_is_theirs_and_not_that_of_a_language() {
+    let version = server_version(&database().await.connect().await).await;
+    if version < 15 {
+        eprintln!("not tested on PostgreSQL {version}: databases ordered by ICU, which need 15");
+        return;
+    }
     let danish = Danish::create().await;
     let (older, newer) = (token("aa"), token("ab"));
     let plain = sql("CREATE TABLE card").replace(" COLLATE \"C\"", "");

@@ -25,6 +25,7 @@ file=$(mktemp 2>/dev/null || mktemp /tmp/trl-bouncer.XXXXXX) &&
 pub enum Pooling {
     Transaction,
     Session,
+    Statement,
 }
 
 /// A running PgBouncer on 127.0.0.1, which asks no one for a password. Dropping it kills it, as with every [`Process`].
@@ -71,6 +72,15 @@ impl Bouncer {
         self.port
     }
 
+    /// Waits until its log has this text.
+    pub async fn wait_for_log(&self, text: &str) {
+        wait_for(text, PATIENCE, async || {
+            let log = self.process.stderr();
+            log.contains(text).then_some(()).ok_or(log)
+        })
+        .await;
+    }
+
     fn database_url(&self, name: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{name}", self.port)
     }
@@ -114,6 +124,7 @@ impl fmt::Display for Pooling {
         f.write_str(match self {
             Self::Transaction => "transaction",
             Self::Session => "session",
+            Self::Statement => "statement",
         })
     }
 }

@@ -66,6 +66,25 @@ pub async fn rows(client: &Client, sql: &str) -> Vec<SimpleQueryRow> {
     messages.into_iter().filter_map(row).collect()
 }
 
+/// The major version of a server.
+pub async fn server_version(client: &Client) -> u32 {
+    let version = "SELECT current_setting('server_version_num')::int / 10000 AS version";
+    let version = rows(client, version).await[0]
+        .get("version")
+        .map(str::parse);
+    version.expect("a version").expect("a number")
+}
+
+/// Whether the server has what sessions need. A test of sessions ends here on PostgreSQL 13, which has no
+/// `idle_session_timeout`; the test `sessions_refused` shows that sessions are refused there.
+pub async fn has_sessions(client: &Client) -> bool {
+    let version = server_version(client).await;
+    if version < 14 {
+        eprintln!("not tested on PostgreSQL {version}: sessions, which need PostgreSQL 14");
+    }
+    version >= 14
+}
+
 /// A database of one test's own.
 ///
 /// It looks at itself through an administrative connection, which comes back by itself after a restart of the server.

@@ -14,10 +14,11 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_realm_lock::{
-    HeldLock, LockBody, LockTransaction, PostgresBuilder, RealmLocks, RealmPaths,
+    ConnectError, HeldLock, LockBody, LockTransaction, PostgresBuilder, RealmLocks, RealmPaths,
     RealmWriteLockLayer, Rejection,
 };
 
+use super::database::{has_sessions, try_connect};
 use super::wait::{PATIENCE, within_polls};
 
 /// The origin of every realm in these tests.
@@ -47,13 +48,21 @@ pub async fn postgres_layer_with(
     RealmWriteLockLayer::new(postgres_locks_with(url, options).await, realms())
 }
 
-/// Such locks without a layer, for jobs.
+/// Such locks without a layer, for jobs. On PostgreSQL 13, which [has no sessions](has_sessions), transactions replace them.
 pub async fn postgres_locks_with(
     url: &str,
     options: impl FnOnce(PostgresBuilder) -> PostgresBuilder,
 ) -> RealmLocks {
-    let locks = options(RealmLocks::postgres_builder(url)).build().await;
-    locks.expect("the database can be used")
+    let builder = options(RealmLocks::postgres_builder(url));
+    let built = match builder.clone().build().await {
+        Err(ConnectError::NoSessionTimeout { .. }) => {
+            let found = try_connect(url).await.expect("the database answers");
+            assert!(!has_sessions(&found).await, "sessions are refused");
+            builder.sessions(0).build().await
+        }
+        built => built,
+    };
+    built.expect("the database can be used")
 }
 
 /// A handler whose calls stop at the test's [`Gate`].

@@ -1,30 +1,44 @@
-//! What this machine has to run a PostgreSQL, a PgBouncer and a browser with: their programs and a user that may run them.
+//! What this machine has to run a PostgreSQL, a pooler and a browser with: their programs and a user that may run them.
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The directory that holds `initdb`, `pg_basebackup`, `pg_ctl` and `postgres`.
+/// Names the directory of the server's programs, instead of an installed PostgreSQL's.
+const SERVER_VARIABLE: &str = "POSTGRES_BIN";
+
+/// The directory that holds `initdb`, `pg_ctl` and `postgres`: the one that `POSTGRES_BIN` names, or else that of the
+/// installed PostgreSQL.
 ///
 /// # Panics
 /// When there is none, saying what to install.
 pub fn server_programs() -> PathBuf {
+    let is_complete = |dir: &PathBuf| {
+        ["initdb", "pg_ctl", "postgres"]
+            .iter()
+            .all(|program| dir.join(program).is_file())
+    };
+    if let Some(dir) = env::var_os(SERVER_VARIABLE).map(PathBuf::from) {
+        assert!(
+            is_complete(&dir),
+            "{SERVER_VARIABLE}: no initdb, pg_ctl and postgres in {}",
+            dir.display()
+        );
+        return dir;
+    }
     on_the_path()
         .into_iter()
         .chain(named_by_pg_config())
         .chain(newest_first("/usr/lib/postgresql", ""))
         .chain(newest_first("/usr", "pgsql-"))
-        .find(|dir| {
-            ["initdb", "pg_basebackup", "pg_ctl", "postgres"]
-                .iter()
-                .all(|program| dir.join(program).is_file())
-        })
+        .find(is_complete)
         .unwrap_or_else(|| {
             panic!(
-                "no PostgreSQL server programs (initdb, pg_basebackup, pg_ctl, postgres) in PATH, in \
-                 `pg_config --bindir`, in /usr/lib/postgresql/*/bin or in /usr/pgsql-*/bin: run scripts/setup or \
-                 `apt-get install postgresql`, or set TEST_DATABASE_URL to a server for the tests that can share one"
+                "no PostgreSQL server programs (initdb, pg_ctl, postgres) in PATH, in `pg_config --bindir`, in \
+                 /usr/lib/postgresql/*/bin or in /usr/pgsql-*/bin: run scripts/setup or `apt-get install postgresql`, \
+                 name their directory in {SERVER_VARIABLE}, or set TEST_DATABASE_URL to a server for the tests that \
+                 can share one"
             )
         })
 }
@@ -34,15 +48,27 @@ pub fn server_programs() -> PathBuf {
 /// # Panics
 /// When there is none, saying what to install.
 pub fn bouncer_program() -> PathBuf {
+    pooler_program("pgbouncer", "pgbouncer")
+}
+
+/// The program `pgpool` of pgpool-II.
+///
+/// # Panics
+/// When there is none, saying what to install.
+pub fn pgpool_program() -> PathBuf {
+    pooler_program("pgpool", "pgpool2")
+}
+
+fn pooler_program(name: &str, package: &str) -> PathBuf {
     on_the_path()
         .into_iter()
         .chain(["/usr/sbin".into(), "/usr/local/sbin".into()])
-        .map(|dir| dir.join("pgbouncer"))
+        .map(|dir| dir.join(name))
         .find(|program| program.is_file())
         .unwrap_or_else(|| {
             panic!(
-                "no pgbouncer in PATH, in /usr/sbin or in /usr/local/sbin: run scripts/setup or \
-                 `apt-get install pgbouncer`"
+                "no {name} in PATH, in /usr/sbin or in /usr/local/sbin: run scripts/setup or \
+                 `apt-get install {package}`"
             )
         })
 }

@@ -1,10 +1,11 @@
 # shellcheck shell=sh
 # Keeps one throwaway PostgreSQL. Argument: the directory of the server's programs.
 #
-# Prints the directory it made, then answers each request line (init, lead, follow PORT, start PORT, promote, stop MODE) with an exit status on a
-# line of its own. When its input ends, because the cluster was dropped or because the test process died of anything at
-# all, it stops the server and removes the directory. As every step runs in here, one after the other, there is no
-# moment at which the end of the test process can leave a half-made or half-started server behind.
+# Prints the directory it made, then answers each request line (init, lead, follow PORT DIR, start PORT, promote,
+# stop MODE) with an exit status on a line of its own. When its input ends, because the cluster was dropped or because
+# the test process died of anything at all, it stops the server and removes the directory. As every step runs in here,
+# one after the other, there is no moment at which the end of the test process can leave a half-made or half-started
+# server behind.
 
 programs=$1
 dir=$(mktemp -d "${TMPDIR:-/tmp}/trl-cluster.XXXXXX" 2>/dev/null || mktemp -d /tmp/trl-cluster.XXXXXX) || exit
@@ -34,19 +35,26 @@ log_line_prefix = '%m [%p] %d '
 END
 }
 
-# What a primary needs to have standbys; the later of two settings counts.
+# What a primary needs to have standbys; the later of two settings counts. initdb has already run with this number of
+# senders, below which no standby starts. Not every distribution of PostgreSQL has pg_basebackup, so a standby begins as
+# a copy of the primary before its first start, and reads all WAL since then.
 lead() {
-    cat >>"$data/postgresql.conf" <<END
+    cat >>"$data/postgresql.conf" <<END &&
 wal_level = replica
-max_wal_senders = 4
+max_wal_senders = 10
+wal_keep_size = 1GB
 END
+        cp -R "$data" "$dir/base"
 }
 
-# In place of init: a standby of the server on the given port.
+# In place of init: a standby of the primary on the given port, whose keeper has the given directory.
 follow() {
-    run pg_basebackup --no-sync --checkpoint=fast --write-recovery-conf --pgdata="$data" \
-        --host=127.0.0.1 --port="$1" --username=postgres &&
-        echo "unix_socket_directories = '$dir'" >>"$data/postgresql.conf"
+    cp -R "$2/base" "$data" &&
+        cat >>"$data/postgresql.conf" <<END &&
+unix_socket_directories = '$dir'
+primary_conninfo = 'host=127.0.0.1 port=$1 user=postgres'
+END
+        touch "$data/standby.signal"
 }
 
 start() {
@@ -75,11 +83,11 @@ answer() {
 }
 
 answer "$dir"
-while read -r verb argument; do
+while read -r verb argument more; do
     case $verb in
     init) init ;;
     lead) lead ;;
-    follow) follow "$argument" ;;
+    follow) follow "$argument" "$more" ;;
     start) start "$argument" ;;
     promote) promote ;;
     stop) stop "$argument" ;;

@@ -23,6 +23,7 @@ mod keeper;
 pub mod load;
 pub mod log;
 pub mod page;
+pub mod pgpool;
 pub mod process;
 pub mod proxy;
 pub mod raw;

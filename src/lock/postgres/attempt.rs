@@ -15,10 +15,12 @@ use super::canceller::GIVEN;
 use super::confirmation::Confirmation;
 use super::connection::{Busy, LockConnection, is_disconnect};
 use super::pool::{Fresh, Pooled};
-use super::statement::{AttemptTerms, LockStatement, is_busy, lock_statement, was_contended};
+use super::statement::{
+    AttemptTerms, LockStatement, is_busy, is_complete, lock_statement, was_contended,
+};
 use super::traffic::SILENCE;
 use super::transaction::TransactionLock;
-use crate::lock::error::LockError;
+use crate::lock::error::{ConnectError, LockError};
 use crate::lock::lease::Lease;
 use crate::realm::claim::Claim;
 
@@ -235,6 +237,10 @@ impl Attempt {
         if is_busy(&rows) {
             roll_back(connection).await;
             return Settled::Busy;
+        }
+        if !is_complete(&rows, &sent.claim) {
+            let server = Arc::clone(&connection.server);
+            return Settled::Disconnected(ConnectError::NoAdvisoryLocks { server }.into());
         }
         let AttemptTerms {
             lease,

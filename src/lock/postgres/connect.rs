@@ -8,6 +8,7 @@ use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bb8::ManageConnection;
+use futures_util::future::try_join_all;
 use tokio::time::timeout;
 use tokio_postgres::config::LoadBalanceHosts;
 use tokio_postgres::{AsyncMessage, Notification, SimpleQueryMessage};
@@ -30,6 +31,10 @@ const PROBE: &str = "SELECT pg_is_in_recovery(), pg_backend_pid(); \
      SELECT pg_advisory_xact_lock_shared(8390055908405506661); \
      SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted \
      AND (classid::bigint << 32) | objid::bigint = 8390055908405506661";
+
+/// Sent behind [`PROBE`], as messages of their own. A pooler that allows no transaction refuses the
+/// first. The second is a statement that pgpool-II balances: another server may answer it.
+const POOLER_PROBE: [&str; 3] = ["BEGIN", "SELECT pg_backend_pid()", "COMMIT"];
 
 /// Makes the lock connections of a pool and says which may go back into it.
 #[derive(Clone)]
@@ -156,11 +161,16 @@ impl Connector {
         let connection = LockConnection::start(client, driven, canceller, &traffic, place, tasks);
         let settings = connection.first_settings(self.lease);
         let message = format!("{READ_COMMITTED}; {settings}; {PROBE}");
-        let answers = connection.client.simple_query(&message).await;
+        let pooler =
+            try_join_all(POOLER_PROBE.map(|message| connection.client.simple_query(message)));
+        let (answers, pooler) = tokio::join!(connection.client.simple_query(&message), pooler);
         let answers = answers.map_err(|error| connection.failed(error))?;
         judge(server, &answers)?;
+        let pooler = pooler.map_err(|error| connection.failed(error))?;
         let mut connection = connection.into_idle();
-        connection.answered_by(value(&answers, "pg_backend_pid"), self.lease);
+        let balanced = pooler.iter().find_map(|it| value(it, "pg_backend_pid"));
+        let process_id = value(&answers, "pg_backend_pid").filter(|&it| balanced == Some(it));
+        connection.answered_by(process_id, self.lease);
         Ok(connection)
     }
 

@@ -125,6 +125,12 @@ pub(super) fn was_contended(rows: &[SimpleQueryMessage]) -> bool {
     values(rows, FREE).any(|free| free != "t")
 }
 
+/// Whether every lock of the claim was answered for. A pooler may pass on only a part of a message:
+/// pgpool-II sends nothing but the BEGIN to a server that it does not know as the primary.
+pub(super) fn is_complete(rows: &[SimpleQueryMessage], claim: &Claim) -> bool {
+    values(rows, FREE).chain(values(rows, BUSY)).count() == claim.locks().len()
+}
+
 /// For a PostgreSQL setting, in which 0 would mean no limit at all.
 pub(super) fn milliseconds(duration: Duration) -> i32 {
     i32::try_from(duration.as_millis())
