@@ -3,6 +3,7 @@
 
 use std::error::Error;
 use std::fs;
+use std::future::ready;
 use std::io::{self, Write};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -17,10 +18,10 @@ use crate::support::proxy::Proxy;
 use crate::support::wait::{PATIENCE, wait_for};
 
 /// Parts of the tests' passwords. None is a part of anything else.
-const PARTS: [&str; 4] = ["swordf1sh", "h4lf", "th1rd", "f0urth"];
+const PARTS: [&str; 5] = ["swordf1sh", "h4lf", "th1rd", "f0urth", "halfway"];
 
 /// The password itself, and as it is written in a URL.
-const PASSWORD: &str = "swordf1sh@h4lf/th1rd?f0urth";
+pub const PASSWORD: &str = "swordf1sh@h4lf/th1rd?f0urth";
 const ENCODED: &str = "swordf1sh%40h4lf%2Fth1rd%3Ff0urth";
 
 /// All that has been logged in this process, the driver's own records among it.
@@ -74,7 +75,7 @@ fn assert_says_nothing(of: &str, error: &ConnectError) {
 }
 
 /// A server that asks the user `guarded` for the password, and a database there.
-async fn guarded() -> (Cluster, TestDatabase) {
+pub async fn guarded() -> (Cluster, TestDatabase) {
     let cluster = Cluster::create().await;
     let database = database_on(&cluster).await;
     let admin = database.connect().await;
@@ -120,6 +121,8 @@ async fn a_whole_life_shows_no_password() {
         RealmLocks::postgres_builder(&url),
         RealmLocks::postgres_builder(&pairs),
         RealmLocks::postgres_config(url.parse().unwrap()),
+        RealmLocks::postgres_builder(&url.replace(ENCODED, "wrong"))
+            .password_from(|| ready(Ok::<_, io::Error>(PASSWORD.into()))),
     ] {
         let builder = builder.pool_size(1).broadcast(true);
         let writes = builder.listen().await.unwrap();
@@ -244,20 +247,38 @@ async fn a_url_that_cannot_be_read_shows_no_part_of_a_password() {
             "option `port`",
         ),
         ("postgres://u:swordf1sh@[h4lf/x".into(), "option `host`"),
-        ("postgres://u:swordf1sh@/x".into(), "names no host"),
+        ("postgres://u:swordf1sh@/x?port=1".into(), "name its host"),
         ("postgres://u:swordf1sh@127.0.0.1/x?h4lf=1".into(), unknown),
+        // A `&` or an `@` that should be encoded.
+        (
+            "postgres://127.0.0.1/x?user=u&password=swordf1sh&halfway=1".into(),
+            unknown,
+        ),
+        ("postgres://u:swordf1sh@h/x?halfway=1@h4lf".into(), unknown),
         ("postgres://u:swordf1sh@127.0.0.1/x?h4lf".into(), neither),
         (
             "postgres://u:swordf1sh@127.0.0.1/x?keepalives=h4lf".into(),
             "option `keepalives`",
         ),
         (
-            "postgres://u:swordf1sh@127.0.0.1/x?sslsni=0".into(),
+            "postgres://u:swordf1sh@127.0.0.1/x?sslsni=h4lf".into(),
             "`sslsni`, which is not supported",
         ),
         (
             "postgres://u:swordf1sh@127.0.0.1/x?sslmode=on".into(),
             "sslmode cannot be on",
+        ),
+        (
+            "postgres://u:swordf1sh@127.0.0.1/x?pgbouncer=true&connection_limit=h4lf".into(),
+            "`pgbouncer`, which is not supported: leave it out",
+        ),
+        (
+            "postgres://u:swordf1sh@127.0.0.1/x?not_ours=h4lf".into(),
+            "unknown option `not_ours`: leave it out",
+        ),
+        (
+            "host=127.0.0.1 password='swordf1sh' schema=h4lf".into(),
+            "`schema`, which is not supported: leave it out",
         ),
         // Blanks that should be in quotes.
         ("host=127.0.0.1 password=swordf1sh h4lf".into(), neither),
@@ -269,6 +290,7 @@ async fn a_url_that_cannot_be_read_shows_no_part_of_a_password() {
             "host=127.0.0.1 password=swordf1sh h4lf=th1rd".into(),
             unknown,
         ),
+        ("swordf1sh=halfway halfway=".into(), unknown),
         (
             "host=127.0.0.1 password='swordf1sh' h4lf='th1rd'".into(),
             unknown,

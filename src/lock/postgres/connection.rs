@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::error::{DbError, Severity};
 use tokio_postgres::{Client, Error, SimpleQueryMessage};
 use tokio_util::sync::CancellationToken;
@@ -47,6 +47,8 @@ pub(super) struct LockConnection {
     pub(super) ending: Option<Confirmation>,
     /// Host, port and database.
     pub(super) server: Arc<str>,
+    /// When it is to be given up for a new one, so that other credentials and addresses count.
+    pub(super) expires: Option<Instant>,
     /// Whether the server itself answers, and not a pooler with several servers.
     is_direct: bool,
     /// Runs what is left to do on the connection when its user has gone.
@@ -121,6 +123,7 @@ impl LockConnection {
             closed,
             ending: None,
             server,
+            expires: None,
             is_direct: false,
             tasks,
             canceller,
@@ -132,6 +135,11 @@ impl LockConnection {
 
     pub(super) fn is_closed(&self) -> bool {
         self.closed.is_cancelled() || self.client.is_closed()
+    }
+
+    pub(super) fn is_too_old(&self) -> bool {
+        self.expires
+            .is_some_and(|expires| expires <= Instant::now())
     }
 
     pub(super) fn failed(&self, source: Error) -> ConnectError {

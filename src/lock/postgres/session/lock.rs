@@ -3,6 +3,7 @@ use std::mem;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::lock::lease::Lease;
 use crate::lock::postgres::confirmation::{Confirmation, Confirmer};
@@ -15,6 +16,8 @@ use crate::realm::claim::{Claim, Lock};
 pub(super) struct Session {
     pub(super) commands: mpsc::UnboundedSender<Command>,
     pub(super) lease: Arc<Lease>,
+    /// From then on another session takes new claims.
+    pub(super) expires: Option<Instant>,
 }
 
 /// What callers ask of a session's task.
@@ -61,6 +64,11 @@ pub(in crate::lock) struct SessionLock {
 }
 
 impl Session {
+    pub(super) fn is_too_old(&self) -> bool {
+        self.expires
+            .is_some_and(|expires| expires <= Instant::now())
+    }
+
     pub(super) fn is_open(&self) -> bool {
         self.lease.is_current() && !self.commands.is_closed()
     }

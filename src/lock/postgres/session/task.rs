@@ -80,9 +80,14 @@ impl Session {
     pub(super) fn start(connection: LockConnection, lease: Lease, options: Options) -> Self {
         let lease = Arc::new(lease);
         let (commands, receiver) = mpsc::unbounded_channel();
+        let expires = connection.expires;
         let task = SessionTask::new(connection, Arc::clone(&lease), options, receiver);
         tokio::spawn(task.run());
-        Self { commands, lease }
+        Self {
+            commands,
+            lease,
+            expires,
+        }
     }
 }
 
