@@ -149,7 +149,7 @@ impl Attempt {
             Ok(rows) => rows,
             Err(error) => {
                 let timed_out = error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE);
-                let is_over = is_disconnect(&error);
+                let is_over = is_disconnect(&error) || is_of_a_standby(&error);
                 if !is_over && let Some(connection) = connection.roll_back().await {
                     connection.give_back();
                 }
@@ -262,4 +262,12 @@ impl Progress {
         }
         Poll::Ready(())
     }
+}
+
+/// Whether the server that refuses this is no primary any more, behind a pooler or a load balancer
+/// that has kept the connection: it begins no transaction that may write.
+fn is_of_a_standby(error: &tokio_postgres::Error) -> bool {
+    let code = error.code();
+    code == Some(&SqlState::FEATURE_NOT_SUPPORTED)
+        || code == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
 }
