@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tower_realm_lock::{
     ConnectError, LockError, PostgresBuilder, RealmLocks, RealmUrl, RealmWriteLockLayer,
 };
@@ -15,7 +15,7 @@ use tower_realm_lock::{
 use super::passwords::{PASSWORD, guarded};
 use crate::support::database::{TestDatabase, database};
 use crate::support::gate::{ORIGIN, answered, code, gate, key, patch, postgres_layer_with, realms};
-use crate::support::wait::wait_until;
+use crate::support::wait::{PATIENCE, wait_until};
 
 const PATH: &str = "/luke/a/card";
 const OTHER: &str = "/luke/b/card";
@@ -100,6 +100,8 @@ async fn a_wrong_password_after_a_rotation_is_one_clear_error_until_it_is_right(
         let secret = Secret::new(PASSWORD);
         let builder = secret.locks(&database, "").sessions(sessions);
         let locks = builder.build().await.unwrap();
+        // Nothing below waits for that.
+        let locks = locks.acquire_timeout(6 * PATIENCE);
         let layer = RealmWriteLockLayer::new(locks.clone(), realms());
         let (handler, mut gate) = gate();
         let write = patch(&layer, &handler, PATH);
@@ -120,8 +122,8 @@ async fn a_wrong_password_after_a_rotation_is_one_clear_error_until_it_is_right(
         })
         .await;
         for attempt in 0..3 {
-            // The acquire timeout of ten seconds is none of these errors.
-            let LockError::Connect(refused) = lock(&locks).await.unwrap_err() else {
+            let refused = timeout(PATIENCE, lock(&locks)).await.expect("at once");
+            let LockError::Connect(refused) = refused.unwrap_err() else {
                 // A connection whose end has not been noticed yet.
                 assert_eq!(attempt, 0);
                 continue;
