@@ -497,7 +497,7 @@ fn each_option_of_postgres_can_be_in_a_file() {
     // A new option must be in files too, unless a URL has it.
     assert_eq!(
         unchanged::<PostgresBuilder>(POSTGRES, 4),
-        ["tls", "password_from"]
+        ["password_from", "tls"]
     );
 }
 

@@ -1,11 +1,9 @@
 use std::error::Error;
-use std::future::{Future, ready};
+use std::future::ready;
 use std::net::IpAddr;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use futures_util::future::{BoxFuture, FutureExt, TryFutureExt};
 use tokio::io::{AsyncRead, AsyncWrite};
 #[cfg(unix)]
 use tokio::net::UnixStream;
@@ -21,34 +19,7 @@ use super::url::Database;
 use super::wire::{Through, Wire, watch_plain};
 use crate::lock::error::{ConnectError, chain};
 
-/// Where the password of each login comes from, instead of the URL.
-#[derive(Clone)]
-pub(super) struct Passwords(
-    Arc<dyn Fn() -> BoxFuture<'static, Result<String, Problem>> + Send + Sync>,
-);
-
 type Problem = Box<dyn Error + Send + Sync>;
-
-impl Passwords {
-    pub(super) fn new<F, P, E>(ask: F) -> Self
-    where
-        F: Fn() -> P + Send + Sync + 'static,
-        P: Future<Output = Result<String, E>> + Send + 'static,
-        E: Into<Problem> + 'static,
-    {
-        Self(Arc::new(move || ask().map_err(Into::into).boxed()))
-    }
-
-    /// The password. A panic is an error here: it would take a place of the pool with it.
-    async fn ask(&self, server: &Arc<str>) -> Result<String, ConnectError> {
-        let asked = AssertUnwindSafe(async { (self.0)().await }).catch_unwind();
-        let answer = asked.await.unwrap_or_else(|_| Err("it panicked".into()));
-        answer.map_err(|error| ConnectError::Password {
-            server: Arc::clone(server),
-            source: error.into(),
-        })
-    }
-}
 
 /// What a login gives: the driver's two ends, the means to cancel, and what is seen on the wire.
 pub(super) struct LoggedIn {

@@ -6,7 +6,7 @@ use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{Config, Socket};
 
 use super::connect::Connector;
-use super::login::Passwords;
+use super::password::Passwords;
 use super::tls::Tls;
 use super::url::{Database, NOT_AT_ONCE, Source};
 use crate::config::ConfigError;

@@ -6,7 +6,7 @@ use tokio_postgres::Config;
 use tokio_postgres::config::{Host, TargetSessionAttrs};
 
 use super::address::Address;
-use super::login::Passwords;
+use super::password::Passwords;
 use super::tls::Tls;
 use super::tls::settings::{Encryption, Settings};
 use crate::config::ConfigError;
