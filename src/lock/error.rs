@@ -26,6 +26,23 @@ pub enum ConnectError {
         /// What the network or the driver reported.
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
+    /// What [`password_from`](crate::PostgresBuilder::password_from) was given has no password.
+    #[error(
+        "there is no password for PostgreSQL at {server}, as `password_from` fails: {}",
+        chain(source)
+    )]
+    Password {
+        /// Host, port and database.
+        server: Arc<str>,
+        /// What the closure returned.
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// Several addresses were tried, and none has a primary that can be used.
+    #[error("no PostgreSQL can be used: {}", listed(errors))]
+    NoServer {
+        /// Why, of each in the order in which they were tried.
+        errors: Arc<[ConnectError]>,
+    },
     /// The server and this client do not agree on encryption: one has no TLS where the other wants
     /// it, or does not accept the other's certificate.
     #[error("cannot connect to PostgreSQL at {server}: {problem}")]
@@ -79,6 +96,20 @@ pub enum ConnectError {
         /// Host, port and database.
         server: Arc<str>,
     },
+}
+
+impl ConnectError {
+    /// Why none of the addresses that were tried can be used.
+    pub(super) fn of(mut errors: Vec<Self>) -> Self {
+        match errors.pop() {
+            Some(only) if errors.is_empty() => only,
+            last => {
+                errors.extend(last);
+                let errors = errors.into();
+                Self::NoServer { errors }
+            }
+        }
+    }
 }
 
 impl fmt::Debug for ConnectError {
@@ -319,16 +350,28 @@ pub(crate) fn find<'e, E: std::error::Error + 'static>(
     })
 }
 
+fn listed(errors: &[ConnectError]) -> String {
+    let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    texts.join(" | ")
+}
+
 /// What to do about a failed connection where the network's own text does not say it.
 fn remedy(error: &(dyn std::error::Error + 'static)) -> &'static str {
     let network = find::<io::Error>(error).map(io::Error::kind);
-    if network == Some(io::ErrorKind::ConnectionRefused) {
-        return "; nothing listens there: start PostgreSQL, or correct the address";
+    match network {
+        Some(io::ErrorKind::ConnectionRefused) => {
+            return "; nothing listens there: start PostgreSQL, or correct the address";
+        }
+        Some(io::ErrorKind::NotFound) => {
+            return "; no server has its socket there: start PostgreSQL, or name its host in the \
+                    database URL";
+        }
+        _ => {}
     }
     let code = find::<tokio_postgres::Error>(error);
     match code.and_then(tokio_postgres::Error::code) {
         Some(code) if *code == SqlState::INVALID_PASSWORD => {
-            "; correct the user or the password of the database URL"
+            "; correct the user or the password of the database URL, or what `password_from` gives"
         }
         Some(code) if *code == SqlState::INVALID_CATALOG_NAME => {
             "; create the database, or correct its name in the URL"

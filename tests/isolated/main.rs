@@ -1,6 +1,7 @@
 //! Promises whose tests need a process of their own, because they count what a process allocates or collect what it
 //! logs, and those whose tests also run with other features. One module for each promise, named for it.
 
+mod credentials;
 mod frugal;
 mod many_realms;
 mod metrics;

@@ -21,6 +21,7 @@ mod hand_off_cancelled;
 mod hand_off_lost;
 mod hand_off_turns;
 mod held_work;
+mod hosts;
 mod in_place;
 mod late_database;
 mod lost_lock;

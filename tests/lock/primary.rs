@@ -171,7 +171,8 @@ async fn each_host_has_its_port_or_all_have_one() {
         ("host=a port=1,2", "1 hosts and 2 ports"),
         ("postgres://a/x?port=7", "1 hosts and 2 ports"),
         ("host=a,b hostaddr=192.0.2.1", "2 hosts and 1 of `hostaddr`"),
-        ("user=u", "names no host"),
+        ("user=u port=1,2", "0 hosts and 2 ports"),
+        (" ", "it is empty"),
     ] {
         let refused = RealmLocks::postgres_builder(url).build_lazy().unwrap_err();
         let is_url = matches!(refused, ConfigError::InvalidDatabaseUrl { .. });
@@ -186,8 +187,12 @@ async fn the_drivers_options_count_in_a_url_and_in_its_configuration() {
     for attributes in ["primary", "any", "read-write"] {
         RealmLocks::postgres(&only(attributes)).await.unwrap();
     }
-    let refused = RealmLocks::postgres(&only("read-only")).await.unwrap_err();
-    assert!(refused.to_string().contains("exclude nobody"), "{refused}");
+    for attributes in ["read-only", "standby", "prefer-standby", "else"] {
+        let refused = RealmLocks::postgres(&only(attributes)).await.unwrap_err();
+        let refused = refused.to_string();
+        assert!(refused.contains("exclude nobody"), "{refused}");
+        assert!(refused.contains(attributes), "{refused}");
+    }
     let url = format!("{}?sslmode=%1b%5B31mred", database.url());
     let refused = RealmLocks::postgres_builder(&url).build_lazy().unwrap_err();
     assert!(refused.to_string().contains("\\u{1b}[31mred"), "{refused}");

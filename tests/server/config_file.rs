@@ -478,6 +478,7 @@ const POSTGRES: &str = "
     sessions = 4
     broadcast = true
     connect_timeout = '1m'
+    max_connection_lifetime = '10m'
 ";
 
 #[test]
@@ -490,10 +491,14 @@ fn each_option_of_postgres_can_be_in_a_file() {
         .max_hand_off_time(Duration::from_millis(20))
         .sessions(4)
         .broadcast(true)
-        .connect_timeout(Duration::from_secs(60));
+        .connect_timeout(Duration::from_secs(60))
+        .max_connection_lifetime(Duration::from_secs(600));
     assert_eq!(shown(&read::<PostgresBuilder>(POSTGRES)), shown(&by_hand));
     // A new option must be in files too, unless a URL has it.
-    assert_eq!(unchanged::<PostgresBuilder>(POSTGRES, 4), ["tls"]);
+    assert_eq!(
+        unchanged::<PostgresBuilder>(POSTGRES, 4),
+        ["password_from", "tls"]
+    );
 }
 
 #[tokio::test]
@@ -517,6 +522,10 @@ fn an_option_of_postgres_is_checked_as_build_does() {
         ("lease = '25days'", "24 days"),
         ("sessions = 1001", "the option sessions cannot be 1001"),
         ("connect_timeout = '0s'", "connect_timeout cannot be 0"),
+        (
+            "max_connection_lifetime = '99ms'",
+            "max_connection_lifetime cannot be 99ms",
+        ),
         ("url = 'mysql://h/d'", "the database URL cannot be read"),
         ("pool_size = -1", "integer `-1`, expected u32"),
         ("pool_size = 'many'", "string \"many\", expected u32"),

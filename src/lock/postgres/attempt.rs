@@ -216,7 +216,7 @@ impl Attempt {
             Ok(rows) => rows,
             Err(error) => {
                 let timed_out = error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE);
-                let is_over = is_disconnect(&error);
+                let is_over = is_disconnect(&error) || is_of_a_standby(&error);
                 if !is_over {
                     roll_back(connection).await;
                 }
@@ -403,4 +403,12 @@ impl Progress {
     fn is_silent(&self) -> bool {
         matches!(self, Self::Reading { begin: Some(begin), .. } if begin.silence.is_elapsed())
     }
+}
+
+/// Whether the server that refuses this is no primary any more, behind a pooler or a load balancer
+/// that has kept the connection: it begins no transaction that may write.
+fn is_of_a_standby(error: &tokio_postgres::Error) -> bool {
+    let code = error.code();
+    code == Some(&SqlState::FEATURE_NOT_SUPPORTED)
+        || code == Some(&SqlState::READ_ONLY_SQL_TRANSACTION)
 }

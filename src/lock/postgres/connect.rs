@@ -1,15 +1,16 @@
+use std::collections::HashSet;
 use std::fmt;
 use std::future::poll_fn;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bb8::ManageConnection;
 use futures_util::future::try_join_all;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::config::LoadBalanceHosts;
 use tokio_postgres::{AsyncMessage, Notification, SimpleQueryMessage};
 
@@ -19,8 +20,7 @@ use super::connection::LockConnection;
 use super::login::LoggedIn;
 use super::settings::READ_COMMITTED;
 use super::url::Database;
-use crate::config::ConfigError;
-use crate::lock::error::{ConnectError, find};
+use crate::lock::error::ConnectError;
 use crate::lock::tasks::{TaskGroup, Tasks};
 
 /// Whether the server is a primary, and whether an advisory lock that it grants shows up among its
@@ -34,7 +34,13 @@ const PROBE: &str = "SELECT pg_is_in_recovery(), pg_backend_pid(); \
 
 /// Sent behind [`PROBE`], as messages of their own. A pooler that allows no transaction refuses the
 /// first. The second is a statement that pgpool-II balances: another server may answer it.
-const POOLER_PROBE: [&str; 3] = ["BEGIN", "SELECT pg_backend_pid()", "COMMIT"];
+const POOLER_PROBE: [&str; 3] = [
+    "BEGIN ISOLATION LEVEL READ COMMITTED",
+    "SELECT pg_backend_pid()",
+    "COMMIT",
+];
+/// How many places that failed are remembered: more than a cluster has.
+const MAX_FAILED: usize = 64;
 
 /// Makes the lock connections of a pool and says which may go back into it.
 #[derive(Clone)]
@@ -43,6 +49,9 @@ pub(super) struct Connector {
     addresses: Vec<Address>,
     timeout: Duration,
     lease: Duration,
+    lifetime: Duration,
+    /// The addresses, and the numbers of addresses, where the last attempt failed.
+    failed: Arc<Mutex<HashSet<Arc<str>>>>,
     /// Counts what connections leave to be done when their user has gone.
     group: TaskGroup,
     on_notification: Arc<OnNotification>,
@@ -52,10 +61,12 @@ type OnNotification = dyn Fn(Notification) + Send + Sync;
 
 impl Connector {
     /// `timeout` bounds the attempt at each number of each address, the server's first answers
-    /// included. `lease` is how long the server keeps the locks of a silent connection.
+    /// included; `lifetime` is the time until a connection is given up for a new one, and `lease`
+    /// how long the server keeps the locks of a silent one.
     pub(super) fn new(
         database: Database,
         timeout: Duration,
+        lifetime: Duration,
         lease: Duration,
         group: TaskGroup,
     ) -> Self {
@@ -64,6 +75,8 @@ impl Connector {
             database,
             timeout,
             lease,
+            lifetime,
+            failed: Arc::default(),
             group,
             on_notification: Arc::new(|_| {}),
         }
@@ -79,57 +92,97 @@ impl Connector {
     }
 
     /// Connects to the first address whose server can be used: several are a primary and its
-    /// standbys.
+    /// standbys. Those that failed the last time come last, so that a silent one costs its time-out
+    /// once. Names are looked up each time, as a failover may move them.
     pub(super) async fn open(&self) -> Result<LockConnection, ConnectError> {
-        let mut failure = None;
-        for address in self.shuffled(self.addresses.clone()) {
-            match self.open_any(&address).await {
-                Ok(connection) => return Ok(connection),
-                // What keeps the primary away says more than that another server is a standby.
-                Err(ConnectError::Standby { .. }) if failure.is_some() => {}
-                Err(error) => failure = Some(error),
+        let mut errors = Vec::new();
+        let addresses = self.addresses.iter();
+        let addresses = addresses.map(|address| (self.describe(address, None), address));
+        for (server, address) in self.in_order(addresses) {
+            let opened = self.open_any(address, &server, &mut errors).await;
+            self.note(server, opened.is_some());
+            if let Some(connection) = opened {
+                return Ok(connection);
             }
         }
-        let none = || ConfigError::InvalidDatabaseUrl {
-            problem: "it names no host".into(),
-        };
-        Err(failure.unwrap_or_else(|| none().into()))
+        Err(ConnectError::of(errors))
     }
 
     /// Connects to the first number of an address whose server can be used.
-    async fn open_any(&self, address: &Address) -> Result<LockConnection, ConnectError> {
-        let server = self.describe(address);
-        let silent = |_| ConnectError::ConnectTimeout {
-            server: Arc::clone(&server),
+    async fn open_any(
+        &self,
+        address: &Address,
+        server: &Arc<str>,
+        errors: &mut Vec<ConnectError>,
+    ) -> Option<LockConnection> {
+        let silent = |server: &Arc<str>| ConnectError::ConnectTimeout {
+            server: Arc::clone(server),
             after: self.timeout,
         };
         let lost = |error: io::Error| ConnectError::Connect {
-            server: Arc::clone(&server),
+            server: Arc::clone(server),
             source: Arc::new(error),
         };
         let numbers = timeout(self.timeout, address.numbers()).await;
-        let numbers = numbers.map_err(silent)?.map_err(lost)?;
-        let mut failure = lost(io::Error::other("its name has no address"));
-        let mut is_first = true;
-        for number in self.shuffled(numbers) {
-            let opened = timeout(self.timeout, self.open_at(address, number, &server)).await;
-            match opened.map_err(silent).flatten() {
-                Ok(connection) => return Ok(connection),
-                Err(error) if is_first || says_more(&error, &failure) => failure = error,
-                Err(_) => {}
+        let numbers = match numbers {
+            Ok(Ok(numbers)) => numbers,
+            Ok(Err(error)) => {
+                errors.push(lost(error));
+                return None;
             }
-            is_first = false;
+            Err(_) => {
+                errors.push(silent(server));
+                return None;
+            }
+        };
+        if numbers.is_empty() {
+            errors.push(lost(io::Error::other("its name has no address")));
         }
-        Err(failure)
+        let has_several = numbers.len() > 1;
+        let numbers = numbers.into_iter().map(|number| {
+            let server = self.describe(address, number.filter(|_| has_several));
+            (server, number)
+        });
+        for (server, number) in self.in_order(numbers) {
+            let opened = timeout(self.timeout, self.open_at(address, number, &server)).await;
+            let opened = opened.unwrap_or_else(|_| Err(silent(&server)));
+            self.note(Arc::clone(&server), opened.is_ok());
+            match opened {
+                Ok(connection) => return Some(connection),
+                Err(error) => errors.push(error),
+            }
+        }
+        None
     }
 
-    /// What is to be tried, in an order of its own each time if the user wants that.
-    fn shuffled<T>(&self, mut tried: Vec<T>) -> Vec<T> {
+    /// The order in which places are tried: the given one, or another each time if the user wants
+    /// that, and behind all others those that failed the last time.
+    fn in_order<T>(&self, places: impl Iterator<Item = (Arc<str>, T)>) -> Vec<(Arc<str>, T)> {
+        let mut places: Vec<_> = places.collect();
         if self.database.config.get_load_balance_hosts() == LoadBalanceHosts::Random {
-            // Each state has other keys.
-            tried.sort_by_cached_key(|_| RandomState::new().build_hasher().finish());
+            places.sort_by_cached_key(|_| random());
         }
-        tried
+        let failed = self.failed();
+        places.sort_by_key(|(server, _)| failed.contains(server));
+        places
+    }
+
+    fn note(&self, server: Arc<str>, has_worked: bool) {
+        let mut failed = self.failed();
+        if has_worked {
+            failed.remove(&server);
+        } else {
+            // The numbers of a name may change without an end.
+            if failed.len() >= MAX_FAILED {
+                failed.clear();
+            }
+            failed.insert(server);
+        }
+    }
+
+    fn failed(&self) -> MutexGuard<'_, HashSet<Arc<str>>> {
+        // A set that has lost an entry is still right: it only orders.
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn open_at(
@@ -171,6 +224,10 @@ impl Connector {
         let balanced = pooler.iter().find_map(|it| value(it, "pg_backend_pid"));
         let process_id = value(&answers, "pg_backend_pid").filter(|&it| balanced == Some(it));
         connection.answered_by(process_id, self.lease);
+        // Not all of them at once: up to a tenth is taken off.
+        let early = u32::try_from(random() % 100).unwrap_or_default();
+        let lifetime = self.lifetime.saturating_sub(self.lifetime / 1000 * early);
+        connection.expires = Instant::now().checked_add(lifetime);
         Ok(connection)
     }
 
@@ -178,11 +235,15 @@ impl Connector {
         self.timeout
     }
 
-    /// Where a server is, without user and password.
-    fn describe(&self, address: &Address) -> Arc<str> {
+    /// Where a server is, without user and password; at which number, if its name has several.
+    fn describe(&self, address: &Address, number: Option<IpAddr>) -> Arc<str> {
         let config = &self.database.config;
         let database = config.get_dbname().or(config.get_user());
-        format!("{address}/{}", database.unwrap_or_default()).into()
+        let place = format!("{address}/{}", database.unwrap_or_default());
+        match number {
+            Some(number) => format!("{place} ({number})").into(),
+            None => place.into(),
+        }
     }
 }
 
@@ -203,22 +264,9 @@ fn judge(server: &Arc<str>, answers: &[SimpleQueryMessage]) -> Result<(), Connec
     }
 }
 
-/// Whether an error of one number of an address is to be reported instead of another's: a server's
-/// answer rather than none, and what keeps the primary away rather than that a server is a standby.
-fn says_more(error: &ConnectError, other: &ConnectError) -> bool {
-    match error {
-        ConnectError::Standby { .. } => is_absent(other),
-        error => !is_absent(error),
-    }
-}
-
-/// Whether no server answered.
-fn is_absent(error: &ConnectError) -> bool {
-    match error {
-        ConnectError::Connect { source, .. } => find::<io::Error>(source.as_ref()).is_some(),
-        ConnectError::ConnectTimeout { .. } => true,
-        _ => false,
-    }
+/// Another number each time: each state has other keys.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 impl ManageConnection for Connector {
@@ -236,7 +284,7 @@ impl ManageConnection for Connector {
     }
 
     fn has_broken(&self, connection: &mut LockConnection) -> bool {
-        connection.is_closed()
+        connection.is_closed() || connection.is_too_old()
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use tokio::task::AbortHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::error::{DbError, Severity};
 use tokio_postgres::{Client, Error, SimpleQueryMessage};
 use tokio_util::sync::CancellationToken;
@@ -50,6 +50,8 @@ pub(super) struct LockConnection {
     pub(super) ending: Option<Confirmation>,
     /// Host, port and database.
     pub(super) server: Arc<str>,
+    /// When it is to be given up for a new one, so that other credentials and addresses count.
+    pub(super) expires: Option<Instant>,
     /// Whether the server itself answers, and not a pooler with several servers.
     is_direct: bool,
     /// Sets what this crate needs: for the session, or behind a pooler for a transaction.
@@ -126,6 +128,7 @@ impl LockConnection {
             closed,
             ending: None,
             server,
+            expires: None,
             is_direct: false,
             settings: String::new(),
             tasks,
@@ -138,6 +141,11 @@ impl LockConnection {
 
     pub(super) fn is_closed(&self) -> bool {
         self.closed.is_cancelled() || self.client.is_closed()
+    }
+
+    pub(super) fn is_too_old(&self) -> bool {
+        self.expires
+            .is_some_and(|expires| expires <= Instant::now())
     }
 
     pub(super) fn failed(&self, source: Error) -> ConnectError {

@@ -22,6 +22,7 @@ struct Keys {
     sessions: Option<u32>,
     broadcast: Option<bool>,
     connect_timeout: Option<Serde<Duration>>,
+    max_connection_lifetime: Option<Serde<Duration>>,
 }
 
 /// The keys are `url` and the names of the options; times have a unit, such as `"15s"`. What
@@ -36,6 +37,10 @@ impl<'de> Deserialize<'de> for PostgresBuilder {
             pool_size: keys.pool_size.unwrap_or(default.pool_size),
             lease: time(keys.lease, default.lease),
             connect_timeout: keys.connect_timeout.map(Serde::into_inner),
+            max_connection_lifetime: time(
+                keys.max_connection_lifetime,
+                default.max_connection_lifetime,
+            ),
             fencing: keys.fencing.unwrap_or(default.fencing),
             hand_off: HandOff {
                 max: keys.max_hand_offs.unwrap_or(default.hand_off.max),

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 #[cfg(unix)]
 use tokio::net::UnixStream;
 use tokio_postgres::config::{Host, SslMode};
-use tokio_postgres::{AsyncMessage, Client, Connection};
+use tokio_postgres::{AsyncMessage, Client, Config, Connection};
 
 use super::address::Address;
 use super::canceller::{Canceller, Route};
@@ -18,6 +18,8 @@ use super::traffic::Traffic;
 use super::url::Database;
 use super::wire::{Through, Wire, watch_plain};
 use crate::lock::error::{ConnectError, chain};
+
+type Problem = Box<dyn Error + Send + Sync>;
 
 /// What a login gives: the driver's two ends, the means to cancel, and what is seen on the wire.
 pub(super) struct LoggedIn {
@@ -41,10 +43,15 @@ impl Database {
         number: Option<IpAddr>,
         server: &Arc<str>,
     ) -> Result<LoggedIn, ConnectError> {
+        let mut config = self.config_of(address, number);
+        if let Some(passwords) = &self.passwords {
+            config.password(passwords.ask(server).await?);
+        }
         // A Unix socket has no number, and is never encrypted.
-        let tls = self.encryption.tls.as_ref().filter(|_| number.is_some());
+        let tls = number.map(|_| self.encryption.tls()).transpose()?.flatten();
+        let tls = tls.as_ref();
         let traffic = Arc::default();
-        let error = match self.log_in_with(address, number, tls, &traffic).await {
+        let error = match log_in_with(config.clone(), address, tls, &traffic).await {
             Ok(logged_in) => return Ok(logged_in),
             Err(error) => error,
         };
@@ -55,7 +62,7 @@ impl Database {
                 tracing::warn!(error, "connecting without TLS, as sslmode=prefer allows");
             }
             let traffic = Arc::default();
-            match self.log_in_with(address, number, None, &traffic).await {
+            match log_in_with(config, address, None, &traffic).await {
                 Ok(logged_in) => return Ok(logged_in),
                 Err(plain) if no_tls => return Err(fault(server, plain, None, false)),
                 Err(_) => {}
@@ -64,39 +71,37 @@ impl Database {
         let name = tls.and(address.name());
         Err(fault(server, error, name, traffic.is_encrypted()))
     }
+}
 
-    async fn log_in_with(
-        &self,
-        address: &Address,
-        number: Option<IpAddr>,
-        tls: Option<&Tls>,
-        traffic: &Arc<Traffic>,
-    ) -> Result<LoggedIn, Box<dyn Error + Send + Sync>> {
-        let mut config = self.config_of(address, number);
-        if tls.is_some() {
-            config.ssl_mode(SslMode::Require);
-        } else {
-            watch_plain(&mut config);
+async fn log_in_with(
+    mut config: Config,
+    address: &Address,
+    tls: Option<&Tls>,
+    traffic: &Arc<Traffic>,
+) -> Result<LoggedIn, Problem> {
+    if tls.is_some() {
+        config.ssl_mode(SslMode::Require);
+    } else {
+        watch_plain(&mut config);
+    }
+    let traffic = Arc::clone(traffic);
+    let watched = Arc::clone(&traffic);
+    match &address.host {
+        Host::Tcp(name) => {
+            let route = Route::Tcp(name.clone(), tls.cloned());
+            let way = route.clone();
+            let through = Through(async move |socket| way.wire(socket, watched).await);
+            let (client, connection) = config.connect(through).await?;
+            Ok(LoggedIn::new(client, connection, traffic, route))
         }
-        let traffic = Arc::clone(traffic);
-        let watched = Arc::clone(&traffic);
-        match &address.host {
-            Host::Tcp(name) => {
-                let route = Route::Tcp(name.clone(), tls.cloned());
-                let way = route.clone();
-                let through = Through(async move |socket| way.wire(socket, watched).await);
-                let (client, connection) = config.connect(through).await?;
-                Ok(LoggedIn::new(client, connection, traffic, route))
-            }
-            #[cfg(unix)]
-            Host::Unix(folder) => {
-                let path = folder.join(format!(".s.PGSQL.{}", address.port));
-                let socket = UnixStream::connect(&path).await?;
-                let through = Through(|socket| ready(Ok(Wire::plain(socket, watched))));
-                let (client, connection) = config.connect_raw(socket, through).await?;
-                let route = Route::Unix(path);
-                Ok(LoggedIn::new(client, connection, traffic, route))
-            }
+        #[cfg(unix)]
+        Host::Unix(folder) => {
+            let path = folder.join(format!(".s.PGSQL.{}", address.port));
+            let socket = UnixStream::connect(&path).await?;
+            let through = Through(|socket| ready(Ok(Wire::plain(socket, watched))));
+            let (client, connection) = config.connect_raw(socket, through).await?;
+            let route = Route::Unix(path);
+            Ok(LoggedIn::new(client, connection, traffic, route))
         }
     }
 }

@@ -57,6 +57,7 @@ mod file;
 pub(super) mod fleet;
 mod login;
 pub(super) mod options;
+mod password;
 mod pool;
 pub(super) mod publish;
 pub(super) mod session;

@@ -1,9 +1,12 @@
+use std::error::Error;
+use std::future::Future;
 use std::time::Duration;
 
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{Config, Socket};
 
 use super::connect::Connector;
+use super::password::Passwords;
 use super::tls::Tls;
 use super::url::{Database, NOT_AT_ONCE, Source};
 use crate::config::ConfigError;
@@ -21,12 +24,17 @@ const MAX_SESSIONS: u32 = 1000;
 /// # Database URLs
 ///
 /// A URL, `postgres://user:password@host:5432/database?option=value`, or libpq's
-/// `host=… user=… option=value`. Several hosts are a primary and its standbys: each address of each
-/// host is tried until a primary answers. In user, password and path of a URL write `@`, `/` and
-/// `?` percent-encoded. The driver's [own options](tokio_postgres::Config) count, such as
-/// `keepalives_idle`, `tcp_user_timeout`, `load_balance_hosts` and `channel_binding`, as does
-/// `target_session_attrs=primary`, which is what is done anyway. These options say how connections
-/// are encrypted:
+/// `host=… user=… option=value`. Several hosts are a primary and its standbys: each number of each
+/// host is tried, with its own time limit, until a primary answers. Those that failed the last time
+/// are tried last. Names are looked up for each new connection. Without a host it is the Unix
+/// socket in `/var/run/postgresql`, or else in `/tmp`. In user, password and path of a URL write
+/// `@`, `/` and `?` percent-encoded. No environment variable is read.
+///
+/// The driver's [own options](tokio_postgres::Config) count, such as `keepalives_idle`,
+/// `load_balance_hosts` and `channel_binding`, and `keepalives_count`, `tcp_user_timeout` in
+/// milliseconds, and `target_session_attrs` as libpq has them: of the latter `any`, `primary` and
+/// `read-write`, as only a primary is used anyway. Options of other programs are refused by name.
+/// These say how connections are encrypted:
 ///
 /// | option | values |
 /// | --- | --- |
@@ -36,12 +44,11 @@ const MAX_SESSIONS: u32 = 1000;
 /// | `sslnegotiation` | `postgres`, the default, or `direct`: one round trip less, from PostgreSQL 17 on |
 /// | `channel_binding` | `require`: log in by SCRAM and bound to the server's certificate, or not at all |
 ///
-/// They mean what they mean to libpq, with these exceptions: no environment variable is read, files
-/// are never looked for in `~/.postgresql`, nobody checks who else may read the key's file, without
+/// They mean what they mean to libpq, with these exceptions: files are never looked for in `~/.postgresql`, nobody checks who else may read the key's file, without
 /// `sslrootcert` `verify-ca` and `verify-full` trust what the system trusts, a `direct` handshake
 /// need not name the protocol, and there is no `allow`. [`build`](Self::build) and
-/// [`listen`](Self::listen) read the files, and nothing reads them again: for certificates that are
-/// renewed while a process runs there is [`tls`](Self::tls).
+/// [`listen`](Self::listen) read the files, and each new connection reads them again, so that
+/// certificates can be renewed while the process runs. What the system trusts is read once.
 ///
 /// Only `verify-full`, or `channel_binding=require` with a server that has the password's verifier,
 /// prevents man-in-the-middle attacks. Unix sockets are never encrypted. A CancelRequest goes the
@@ -82,11 +89,13 @@ pub struct PostgresBuilder {
     pub(super) lease: Duration,
     /// `None` for the database's own.
     pub(super) connect_timeout: Option<Duration>,
+    pub(super) max_connection_lifetime: Duration,
     pub(super) fencing: bool,
     pub(in crate::lock) hand_off: HandOff,
     pub(super) sessions: u32,
     pub(in crate::lock) broadcast: bool,
     pub(super) tls: Option<Tls>,
+    pub(super) passwords: Option<Passwords>,
 }
 
 impl PostgresBuilder {
@@ -104,6 +113,7 @@ impl PostgresBuilder {
             pool_size: 10,
             lease: Duration::from_secs(30),
             connect_timeout: None,
+            max_connection_lifetime: Duration::from_secs(30 * 60),
             fencing: false,
             hand_off: HandOff {
                 max: 1024,
@@ -112,6 +122,7 @@ impl PostgresBuilder {
             sessions: 0,
             broadcast: false,
             tls: None,
+            passwords: None,
         }
     }
 
@@ -264,16 +275,63 @@ impl PostgresBuilder {
         self
     }
 
+    /// Asks for the password of each new connection, such as a cloud's token that is valid for a
+    /// few minutes, or a secret that is rotated.
+    ///
+    /// Default: the password of the URL, which this replaces. `ask` runs for each attempt to log in:
+    /// of the pool, of sessions, and of [`listen`](Self::listen). Its time counts as that of the
+    /// attempt, see [`connect_timeout`](Self::connect_timeout). Its error is a
+    /// [`ConnectError::Password`](crate::ConnectError::Password), and so is a panic. Open
+    /// connections go on with the password that they had, see
+    /// [`max_connection_lifetime`](Self::max_connection_lifetime).
+    ///
+    /// ```no_run
+    /// # async fn run() -> Result<(), tower_realm_lock::ConnectError> {
+    /// use tower_realm_lock::RealmLocks;
+    ///
+    /// let locks = RealmLocks::postgres_builder("postgres://app@db.internal/realms")
+    ///     .password_from(|| tokio::fs::read_to_string("/run/secrets/password"))
+    ///     .build()
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn password_from<F, P, E>(mut self, ask: F) -> Self
+    where
+        F: Fn() -> P + Send + Sync + 'static,
+        P: Future<Output = Result<String, E>> + Send + 'static,
+        E: Into<Box<dyn Error + Send + Sync>> + 'static,
+    {
+        self.passwords = Some(Passwords::new(ask));
+        self
+    }
+
+    /// How long a connection is used before another one, with the credentials, the certificates and
+    /// the address of then, takes its place.
+    ///
+    /// Default 30 minutes, at least 100 milliseconds. Each connection is given up when its first hold after
+    /// that ends, or before the next one begins; up to a tenth earlier, so that they are not all
+    /// replaced at once. A session grants nothing more, and ends when its last lock is unlocked.
+    /// The connection of [`listen`](Self::listen), which would miss events, stays open until it
+    /// breaks.
+    pub fn max_connection_lifetime(mut self, lifetime: Duration) -> Self {
+        self.max_connection_lifetime = lifetime;
+        self
+    }
+
     pub(super) fn database(&self) -> Result<Database, ConfigError> {
         Database::read(&self.database, self.tls.as_ref())
     }
 
     pub(super) fn connector(&self, group: TaskGroup) -> Result<Connector, ConfigError> {
-        let database = self.database()?;
+        let mut database = self.database()?;
+        database.passwords.clone_from(&self.passwords);
         let own = database.config.get_connect_timeout().copied();
         let timeout = self.connect_timeout.or(own);
         let timeout = timeout.unwrap_or(Duration::from_secs(5));
-        Ok(Connector::new(database, timeout, self.lease, group))
+        let lifetime = self.max_connection_lifetime;
+        let connector = Connector::new(database, timeout, lifetime, self.lease, group);
+        Ok(connector)
     }
 
     pub(in crate::lock) fn check(&self) -> Result<(), ConfigError> {
@@ -294,6 +352,10 @@ impl PostgresBuilder {
             ("sessions", value, "a few hold thousands of locks")
         } else if self.connect_timeout == Some(Duration::ZERO) {
             ("connect_timeout", "0".into(), NOT_AT_ONCE)
+        } else if self.max_connection_lifetime < Duration::from_millis(100) {
+            let value = format!("{:?}", self.max_connection_lifetime);
+            let remedy = "at least 100 milliseconds, as a connection must outlive its opening";
+            ("max_connection_lifetime", value, remedy)
         } else {
             return Ok(());
         };
@@ -308,11 +370,13 @@ impl std::fmt::Debug for PostgresBuilder {
             .field("pool_size", &self.pool_size)
             .field("lease", &self.lease)
             .field("connect_timeout", &self.connect_timeout)
+            .field("max_connection_lifetime", &self.max_connection_lifetime)
             .field("fencing", &self.fencing)
             .field("hand_off", &self.hand_off)
             .field("sessions", &self.sessions)
             .field("broadcast", &self.broadcast)
             .field("tls", &self.tls.is_some())
+            .field("password_from", &self.passwords.is_some())
             .finish_non_exhaustive()
     }
 }

@@ -49,6 +49,8 @@ impl LockPool {
             .max_size(size)
             // It would cost a round trip per lock; `checkout` looks at the closed signal instead.
             .test_on_check_out(false)
+            // Each connection knows its own.
+            .max_lifetime(None)
             // Callers see a failure without delay, and have timeouts of their own.
             .retry_connection(false)
             .connection_timeout(Duration::MAX)
@@ -112,8 +114,8 @@ impl LockPool {
             // Without a timeout of its own it does not fail.
             let connection = pool.get_owned().await;
             let connection = connection.map_err(|_| LockError::ShuttingDown)?;
-            // A closed one is discarded by the pool when it is dropped here.
-            if !connection.is_closed() {
+            // Any other is discarded by the pool when it is dropped here.
+            if !connection.is_closed() && !connection.is_too_old() {
                 return Ok(Pooled {
                     connection,
                     _place: place,

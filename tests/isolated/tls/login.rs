@@ -1,12 +1,16 @@
 //! What a server asks of a client over TLS, and what is done over such connections.
 
-use futures_util::StreamExt;
-use tower_realm_lock::{ConnectError, RealmEvent, RealmLocks, RealmWrites};
+use std::time::Duration;
 
-use super::authority::Authority;
+use futures_util::StreamExt;
+use tokio::time::sleep;
+use tower_realm_lock::{ConnectError, LockError, RealmEvent, RealmLocks, RealmUrl, RealmWrites};
+
+use super::authority::{Authority, Certified};
 use super::server::{PASSWORD, TlsServer, encrypted};
 use super::{assert_says, refusal};
 use crate::support::bouncer::{Bouncer, Pooling};
+use crate::support::database::database_on;
 use crate::support::gate::{answered, gate, patch, postgres_layer, postgres_layer_with};
 use crate::support::silence::assert_waiters_leave_nothing;
 
@@ -97,4 +101,45 @@ async fn a_pooler_behind_tls_is_known_for_one() {
 
     let layer = postgres_layer(&url).await;
     assert_waiters_leave_nothing(&database, &layer).await;
+}
+
+#[tokio::test]
+async fn files_that_are_renewed_count_for_the_next_connection() {
+    let (server, _) = TlsServer::shared().await;
+    let database = database_on(&server.cluster).await;
+    let (authority, stranger) = (&server.authority, Authority::new());
+    let give = |client: &Certified, roots: &str| {
+        server.file("renewed.pem", &client.certificate);
+        server.file("renewed.key", &client.key);
+        server.file("renewed-ca.pem", roots)
+    };
+    let (right, wrong) = (authority.client("certified"), authority.client("somebody"));
+    let roots = give(&right, &authority.pem());
+    let folder = roots.trim_end_matches("-ca.pem");
+    let options =
+        format!("sslmode=verify-full&sslrootcert={roots}&sslcert={folder}.pem&sslkey={folder}.key");
+    let url = server.url(&database, "certified", "localhost", &options);
+    // Each hold has a connection of its own.
+    let brief = Duration::from_millis(100);
+    let locks = RealmLocks::postgres_builder(&url).max_connection_lifetime(brief);
+    let locks = locks.build().await.unwrap();
+    let lock = async || {
+        sleep(brief).await;
+        let realm = RealmUrl::parse("http://realms.test/luke/a/").unwrap();
+        let work = async |_| Ok::<_, LockError>(());
+        locks.with_write_lock(&realm, work).await
+    };
+    let not_signed = "signed by nobody who is trusted here";
+    for (client, roots, says) in [
+        (&wrong, authority.pem(), "authentication failed"),
+        (&right, stranger.pem(), not_signed),
+        (&right, "nothing".into(), "no certificate in PEM form"),
+    ] {
+        give(client, &roots);
+        let refused = lock().await.unwrap_err();
+        assert!(matches!(refused, LockError::Connect(_)), "{refused}");
+        assert!(refused.to_string().contains(says), "{refused}");
+        give(&right, &authority.pem());
+        lock().await.unwrap();
+    }
 }

@@ -3,7 +3,7 @@ use std::mem;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::lock::lease::Lease;
 use crate::lock::postgres::confirmation::{Confirmation, Confirmer};
@@ -21,6 +21,8 @@ pub(super) struct Session {
     pub(super) traffic: Arc<Traffic>,
     pub(super) server: Arc<str>,
     pub(super) pid: i32,
+    /// From then on another session takes new claims.
+    pub(super) expires: Option<Instant>,
 }
 
 /// What callers ask of a session's task.
@@ -67,6 +69,11 @@ pub(in crate::lock) struct SessionLock {
 }
 
 impl Session {
+    pub(super) fn is_too_old(&self) -> bool {
+        self.expires
+            .is_some_and(|expires| expires <= Instant::now())
+    }
+
     pub(super) fn is_open(&self) -> bool {
         self.lease.is_current() && !self.commands.is_closed() && !self.is_silent()
     }

@@ -200,11 +200,11 @@ impl NotOpened {
     }
 }
 
-/// Whether callers go by it: it is still on its way, open, or failed a moment ago.
+/// Whether callers go by it: it is still on its way, open and not too old, or failed a moment ago.
 fn stands(opening: &Opening) -> bool {
     match opening.peek() {
         None => true,
-        Some(Ok(session)) => session.is_open(),
+        Some(Ok(session)) => session.is_open() && !session.is_too_old(),
         Some(Err(failed)) => failed.at.elapsed() < REOPENING_PAUSE,
     }
 }

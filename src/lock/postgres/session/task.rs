@@ -86,6 +86,7 @@ impl Session {
             traffic: Arc::clone(connection.traffic()),
             server: Arc::clone(&connection.server),
             pid: connection.canceller().process_id(),
+            expires: connection.expires,
         };
         let task = SessionTask::new(connection, lease, options, receiver);
         tokio::spawn(task.run());

@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
@@ -83,8 +83,11 @@ impl Verifier {
         let compares_name = mode == "verify-full";
         let is_verified = compares_name || mode == "verify-ca" || file.is_some();
         if is_verified && file.is_none() {
-            // Nothing of what the system trusts may be broken for us.
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            // Nothing of what the system trusts may be broken for us. It is read once: these are
+            // many files, and this runs for each new connection.
+            static SYSTEM: LazyLock<Vec<CertificateDer<'static>>> =
+                LazyLock::new(|| rustls_native_certs::load_native_certs().certs);
+            roots.add_parsable_certificates(SYSTEM.iter().cloned());
         }
         let authorities = is_verified.then(|| {
             let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);

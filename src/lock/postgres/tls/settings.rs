@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use tokio_postgres::Config;
 use tokio_postgres::config::{SslMode, SslNegotiation};
 
@@ -8,13 +10,33 @@ use crate::config::ConfigError;
 #[derive(Clone)]
 pub(in crate::lock::postgres) struct Encryption {
     /// `None` if they never are.
-    pub(in crate::lock::postgres) tls: Option<Tls>,
+    tls: Option<Tls>,
     /// Whether a connection in clear text will do where TLS fails.
     pub(in crate::lock::postgres) is_optional: bool,
+    /// `None` if there are no files to read again.
+    files: Option<Arc<Files>>,
+}
+
+/// What is needed to read the files of a URL once more.
+struct Files {
+    settings: Settings,
+    mode: String,
+    is_direct: bool,
+}
+
+impl Encryption {
+    /// TLS for the next connection, by the files as they are now: certificates are renewed while a
+    /// process runs.
+    pub(in crate::lock::postgres) fn tls(&self) -> Result<Option<Tls>, ConfigError> {
+        match &self.files {
+            Some(files) => Tls::of(&files.settings, &files.mode, files.is_direct),
+            None => Ok(self.tls.clone()),
+        }
+    }
 }
 
 /// What a database URL says about TLS. Only the last value of an option counts.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(in crate::lock::postgres) struct Settings {
     mode: Option<String>,
     negotiation: Option<String>,
@@ -49,8 +71,6 @@ impl Settings {
             "sslrootcert" => &mut self.roots,
             "sslcert" => &mut self.certificate,
             "sslkey" => &mut self.key,
-            // No other server is used anyway.
-            "target_session_attrs" if value == "primary" => return true,
             _ => return false,
         };
         *place = Some(value.to_owned());
@@ -103,13 +123,28 @@ impl Settings {
                 Some(own.clone())
             }
         };
-        let is_optional = mode == "prefer";
-        Ok(Encryption { tls, is_optional })
+        let files = (tls.is_some() && self.names_files()).then(|| {
+            Arc::new(Files {
+                settings: self.clone(),
+                mode: mode.into(),
+                is_direct,
+            })
+        });
+        Ok(Encryption {
+            tls,
+            is_optional: mode == "prefer",
+            files,
+        })
     }
 
     /// Whether those are trusted whom the system trusts.
     pub(super) fn is_system(&self) -> bool {
         self.roots.as_deref() == Some("system")
+    }
+
+    /// Whether a certificate may be renewed in a file. What the system trusts is read once.
+    fn names_files(&self) -> bool {
+        (self.roots.is_some() && !self.is_system()) || self.certificate.is_some()
     }
 
     pub(super) fn refuse_files(&self, remedy: &'static str) -> Result<(), ConfigError> {
