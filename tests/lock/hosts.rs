@@ -136,8 +136,9 @@ async fn an_error_names_every_address_that_was_tried() {
 #[tokio::test]
 async fn a_pooler_that_now_leads_to_a_standby_is_left_at_once() {
     let primary = Cluster::create_primary().await;
-    let standby = Standby::of(&primary).await;
+    // Before the standby, which else may not have it yet.
     let database = database_on(&primary).await;
+    let standby = Standby::of(&primary).await;
     let (port, leads_to) = forward("127.0.0.1:0", primary.port()).await;
     let behind = format!("postgres://postgres@127.0.0.1:{port}/{}", database.name());
     let bouncer = Bouncer::to(&behind, Pooling::Transaction, 2).await;
@@ -150,6 +151,7 @@ async fn a_pooler_that_now_leads_to_a_standby_is_left_at_once() {
     let layer = postgres_layer_with(&url, |builder| builder.pool_size(1)).await;
     let (handler, mut gate) = gate();
     for failed_over in [false, true] {
+        database.wait_for_granted(key(PATH), 0).await;
         if failed_over {
             leads_to.send_replace(standby.port());
         }
