@@ -25,7 +25,7 @@ use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
 
 use super::connect::Connector;
 use super::connection::{Busy, LockConnection};
-use super::statement::milliseconds;
+use super::settings::milliseconds;
 use crate::lock::error::ConnectError;
 use crate::lock::tasks::Tasks;
 use crate::metrics;

@@ -103,7 +103,8 @@ impl LockPool {
         let Some(pool) = self.connections().clone() else {
             return Err(LockError::ShuttingDown);
         };
-        let opened = pool.dedicated_connection().await;
+        // Boxed so that waiters do not carry space for it.
+        let opened = Box::pin(pool.dedicated_connection()).await;
         opened.map(Fresh).map_err(LockError::Connect)
     }
 

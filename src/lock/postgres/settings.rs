@@ -10,8 +10,6 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::statement::milliseconds;
-
 /// Goes before whatever is sent outside of a transaction block where the defaults may not be ours:
 /// a serializable transaction fails on a standby, and one that is deferrable too waits for others.
 pub(super) const READ_COMMITTED: &str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED";
@@ -57,4 +55,11 @@ fn set(more: &[(&str, &str)], lease: Duration, is_local: &str) -> String {
         );
     }
     statement
+}
+
+/// For a PostgreSQL setting, in which 0 would mean no limit at all.
+pub(super) fn milliseconds(duration: Duration) -> i32 {
+    i32::try_from(duration.as_millis())
+        .unwrap_or(i32::MAX)
+        .max(1)
 }

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tokio_postgres::SimpleQueryMessage;
 
 use super::answer::values;
+use super::settings::milliseconds;
 use super::transaction::SHARE;
 use crate::lock::token;
 use crate::realm::claim::{Claim, Lock};
@@ -129,11 +130,4 @@ pub(super) fn was_contended(rows: &[SimpleQueryMessage]) -> bool {
 /// pgpool-II sends nothing but the BEGIN to a server that it does not know as the primary.
 pub(super) fn is_complete(rows: &[SimpleQueryMessage], claim: &Claim) -> bool {
     values(rows, FREE).chain(values(rows, BUSY)).count() == claim.locks().len()
-}
-
-/// For a PostgreSQL setting, in which 0 would mean no limit at all.
-pub(super) fn milliseconds(duration: Duration) -> i32 {
-    i32::try_from(duration.as_millis())
-        .unwrap_or(i32::MAX)
-        .max(1)
 }

@@ -18,7 +18,7 @@ use crate::lock::postgres::answer::{Answer, fencing_token};
 use crate::lock::postgres::confirmation::{Confirmer, Unconfirmed};
 use crate::lock::postgres::connect::Connector;
 use crate::lock::postgres::connection::{Busy, LockConnection, is_disconnect};
-use crate::lock::postgres::statement::milliseconds;
+use crate::lock::postgres::settings::milliseconds;
 use crate::lock::token::{self, FencingToken};
 use crate::realm::claim::Lock;
 
