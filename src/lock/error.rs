@@ -99,6 +99,16 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
+    /// Whether there is no password, or a wrong one: another server would refuse it too.
+    pub(super) fn is_refused_login(&self) -> bool {
+        match self {
+            Self::Password { .. } => true,
+            Self::Connect { source, .. } => find::<tokio_postgres::Error>(source.as_ref())
+                .is_some_and(|error| error.code() == Some(&SqlState::INVALID_PASSWORD)),
+            _ => false,
+        }
+    }
+
     /// Why none of the addresses that were tried can be used.
     pub(super) fn of(mut errors: Vec<Self>) -> Self {
         match errors.pop() {

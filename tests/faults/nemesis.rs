@@ -161,7 +161,11 @@ impl Nemesis {
             Fault::DropCancels { replica, duration } => {
                 let proxy = &replicas[replica].proxy;
                 proxy.drop_cancels(true);
-                sleep(duration).await;
+                // Somebody must leave, or there is nothing to cancel.
+                for _ in 0..5 {
+                    replicas[replica].leave.send_modify(|times| *times += 1);
+                    sleep(duration / 5).await;
+                }
                 proxy.drop_cancels(false);
             }
             Fault::RefuseLogins { replica, duration } => {

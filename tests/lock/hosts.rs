@@ -173,10 +173,10 @@ const NAME: &str = "moves.test";
 /// Runs the test below in a process that has a file of its own for `/etc/hosts`.
 async fn with_own_hosts(test: &str) {
     let may = Command::new("unshare").args(["-rm", "true"]).status();
-    if !may.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: `unshare -rm` is not allowed here");
-        return;
-    }
+    assert!(
+        may.is_ok_and(|status| status.success()),
+        "`unshare -rm` is not allowed here: run the tests as root, or allow user namespaces"
+    );
     let primary = Cluster::create_primary().await;
     let (standby, other) = (Standby::of(&primary).await, Cluster::create().await);
     let ports = [primary.port(), standby.port(), other.port()];
@@ -285,7 +285,6 @@ async fn without_a_host_it_is_the_socket_that_libpq_would_find() {
     let refused = RealmLocks::postgres(&url).await.unwrap_err().to_string();
     for part in [
         &format!("/var/run/postgresql/.s.PGSQL.{port}/realms"),
-        &format!("/tmp/.s.PGSQL.{port}/realms"),
         "name its host in the database URL",
     ] {
         assert!(refused.contains(part), "{refused}");

@@ -1,4 +1,4 @@
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fmt;
 use std::future::poll_fn;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -41,6 +41,8 @@ const POOLER_PROBE: [&str; 3] = [
 ];
 /// How many places that failed are remembered: more than a cluster has.
 const MAX_FAILED: usize = 64;
+/// For how long: a pooler that has restarted is to have its share again.
+const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// Makes the lock connections of a pool and says which may go back into it.
 #[derive(Clone)]
@@ -51,7 +53,7 @@ pub(super) struct Connector {
     lease: Duration,
     lifetime: Duration,
     /// The addresses, and the numbers of addresses, where the last attempt failed.
-    failed: Arc<Mutex<HashSet<Arc<str>>>>,
+    failed: Arc<Mutex<HashMap<Arc<str>, Instant>>>,
     /// Counts what connections leave to be done when their user has gone.
     group: TaskGroup,
     on_notification: Arc<OnNotification>,
@@ -100,10 +102,20 @@ impl Connector {
         let addresses = addresses.map(|address| (self.describe(address, None), address));
         for (server, address) in self.in_order(addresses) {
             let opened = self.open_any(address, &server, &mut errors).await;
-            self.note(server, opened.is_some());
+            let is_refused = errors.last().is_some_and(ConnectError::is_refused_login);
             if let Some(connection) = opened {
+                self.note(server, true);
+                let is_news = |error: &ConnectError| !matches!(error, ConnectError::Standby { .. });
+                for error in errors.into_iter().filter(is_news) {
+                    tracing::warn!(%error, "another server is used for a lock connection");
+                }
                 return Ok(connection);
             }
+            // Asking elsewhere again would only lock the role out.
+            if is_refused {
+                break;
+            }
+            self.note(server, false);
         }
         Err(ConnectError::of(errors))
     }
@@ -146,10 +158,16 @@ impl Connector {
         for (server, number) in self.in_order(numbers) {
             let opened = timeout(self.timeout, self.open_at(address, number, &server)).await;
             let opened = opened.unwrap_or_else(|_| Err(silent(&server)));
-            self.note(Arc::clone(&server), opened.is_ok());
+            let is_refused = matches!(&opened, Err(error) if error.is_refused_login());
+            if !is_refused {
+                self.note(Arc::clone(&server), opened.is_ok());
+            }
             match opened {
                 Ok(connection) => return Some(connection),
                 Err(error) => errors.push(error),
+            }
+            if is_refused {
+                break;
             }
         }
         None
@@ -163,7 +181,12 @@ impl Connector {
             places.sort_by_cached_key(|_| random());
         }
         let failed = self.failed();
-        places.sort_by_key(|(server, _)| failed.contains(server));
+        let has_failed = |server: &Arc<str>| {
+            failed
+                .get(server)
+                .is_some_and(|at| at.elapsed() < REMEMBERED)
+        };
+        places.sort_by_key(|(server, _)| has_failed(server));
         places
     }
 
@@ -176,12 +199,12 @@ impl Connector {
             if failed.len() >= MAX_FAILED {
                 failed.clear();
             }
-            failed.insert(server);
+            failed.insert(server, Instant::now());
         }
     }
 
-    fn failed(&self) -> MutexGuard<'_, HashSet<Arc<str>>> {
-        // A set that has lost an entry is still right: it only orders.
+    fn failed(&self) -> MutexGuard<'_, HashMap<Arc<str>, Instant>> {
+        // A map that has lost an entry is still right: it only orders.
         self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

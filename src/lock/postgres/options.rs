@@ -27,7 +27,7 @@ const MAX_SESSIONS: u32 = 1000;
 /// `host=… user=… option=value`. Several hosts are a primary and its standbys: each number of each
 /// host is tried, with its own time limit, until a primary answers. Those that failed the last time
 /// are tried last. Names are looked up for each new connection. Without a host it is the Unix
-/// socket in `/var/run/postgresql`, or else in `/tmp`. In user, password and path of a URL write
+/// socket in `/var/run/postgresql`, or else in `/tmp`, if it is there when the URL is read. In user, password and path of a URL write
 /// `@`, `/` and `?` percent-encoded. No environment variable is read.
 ///
 /// The driver's [own options](tokio_postgres::Config) count, such as `keepalives_idle`,
@@ -44,8 +44,8 @@ const MAX_SESSIONS: u32 = 1000;
 /// | `sslnegotiation` | `postgres`, the default, or `direct`: one round trip less, from PostgreSQL 17 on |
 /// | `channel_binding` | `require`: log in by SCRAM and bound to the server's certificate, or not at all |
 ///
-/// They mean what they mean to libpq, with these exceptions: files are never looked for in `~/.postgresql`, nobody checks who else may read the key's file, without
-/// `sslrootcert` `verify-ca` and `verify-full` trust what the system trusts, a `direct` handshake
+/// They mean what they mean to libpq, with these exceptions: files are never looked for in
+/// `~/.postgresql`, nobody checks who else may read the key's file, without `sslrootcert` `verify-ca` and `verify-full` trust what the system trusts, a `direct` handshake
 /// need not name the protocol, and there is no `allow`. [`build`](Self::build) and
 /// [`listen`](Self::listen) read the files, and each new connection reads them again, so that
 /// certificates can be renewed while the process runs. What the system trusts is read once.
@@ -56,10 +56,11 @@ const MAX_SESSIONS: u32 = 1000;
 /// alternative names, and takes only X.509 version 3; a login cannot be bound to a certificate that
 /// is signed with Ed25519 or RSA-PSS.
 ///
-/// Dead connections are noticed without the operating system's defaults of hours: over TCP
-/// `keepalives_idle` is 30 seconds, `keepalives_interval` 5 seconds, `keepalives_retries` 3 and
-/// `tcp_user_timeout` 8 seconds (Linux), unless they are given. Two hours, the driver's own
-/// `keepalives_idle`, counts as not given.
+/// A connection that dies while a statement waits for its lock is noticed within 8 seconds: over TCP
+/// `keepalives_idle` is 3 seconds, `keepalives_interval` 1 second and `keepalives_retries` 5, unless
+/// they are given. Two hours, the driver's own `keepalives_idle`, counts as not given.
+/// `tcp_user_timeout` is not set: on Linux it replaces the count of probes, and one that is shorter
+/// than two thirds of the [lease](Self::lease) ends holds that the lease would keep.
 ///
 /// A build without the feature `tls-rustls` refuses URLs that ask for TLS, unless
 /// [`tls`](Self::tls) is given, and takes `prefer` for `disable`.
@@ -290,7 +291,10 @@ impl PostgresBuilder {
     /// use tower_realm_lock::RealmLocks;
     ///
     /// let locks = RealmLocks::postgres_builder("postgres://app@db.internal/realms")
-    ///     .password_from(|| tokio::fs::read_to_string("/run/secrets/password"))
+    ///     .password_from(|| async {
+    ///         let password = tokio::fs::read_to_string("/run/secrets/password").await?;
+    ///         Ok::<_, std::io::Error>(password.trim_end().to_owned())
+    ///     })
     ///     .build()
     ///     .await?;
     /// # Ok(())
@@ -312,8 +316,8 @@ impl PostgresBuilder {
     /// Default 30 minutes, at least 100 milliseconds. Each connection is given up when its first hold after
     /// that ends, or before the next one begins; up to a tenth earlier, so that they are not all
     /// replaced at once. A session grants nothing more, and ends when its last lock is unlocked.
-    /// The connection of [`listen`](Self::listen), which would miss events, stays open until it
-    /// breaks.
+    /// The connections of [`listen`](Self::listen), which would miss events, and of a fleet stay open
+    /// until they break.
     pub fn max_connection_lifetime(mut self, lifetime: Duration) -> Self {
         self.max_connection_lifetime = lifetime;
         self

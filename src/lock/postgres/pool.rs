@@ -103,8 +103,10 @@ impl LockPool {
         let Some(pool) = self.connections().clone() else {
             return Err(LockError::ShuttingDown);
         };
-        // Boxed so that waiters do not carry space for it.
-        let opened = Box::pin(pool.dedicated_connection()).await;
+        // On a task: a caller that leaves must not keep it from noting that a host is silent.
+        let opened = tokio::spawn(async move { pool.dedicated_connection().await });
+        // It fails only where the runtime ends.
+        let opened = opened.await.map_err(|_| LockError::ShuttingDown)?;
         opened.map(Fresh).map_err(LockError::Connect)
     }
 

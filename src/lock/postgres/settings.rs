@@ -23,7 +23,7 @@ const OF_TRANSACTION: [(&str, &str); 3] = [
 
 /// What else a session needs, whose statements have no BEGIN.
 const OF_SESSION: [(&str, &str); 2] = [
-    ("idle_session_timeout", "0"),
+    ("idle_session_timeout", "300000"),
     ("default_transaction_isolation", "read committed"),
 ];
 

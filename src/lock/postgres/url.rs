@@ -1,4 +1,7 @@
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
+#[cfg(unix)]
+use std::path::Path;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
@@ -63,6 +66,11 @@ pub(super) struct Database {
     pub(super) passwords: Option<Passwords>,
 }
 
+/// What Linux takes.
+const PROBES: RangeInclusive<u32> = 1..=127;
+const TOO_MANY: &str =
+    "write how many probes may stay without an answer, 1 to 127, or leave it out";
+
 /// Where a [`Database`] is described.
 #[derive(Clone)]
 pub(super) enum Source {
@@ -82,10 +90,9 @@ impl Database {
             return Err(unreadable(problem));
         }
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+            // One for good: another server may have its socket in the other folder.
             #[cfg(unix)]
-            for folder in SOCKETS {
-                config.host_path(folder);
-            }
+            config.host_path(socket_folder(&config));
             #[cfg(not(unix))]
             config.host("localhost");
         }
@@ -96,6 +103,12 @@ impl Database {
         config.target_session_attrs(TargetSessionAttrs::Any);
         if config.get_connect_timeout().is_some_and(Duration::is_zero) {
             return Err(ConfigError::option("connect_timeout", "0", NOT_AT_ONCE));
+        }
+        if let Some(count) = config.get_keepalives_retries()
+            && !PROBES.contains(&count)
+        {
+            let count = count.to_string();
+            return Err(ConfigError::option("keepalives_retries", &count, TOO_MANY));
         }
         let encryption = settings.encryption(tls, &mut config)?;
         if config.get_application_name().is_none() {
@@ -155,22 +168,30 @@ impl Database {
     }
 }
 
-/// Sets the options of TCP that detect a dead connection, where the user has not. The driver's own
-/// idle time of two hours counts as not set: it is longer than any load balancer's or NAT's limit.
+/// Sets the options of TCP that detect a dead connection, where the user has not: within 8 seconds
+/// while a statement waits for its lock, so that a waiter can still ask on another connection. The
+/// driver's own idle time of two hours counts as not set.
+///
+/// `tcp_user_timeout` is left to the user. On Linux it replaces the count of probes, and it would end
+/// a hold before its lease does: heartbeats are always in flight.
 fn detect_death(config: &mut Config) {
     if config.get_keepalives_idle() == Config::new().get_keepalives_idle() {
-        config.keepalives_idle(Duration::from_secs(30));
+        config.keepalives_idle(Duration::from_secs(3));
     }
     if config.get_keepalives_interval().is_none() {
-        config.keepalives_interval(Duration::from_secs(5));
+        config.keepalives_interval(Duration::from_secs(1));
     }
     if config.get_keepalives_retries().is_none() {
-        config.keepalives_retries(3);
+        config.keepalives_retries(5);
     }
-    if config.get_tcp_user_timeout().is_none() {
-        // Below the default `acquire_timeout`, so that a waiter can still ask on another one.
-        config.tcp_user_timeout(Duration::from_secs(8));
-    }
+}
+
+/// The first folder that has a socket for the port, or else the first one.
+#[cfg(unix)]
+fn socket_folder(config: &Config) -> &'static str {
+    let port = config.get_ports().first().copied().unwrap_or(5432);
+    let has_socket = |folder: &&str| Path::new(folder).join(format!(".s.PGSQL.{port}")).exists();
+    SOCKETS.into_iter().find(has_socket).unwrap_or(SOCKETS[0])
 }
 
 /// What a URL says to the driver, and what it says about TLS.
@@ -223,7 +244,7 @@ impl Own {
                 self.user_timeout = match value.parse() {
                     // The system's own.
                     Ok(0) => Some(Duration::ZERO),
-                    Ok(time @ 1000..) => Some(Duration::from_millis(time)),
+                    Ok(time @ 1000..=2_147_483_647) => Some(Duration::from_millis(time)),
                     _ => {
                         let remedy = "write milliseconds, as for libpq, and at least 1000";
                         return Err(ConfigError::option("tcp_user_timeout", value, remedy));
@@ -231,11 +252,11 @@ impl Own {
                 };
             }
             ("keepalives_count", _) => {
-                let Ok(count) = value.parse() else {
-                    let remedy = "write how many probes may stay without an answer";
-                    return Err(ConfigError::option("keepalives_count", value, remedy));
-                };
-                self.keepalives_count = Some(count);
+                let count = value.parse().ok().filter(|it| PROBES.contains(it));
+                if count.is_none() {
+                    return Err(ConfigError::option("keepalives_count", value, TOO_MANY));
+                }
+                self.keepalives_count = count;
             }
             _ => return Ok(self.settings.take(name, value)),
         }
@@ -401,16 +422,16 @@ mod tests {
             let address = Address::all(&database.config).remove(0);
             database.config_of(&address, None)
         };
-        for (options, [idle, interval, user_timeout], retries) in
-            [("", [30, 5, 8], 3), (own, [2, 3, 5], 4)]
+        let seconds = Duration::from_secs;
+        for (options, [idle, interval], retries, user_timeout) in
+            [("", [3, 1], 5, None), (own, [2, 3], 4, Some(&seconds(5)))]
         {
             let config = database(options);
-            let seconds = Duration::from_secs;
             assert!(config.get_keepalives());
             assert_eq!(config.get_keepalives_idle(), seconds(idle));
             assert_eq!(config.get_keepalives_interval(), Some(seconds(interval)));
             assert_eq!(config.get_keepalives_retries(), Some(retries));
-            assert_eq!(config.get_tcp_user_timeout(), Some(&seconds(user_timeout)));
+            assert_eq!(config.get_tcp_user_timeout(), user_timeout);
         }
         assert!(!database("keepalives=0").get_keepalives());
     }
@@ -465,6 +486,8 @@ mod tests {
                 ("tcp_user_timeout=30", "milliseconds, as for libpq"),
                 ("tcp_user_timeout=soon", "cannot be soon"),
                 ("keepalives_count=-1", "cannot be -1"),
+                ("keepalives_count=0", "1 to 127"),
+                ("keepalives_retries=128", "1 to 127"),
             ] {
                 let refused = read(&(form.to_owned() + option)).unwrap_err().to_string();
                 assert!(refused.contains(says), "{refused}");

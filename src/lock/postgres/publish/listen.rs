@@ -197,8 +197,13 @@ async fn attend(connection: &LockConnection) {
         }
     };
     tokio::select! {
+        biased;
         () = connection.closed.cancelled() => {}
-        () = beats => {}
+        () = beats => tracing::warn!(
+            server = %connection.server,
+            pid = connection.canceller().process_id(),
+            "a listener's connection is silent, and is replaced"
+        ),
     }
 }
 

@@ -1,4 +1,4 @@
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
@@ -83,11 +83,8 @@ impl Verifier {
         let compares_name = mode == "verify-full";
         let is_verified = compares_name || mode == "verify-ca" || file.is_some();
         if is_verified && file.is_none() {
-            // Nothing of what the system trusts may be broken for us. It is read once: these are
-            // many files, and this runs for each new connection.
-            static SYSTEM: LazyLock<Vec<CertificateDer<'static>>> =
-                LazyLock::new(|| rustls_native_certs::load_native_certs().certs);
-            roots.add_parsable_certificates(SYSTEM.iter().cloned());
+            // Nothing of what the system trusts may be broken for us.
+            roots.add_parsable_certificates(trusted_by_system());
         }
         let authorities = is_verified.then(|| {
             let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
@@ -190,4 +187,17 @@ fn unusable(option: &'static str, file: &str, problem: &impl ToString) -> Config
         path: file.into(),
         problem: problem.to_string(),
     }
+}
+
+/// Read once, unless there was nothing: these are many files, and each new connection wants them.
+fn trusted_by_system() -> Vec<CertificateDer<'static>> {
+    static CERTIFICATES: OnceLock<Vec<CertificateDer<'static>>> = OnceLock::new();
+    if let Some(certificates) = CERTIFICATES.get() {
+        return certificates.clone();
+    }
+    let certificates = rustls_native_certs::load_native_certs().certs;
+    if !certificates.is_empty() {
+        let _ = CERTIFICATES.set(certificates.clone());
+    }
+    certificates
 }
