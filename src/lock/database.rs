@@ -6,7 +6,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::error::LockError;
 use super::grant::{Grant, GrantTerms, Obtained, Slot, with_grant};
@@ -77,7 +77,11 @@ impl Database {
             Inherited::Nothing => {}
             Inherited::Unfit(attempt) => {
                 let abandoned = self.terms.tasks.spawn(attempt.abandon());
-                let _ = timeout(LEAVING, abandoned).await;
+                let patience = request.deadline.min(Instant::now() + LEAVING);
+                let _ = timeout_at(patience, abandoned).await;
+                if Instant::now() >= request.deadline {
+                    return Err(request.timed_out());
+                }
             }
         }
         if !has_attempt && let Some(lock) = self.postgres.try_session(request).await? {

@@ -272,6 +272,25 @@ async fn a_caller_that_leaves_meanwhile_passes_the_silent_statement_on() {
 }
 
 #[tokio::test]
+async fn a_write_behind_a_commit_without_an_answer_asks_on_another_connection() {
+    let database = database().await;
+    let proxy = Proxy::to(database.url()).await;
+    let layer = postgres_layer_with(&proxy.url(database.url()), |it| it.pool_size(1)).await;
+    let (handler, mut gate) = gate();
+    let lost = patch(&layer, &handler, "/luke/before/card");
+    let call = gate.entered().await;
+    proxy.black_hole();
+    // The connection was heard a moment ago, and goes back to the pool.
+    call.answer(200);
+    let asked = Instant::now();
+    let next = patch(&layer, &handler, PATH);
+    gate.entered().await.answer(200);
+    assert!(asked.elapsed() < SOON, "{:?}", asked.elapsed());
+    assert_eq!(answered(next).await.status(), 200);
+    lost.abort();
+}
+
+#[tokio::test]
 async fn a_wait_that_breaks_off_is_asked_again_on_a_new_connection() {
     let database = database().await;
     let proxy = Proxy::to(database.url()).await;

@@ -42,7 +42,8 @@ pub(in crate::lock) const LEAVING: Duration = Duration::from_millis(500);
 /// An idle connection may be dead without anybody knowing: a NAT has forgotten it. To a statement
 /// that waits for a lock, silence means nothing. So on a connection that was not heard for a while
 /// the BEGIN, which never waits, goes ahead by itself, and the rest follows in the same packet.
-/// Without an answer to it the attempt [is silent](Self::poll_silent), and can
+/// Without an answer to it, or to the COMMIT before it, the attempt [is silent](Self::poll_silent),
+/// and can
 /// [move](Self::move_to) to another connection. Until there is one it waits on: behind a pooler
 /// that has no server to spare a live connection is silent too, and so is a new one.
 ///
@@ -62,7 +63,14 @@ struct Sent {
     at: Instant,
     progress: Progress,
     /// The end of the last transaction on the same connection.
-    before: Option<Confirmation>,
+    before: Option<Ending>,
+}
+
+/// The end of a transaction, which was not answered when the attempt was sent behind it. It waits
+/// for no lock.
+struct Ending {
+    answer: Confirmation,
+    silence: Pin<Box<Sleep>>,
 }
 
 enum Progress {
@@ -101,7 +109,12 @@ impl Attempt {
         terms: AttemptTerms,
         scout: bool,
     ) -> Self {
-        let before = connection.ending.take();
+        let ending = connection.ending.take();
+        let ending = ending.filter(|ending| !ending.is_answered());
+        let before = ending.map(|answer| Ending {
+            answer,
+            silence: Box::pin(sleep(SILENCE)),
+        });
         let connection = Busy::new(connection);
         let settings = connection.of_pooler();
         let statement = lock_statement(&claim, &comment, settings, terms, scout);
@@ -157,7 +170,7 @@ impl Attempt {
     /// Resolves when the server should have answered something, and has not.
     pub(in crate::lock) fn poll_silent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.0 {
-            Some(sent) => sent.progress.poll_silent(cx),
+            Some(sent) => sent.poll_silent(cx),
             None => Poll::Pending,
         }
     }
@@ -165,7 +178,7 @@ impl Attempt {
     /// Asks again on a connection that takes the silent one's place in the pool, unless that has
     /// answered meanwhile. The silent one is closed.
     pub(in crate::lock) fn move_to(&mut self, fresh: Fresh) {
-        let Some(sent) = self.0.take_if(|sent| sent.progress.is_silent()) else {
+        let Some(sent) = self.0.take_if(|sent| sent.is_silent()) else {
             return;
         };
         let Sent {
@@ -189,7 +202,7 @@ impl Attempt {
             // It may only be late. Another holder may wait for that answer, and the server may
             // have the statement.
             if let Some(before) = before {
-                let _ = before.answered().await;
+                let _ = before.answer.answered().await;
             }
             cancel(&silent, progress).await;
         });
@@ -295,6 +308,21 @@ impl Drop for Attempt {
 }
 
 impl Sent {
+    fn poll_silent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(Ending { answer, silence }) = &mut self.before
+            && !answer.is_answered()
+            && silence.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(());
+        }
+        self.progress.poll_silent(cx)
+    }
+
+    fn is_silent(&self) -> bool {
+        let is_silent = |it: &Ending| !it.answer.is_answered() && it.silence.is_elapsed();
+        self.before.as_ref().is_some_and(is_silent) || self.progress.is_silent()
+    }
+
     async fn abandon(self: Box<Self>) {
         if matches!(self.progress, Progress::Answered(_)) {
             return;
@@ -302,7 +330,7 @@ impl Sent {
         // A CancelRequest hits whatever the server is at: while that is the end of the last
         // transaction, it would cost another holder its success.
         if let Some(before) = &self.before {
-            let _ = timeout(GIVEN, before.answered()).await;
+            let _ = timeout(GIVEN, before.answer.answered()).await;
         }
         let Self {
             progress,

@@ -70,6 +70,10 @@ impl Drop for Confirmer {
 }
 
 impl Confirmation {
+    pub(super) fn is_answered(&self) -> bool {
+        self.0.initialized()
+    }
+
     /// Waits for the answer.
     ///
     /// # Cancel safety

@@ -73,7 +73,7 @@ mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 
 use self::attempt::Attempt;
 use self::comment::comment;
@@ -92,6 +92,9 @@ use super::request::LockRequest;
 use super::tasks::TaskGroup;
 use crate::config::ConfigError;
 use crate::realm::claim::Claim;
+
+/// How long a new connection is waited for where one of the pool's may do.
+const LOGIN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The lock connections to one PostgreSQL, and how locks are asked for there.
 #[derive(Debug)]
@@ -191,8 +194,17 @@ impl Postgres {
     ) -> Result<Attempt, LockError> {
         let mut connection = self.pool.checkout(request).await?;
         // Without a new one the pool's own may do.
-        if fresh && let Ok(Ok(opened)) = timeout_at(request.deadline, self.open()).await {
-            drop(Busy::new(connection.replace(opened)));
+        let patience = request.deadline.min(Instant::now() + LOGIN_PATIENCE);
+        if fresh && let Ok(Ok(opened)) = timeout_at(patience, self.open()).await {
+            let spare = connection.replace(opened);
+            let tasks = spare.tasks.clone();
+            tasks.spawn(async move {
+                // Another holder may wait for the end of its transaction.
+                if let Some(ending) = &spare.ending {
+                    let _ = ending.answered().await;
+                }
+                drop(Busy::new(spare));
+            });
         }
         let terms = AttemptTerms {
             lease: self.lease,

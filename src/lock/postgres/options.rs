@@ -140,7 +140,8 @@ impl PostgresBuilder {
     /// resources, that it can write at the same time.
     ///
     /// Default 10, at least 1. Waiting for a realm that this process itself writes takes no
-    /// connection.
+    /// connection. While connections are silent, up to as many more are opened in their place for
+    /// some seconds.
     pub fn pool_size(mut self, connections: u32) -> Self {
         self.pool_size = connections;
         self

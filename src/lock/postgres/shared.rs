@@ -32,8 +32,9 @@ use crate::realm::claim::Claim;
 /// `idle_in_transaction_session_timeout` is the lease, and `transaction_timeout` is off, as the
 /// lease and `max_hold` bound it.
 ///
-/// Heartbeats wait behind a statement that runs. One that takes longer than half the lease can end
-/// in a lost lock: set a lease of more than twice the longest one, and of 6 seconds or more.
+/// Heartbeats wait behind a statement that runs. Statements that take longer than a third of the
+/// lease can end in a lost lock: set a lease of more than three times the longest one. Those that
+/// are pipelined count as one.
 ///
 /// # What is left open
 ///

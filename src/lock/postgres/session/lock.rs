@@ -78,8 +78,9 @@ impl Session {
         self.lease.is_current() && !self.commands.is_closed() && !self.is_silent()
     }
 
-    /// Whether the server should have answered something, and has not: nothing that a session
-    /// sends ever waits there.
+    /// Whether the server should have answered something, and has not. Nothing that a session sends
+    /// waits for a lock; a publication may wait for another program's COMMIT with a NOTIFY, and the
+    /// session is then replaced without need.
     pub(super) fn is_silent(&self) -> bool {
         self.traffic.silence() >= SILENCE
     }
