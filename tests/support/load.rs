@@ -91,6 +91,19 @@ impl Log {
         .await;
     }
 
+    /// Waits until the replicas have had so many turns, counted from the first call.
+    pub async fn wait_for_turns(&self, turns: usize) {
+        wait_for("more turns", Duration::from_secs(60), async || {
+            let calls = self.guard();
+            let seen = calls.chunk_by(|one, next| one.replica == next.replica);
+            let seen = seen.count();
+            (seen >= turns)
+                .then_some(())
+                .ok_or(format!("{seen} of {turns}"))
+        })
+        .await;
+    }
+
     /// Waits until a call comes in at another replica than the one before it.
     pub async fn wait_for_switch(&self) {
         let mut replica = self.0.replica.subscribe();
