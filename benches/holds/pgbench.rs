@@ -29,9 +29,10 @@ pub struct Pgbench {
 }
 
 impl Pgbench {
-    /// `None` where the server's programs come without it.
+    /// `None` where the server's programs come without it. They may be links to where they are installed.
     pub fn find(name: Name, port: u16) -> Option<Self> {
-        let program = server_programs().join("pgbench");
+        let server = server_programs().join("postgres").canonicalize().ok()?;
+        let program = server.with_file_name("pgbench");
         if !program.is_file() {
             return None;
         }

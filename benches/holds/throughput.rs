@@ -14,7 +14,7 @@ use tower::service_fn;
 
 use crate::contenders::{
     BARE_SESSION, BARE_TRANSACTION, BY_HAND, DRIVERS, IN_POSTGRES, IN_PROCESS, MUTEX, Name,
-    PGBENCH, PGBENCH_BATCHES, PGBENCH_PREPARED, SESSIONS, SQLX, TRANSACTION,
+    OLD_STATEMENT, PGBENCH, PGBENCH_BATCHES, PGBENCH_PREPARED, SESSIONS, SQLX, TRANSACTION,
 };
 use crate::costs::Costs;
 use crate::figures::Figure;
@@ -49,7 +49,7 @@ pub async fn hot(bench: &Bench, findings: &mut Findings) {
     let case = format!("one hot realm, {writers} writers, handler empty");
     let table = table(&case, &names, &rates, BY_HAND);
     findings.add("hot-realm", table);
-    let table = costs.table(&case, Figure::HotServer, &mut findings.figures);
+    let table = costs.table(&case, Figure::HotServer, &mut findings.figures, BY_HAND);
     findings.add("hot-realm-costs", table);
 }
 
@@ -61,7 +61,12 @@ pub async fn distinct(bench: &Bench, findings: &mut Findings) {
     let case = format!("{writers} writers, each of a realm of its own, handler empty");
     let table = table(&case, &names, &rates, BY_HAND);
     findings.add("distinct-realms", table);
-    let table = costs.table(&case, Figure::DistinctServer, &mut findings.figures);
+    let table = costs.table(
+        &case,
+        Figure::DistinctServer,
+        &mut findings.figures,
+        OLD_STATEMENT,
+    );
     findings.add("distinct-realms-costs", table);
 }
 

@@ -8,7 +8,7 @@ use tower::service_fn;
 
 use crate::contenders::{
     BARE, BARE_TRANSACTION, BY_HAND, CONNECTIONS, Contender, DRIVERS, IN_POSTGRES, IN_PROCESS,
-    MUTEX, Name, ROUND_TRIP,
+    MUTEX, Name, OLD_STATEMENT, ROUND_TRIP,
 };
 use crate::cores::OneCore;
 use crate::costs::Costs;
@@ -85,7 +85,7 @@ pub async fn near(bench: &Bench, findings: &mut Findings) {
     let case = format!("a write of an idle realm, {place}, handler empty");
     let figures = &mut findings.figures;
     let table = table(&case, &seconds, figure, figures);
-    let costs = costs.table(&case, Figure::UncontendedServer, figures);
+    let costs = costs.table(&case, Figure::UncontendedServer, figures, OLD_STATEMENT);
     findings.add("uncontended", table);
     findings.add("uncontended-costs", costs);
 
@@ -94,7 +94,7 @@ pub async fn near(bench: &Bench, findings: &mut Findings) {
         ..turns
     };
     let (seconds, _) = latencies(bench, &works, turns).await;
-    let case = "the same, on all cores";
+    let case = "a write of an idle realm, on all cores, handler empty";
     let table = self::table(case, &seconds, Figure::AddedAnywhere, &mut findings.figures);
     findings.add("uncontended-all-cores", table);
 }
@@ -111,7 +111,7 @@ pub async fn far(bench: &Bench, findings: &mut Findings) {
         counted: 0,
     };
     let (seconds, _) = latencies(bench, &works, turns).await;
-    let case = "the same, with 1 ms of added network round trip";
+    let case = "a write of an idle realm, 1 ms away, handler empty";
     let table = table(case, &seconds, Figure::AddedFar, &mut findings.figures);
     findings.add("far", table);
 }
