@@ -169,10 +169,10 @@ impl<'a> ParsedPath<'a> {
     /// The segments decoded as far as that goes, however ambiguous the path is. The last one is
     /// empty if the path ends in a slash.
     pub(crate) fn lenient_segments(&self) -> impl Iterator<Item = &str> + Clone {
-        let decoded = self.parsed().decoded.as_ref();
-        let plain = decoded.is_none().then(|| self.raw_segments());
-        let decoded = decoded.into_iter().flatten().map(String::as_str);
-        plain.into_iter().flatten().chain(decoded)
+        match &self.parsed().decoded {
+            None => Segments::Raw(split(&self.raw)),
+            Some(decoded) => Segments::Decoded(decoded.iter()),
+        }
     }
 
     /// [`lenient_segments`](Self::lenient_segments) of the path without one slash at its end.
@@ -213,11 +213,51 @@ impl<'a> ParsedPath<'a> {
     }
 }
 
+/// The decoded segments of a path, in place where nothing had to be decoded.
+#[derive(Clone)]
+enum Segments<'a> {
+    Raw(std::str::Split<'a, char>),
+    Decoded(std::slice::Iter<'a, String>),
+}
+
+impl<'a> Iterator for Segments<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        match self {
+            Self::Raw(segments) => segments.next(),
+            Self::Decoded(segments) => segments.next().map(String::as_str),
+        }
+    }
+}
+
 fn split(raw: &str) -> std::str::Split<'_, char> {
     raw.strip_prefix('/').unwrap_or(raw).split('/')
 }
 
+/// Whether a text can only be read as it stands, as most are: ASCII without control characters,
+/// escapes and backslashes, in which no segment is empty, except the last, or begins with a dot.
+fn is_plain(text: &str) -> bool {
+    let mut before = b'/';
+    text.bytes().all(|byte| {
+        let is_plain = match byte {
+            b'/' | b'.' => before != b'/',
+            b' '..=b'~' => byte != b'%' && byte != b'\\',
+            _ => false,
+        };
+        before = byte;
+        is_plain
+    })
+}
+
 fn parse(raw: &str, problem: Option<PathProblem>) -> Parsed {
+    if raw.strip_prefix('/').is_some_and(is_plain) {
+        return Parsed {
+            decoded: None,
+            problem,
+            has_separators: false,
+        };
+    }
     let mut parsed = Parsed {
         decoded: raw.contains('%').then(Vec::new),
         problem: problem.or((!raw.starts_with('/')).then_some(PathProblem::Relative)),
@@ -261,6 +301,9 @@ fn has_malformed_escape(raw: &str) -> bool {
 pub(crate) fn check_segment(segment: &str) -> Result<(), PathProblem> {
     if segment.is_empty() {
         return Err(PathProblem::EmptySegment);
+    }
+    if is_plain(segment) {
+        return Ok(());
     }
     if segment.chars().any(char::is_control) {
         return Err(PathProblem::ControlCharacter);
