@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use futures_util::future::Either;
 use http::{Method, Request, Response, Version};
 use http_body::Body;
 use tokio::time::Instant;
@@ -291,16 +292,15 @@ where
         let asked_at = settings.server_timing.then(Instant::now);
         let outlives_response = settings.may_outlive_response();
         let hold = settings.locks.hold(&claim, outlives_response);
-        let hold = hold.instrument(span.clone()).await;
-        let is_nested = hold.as_ref().is_ok_and(Hold::is_nested);
-        let clock = asked_at.filter(|_| !is_nested).map(Timing::since);
-        let hold = match hold {
+        let hold = match hold.instrument(span.clone()).await {
             Ok(hold) => hold,
             Err(error) => {
+                let timing = asked_at.map(|asked| Timing::since(asked).wait());
                 let response = settings.reject(Rejected::unread(error, request));
-                return Ok(tell(response, clock.map(Timing::wait)));
+                return Ok(tell(response, timing));
             }
         };
+        let clock = asked_at.filter(|_| !hold.is_nested()).map(Timing::since);
         let asked = settings.asked(&request);
         let handle = HeldLock::of(&hold);
         insert(&mut request, &handle);
@@ -308,21 +308,22 @@ where
         // Boxed so that waiters do not carry space for the inner future.
         let call = Box::pin(inner.oneshot(request));
         let work = held_call(Arc::clone(&settings), hold, method, version, call);
-        let called = match settings.on_disconnect {
-            OnDisconnect::Finish => {
-                let work = settings.locks.run_in_place(work);
-                work.instrument(span.clone()).await
-            }
-            OnDisconnect::Cancel => Box::pin(work).instrument(span.clone()).await,
+        let work = match settings.on_disconnect {
+            OnDisconnect::Finish => Either::Left(settings.locks.run_in_place(work)),
+            OnDisconnect::Cancel => Either::Right(Box::pin(work)),
         };
+        let called = work.instrument(span.clone()).await;
         // Before the confirmation: by then the next writer is inside.
         let timing = clock.map(|clock| clock.wait_and_hold(handle.released_at()));
         let failed = match called {
             Ok((response, None)) => return Ok(tell(response, timing)),
-            Ok((response, Some(ending))) => match ending.confirmed().instrument(span).await {
-                Ok(()) => return Ok(tell(response, timing)),
-                Err(error) => Failed::from(error),
-            },
+            // Boxed so that waiters do not carry its space.
+            Ok((response, Some(ending))) => {
+                match Box::pin(ending.confirmed()).instrument(span).await {
+                    Ok(()) => return Ok(tell(response, timing)),
+                    Err(error) => Failed::from(error),
+                }
+            }
             Err(failed) => failed,
         };
         match failed {
@@ -385,7 +386,8 @@ where
         } else {
             Outcome::Unconfirmed
         })?;
-        Ok((response, confirm.then_some(ending)))
+        let waits = confirm && ending.has_proofs();
+        Ok((response, waits.then_some(ending)))
     }
 }
 

@@ -93,15 +93,20 @@ impl Claim {
     /// A realm as a whole: exclusive.
     #[must_use]
     pub fn realm(realm: &RealmUrl) -> Self {
+        Self::whole(LockKey::of(realm), List::One(realm.clone()))
+    }
+
+    /// One key exclusively. Nothing to sort or to leave out: the claim of most requests takes no
+    /// detour.
+    fn whole(key: LockKey, realms: List<RealmUrl>) -> Self {
         let lock = Lock {
-            key: LockKey::of(realm),
+            key,
             mode: LockMode::Exclusive,
             realm: None,
         };
-        // Nothing to sort or to leave out: the claim of most requests takes no detour.
         Self(Arc::new(Parts {
             locks: List::One(lock),
-            realms: List::One(realm.clone()),
+            realms,
             resources: Box::default(),
         }))
     }
@@ -313,12 +318,7 @@ impl From<RealmUrl> for Claim {
 /// A key exclusively: for what is no realm.
 impl From<LockKey> for Claim {
     fn from(key: LockKey) -> Self {
-        let lock = Lock {
-            key,
-            mode: LockMode::Exclusive,
-            realm: None,
-        };
-        Self::new(vec![lock], Vec::new().into(), Box::default())
+        Self::whole(key, Vec::new().into())
     }
 }
 

@@ -371,4 +371,22 @@ mod tests {
         let own = raw.as_bytes().as_ptr_range();
         assert!(own.contains(&segments[0].as_ptr()));
     }
+
+    #[test]
+    fn a_text_that_is_plain_has_no_other_reading() {
+        let delicate = "a2./\\%F \u{1}\u{7f}\u{85}ü";
+        let longer = |text: &String| delicate.chars().map(|next| format!("{text}{next}")).collect();
+        let mut texts = vec![String::new()];
+        for _ in 0..4 {
+            texts = texts.iter().flat_map::<Vec<_>, _>(longer).collect();
+            for text in &texts {
+                let mut segments = text.strip_suffix('/').unwrap_or(text).split('/');
+                let is_clear = text.is_ascii()
+                    && !text.contains(|it: char| it.is_control() || it == '%' || it == '\\')
+                    && segments.all(|segment| !matches!(segment, "" | "." | ".."));
+                assert!(is_clear || !is_plain(text), "{text:?}");
+            }
+        }
+        assert!(is_plain("luke/my-realm/cards/1.json"), "most are");
+    }
 }

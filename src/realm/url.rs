@@ -86,7 +86,8 @@ impl RealmUrl {
 
     /// Its path: what follows the origin.
     pub(crate) fn path(&self) -> &str {
-        let authority = self.0.find("://").map_or(0, |at| at + "://".len());
+        // The first colon ends the scheme.
+        let authority = self.0.find(':').map_or(0, |at| at + "://".len());
         let path = self.0[authority..].find('/').unwrap_or(0);
         &self.0[authority + path..]
     }

@@ -96,7 +96,8 @@ impl BaseUrl {
     /// scheme, port or host.
     pub(super) fn captures<'a>(&'a self, url: &'a RealmUrl) -> Option<Captures<'a>> {
         if self.labels.is_empty() {
-            return (self.url.origin() == url.origin()).then(Vec::new);
+            let fits = self.url == *url || self.url.origin() == url.origin();
+            return fits.then(Vec::new);
         }
         let own = split_origin(self.url.origin());
         let other = split_origin(url.origin());
