@@ -270,9 +270,14 @@ impl<E> From<LockError> for Failed<E> {
     }
 }
 
+/// The response of a call whose hold has ended, and the ending that is still to be confirmed.
+type HeldResult<B, E> = Result<(Response<LockBody<B>>, Option<Ending>), Failed<E>>;
+
 /// One locked call: waits for its hold, calls under it, and waits for the proof of a success.
-///
-/// Not an `async fn`, which would have the space for its arguments twice.
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an `async fn` has the space for its arguments twice"
+)]
 fn locked_call<S, A, B>(
     settings: Arc<Settings>,
     inner: S,
@@ -339,13 +344,17 @@ where
 /// to be confirmed.
 ///
 /// Whatever else happens, an error, a panic or a drop, ends the hold as a failure.
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an `async fn` has the space for its arguments twice"
+)]
 fn held_call<B, E>(
     settings: Arc<Settings>,
     hold: Hold,
     method: Method,
     version: Version,
     call: impl Future<Output = Result<Response<B>, E>>,
-) -> impl Future<Output = Result<(Response<LockBody<B>>, Option<Ending>), Failed<E>>>
+) -> impl Future<Output = HeldResult<B, E>>
 where
     B: Body + Send + 'static,
 {

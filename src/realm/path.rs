@@ -375,7 +375,12 @@ mod tests {
     #[test]
     fn a_text_that_is_plain_has_no_other_reading() {
         let delicate = "a2./\\%F \u{1}\u{7f}\u{85}ü";
-        let longer = |text: &String| delicate.chars().map(|next| format!("{text}{next}")).collect();
+        let longer = |text: &String| {
+            delicate
+                .chars()
+                .map(|next| format!("{text}{next}"))
+                .collect()
+        };
         let mut texts = vec![String::new()];
         for _ in 0..4 {
             texts = texts.iter().flat_map::<Vec<_>, _>(longer).collect();
