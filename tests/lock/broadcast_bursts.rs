@@ -133,7 +133,8 @@ async fn block_notices(database: &TestDatabase) -> JoinHandle<()> {
     let client = database.connect().await;
     let blocker = tokio::spawn(async move {
         // Until the server waits for the standby.
-        let commit = "BEGIN; SELECT pg_logical_emit_message(true, 'a', 'b'); NOTIFY a; COMMIT";
+        let commit = "BEGIN; SET LOCAL synchronous_commit = on; \
+             SELECT pg_logical_emit_message(true, 'a', 'b'); NOTIFY a; COMMIT";
         while client.batch_execute(commit).await.is_ok() {}
     });
     wait_until("a COMMIT that waits", async || {

@@ -90,10 +90,14 @@ impl Notice {
         };
         let (realm, path) = (self.realm.as_ref(), self.path.as_deref());
         let tries = [(realm, path), (realm, None), (None, None)];
-        let mut tries = tries.map(|(realm, path)| part(realm, path)).into_iter();
-        let room = |it: &Part<'_>| LONGEST.saturating_sub(it.payload(usize::MAX).len()) / TOKEN;
-        let part = tries.find(|it| room(it) > 0).unwrap_or(part(None, None));
-        let tokens = self.tokens.chunks(room(&part).max(1));
+        let with_room = |(realm, path)| {
+            let part = part(realm, path);
+            let room = LONGEST.saturating_sub(part.payload(usize::MAX).len()) / TOKEN;
+            (room > 0).then_some((part, room))
+        };
+        let fits = tries.into_iter().find_map(with_room);
+        let (part, room) = fits.unwrap_or((part(None, None), 1));
+        let tokens = self.tokens.chunks(room);
         tokens.map(|tokens| Part { tokens, ..part }).collect()
     }
 }
