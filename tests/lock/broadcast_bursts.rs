@@ -147,7 +147,7 @@ async fn block_notices(database: &TestDatabase) -> JoinHandle<()> {
 
 #[tokio::test]
 async fn a_failed_commit_in_a_burst_is_no_success_and_leaves_no_lock_behind() {
-    let cluster = Cluster::create().await;
+    let cluster = Cluster::create_primary().await;
     let database = database_on(&cluster).await;
     let blocker = block_notices(&database).await;
     let admin = database.connect().await;
