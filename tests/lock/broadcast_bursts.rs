@@ -164,7 +164,7 @@ async fn a_failed_commit_in_a_burst_is_no_success_and_leaves_no_lock_behind() {
         let cancel = "SELECT pg_cancel_backend(pid) FROM pg_locks WHERE NOT granted \
              AND locktype = 'object' AND classid = 'pg_database'::regclass";
         wait_until("a publication that waits", async || {
-            assert_eq!(database.advisory_locks(key(REALM)).await, (1, 0));
+            assert_eq!(database.advisory_locks(key(PATH)).await, (1, 0));
             !rows(&admin, cancel).await.is_empty()
         })
         .await;
@@ -177,7 +177,7 @@ async fn a_failed_commit_in_a_burst_is_no_success_and_leaves_no_lock_behind() {
             running.answer(404);
             assert_eq!(answered(next).await.status(), 404);
         }
-        database.wait_for_granted(key(REALM), 0).await;
+        database.wait_for_granted(key(PATH), 0).await;
     }
     blocker.abort();
 }
