@@ -163,7 +163,10 @@ async fn a_connection_that_was_idle_is_asked_with_one_more_message_and_no_round_
     assert_eq!(answered(write).await.status(), 200);
     queries.extend(proxy.queries());
     assert!(queries[0].starts_with("BEGIN"), "{queries:?}");
-    assert!(queries[1].contains("pg_advisory_xact_lock"), "{queries:?}");
+    assert!(
+        queries[1].contains("pg_try_advisory_xact_lock"),
+        "{queries:?}"
+    );
     assert_eq!(queries[2..], ["COMMIT"]);
 }
 
