@@ -98,7 +98,7 @@ pub struct TestDatabase {
 }
 
 impl TestDatabase {
-    async fn create(server: &str) -> Result<Self, String> {
+    pub async fn create(server: &str) -> Result<Self, String> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let client = try_connect(server).await?;
         loop {
