@@ -27,7 +27,7 @@ async fn query_of_blockers(client: &Client) -> String {
     if server_version(client).await >= 14 {
         return query.to_owned();
     }
-    assert!(PAGE.contains("On 13 write `waiting.query_start` for `l.waitstart`"));
+    assert!(PAGE.contains("On 13 write `waiting.query_start` for"));
     query.replace("l.waitstart", "waiting.query_start")
 }
 
