@@ -159,7 +159,7 @@ async fn a_wrong_password_after_a_rotation_is_one_clear_error_until_it_is_right(
 async fn a_password_that_cannot_be_had_is_an_error_with_its_cause() {
     let (_cluster, database) = guarded().await;
     let url = database.url().replace("postgres@", "guarded@");
-    let builder = RealmLocks::postgres_builder(&url).connect_timeout(Duration::from_millis(300));
+    let builder = RealmLocks::postgres_builder(&url);
     let fails = builder
         .clone()
         .password_from(|| async { Err::<String, _>("the vault is sealed") });
@@ -176,6 +176,7 @@ async fn a_password_that_cannot_be_had_is_an_error_with_its_cause() {
 
     let hangs = builder
         .clone()
+        .connect_timeout(Duration::from_millis(300))
         .password_from(pending::<Result<String, LockError>>);
     let refused = hangs.build().await.unwrap_err();
     assert!(
