@@ -1,3 +1,4 @@
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, try_join};
@@ -8,7 +9,7 @@ use tokio_postgres::{Client, Error, SimpleQueryMessage, Statement};
 use crate::lock::token;
 use crate::realm::claim::Lock;
 
-/// What a session asks again and again. It is parsed and planned once: its server is always the same.
+/// What a session asks again and again, prepared.
 pub(super) struct Statements {
     client: Arc<Client>,
     try_lock: Statement,
@@ -89,7 +90,7 @@ impl Statements {
         async move {
             let parameters: [&(dyn ToSql + Sync); 2] = [&keys, &shared];
             let rows = client.query_raw(&statement, parameters).await?;
-            let mut rows = std::pin::pin!(rows);
+            let mut rows = pin!(rows);
             let mut answer = Answer::default();
             while let Some(row) = rows.try_next().await? {
                 // What is no flag is missing: the number of answers shows it.
