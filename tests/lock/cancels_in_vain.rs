@@ -20,7 +20,9 @@ const PATH: &str = "/luke/a/card";
 const SOON: Duration = Duration::from_secs(1);
 
 /// Ways in which cancel requests go nowhere, and what shows that they do.
-const WAYS: [(fn(&Proxy), Effect); 2] = [
+type Way = (fn(&Proxy), Effect);
+
+const WAYS: [Way; 2] = [
     (|proxy| proxy.drop_cancels(true), Effect::CancelDropped),
     (|proxy| proxy.hide_keys(true), Effect::KeyHidden),
 ];

@@ -188,7 +188,9 @@ mod tests {
         let burst = all.statement();
         assert!((7..9).contains(&notices(&burst)), "{}", notices(&burst));
         assert_eq!(burst.matches("7777\"").count(), 1000);
-        [&b, &a].iter().for_each(|claim| all.append(write(claim)));
+        for claim in [&b, &a] {
+            all.append(write(claim));
+        }
         assert_eq!(notices(&all.statement()), notices(&burst) + 2);
         let numbers = |number: usize| all.statement().contains(&format!("\"number\":{number},"));
         assert!(
