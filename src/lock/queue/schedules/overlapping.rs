@@ -1,6 +1,9 @@
 //! Claims of several keys, and keys that are shared.
 
+use std::collections::HashMap;
+
 use super::*;
+use crate::realm::key::LockKey;
 
 fn both() -> Claim {
     realm("a").and(&realm("b"))
