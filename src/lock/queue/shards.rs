@@ -20,7 +20,7 @@ const SHARDS: usize = 32;
 /// The lanes of all keys, in shards with a mutex of their own.
 pub(super) struct Shards<B: Baton> {
     hashing: Hashing,
-    shards: [Shard<B>; SHARDS],
+    shards: Box<[Shard<B>]>,
 }
 
 /// On cache lines of its own: neighbors belong to other callers.
@@ -90,7 +90,7 @@ impl<B: Baton> Default for Shards<B> {
         let shard = |_| Shard(Mutex::new(HashMap::with_hasher(hashing)));
         Self {
             hashing,
-            shards: std::array::from_fn(shard),
+            shards: (0..SHARDS).map(shard).collect(),
         }
     }
 }
