@@ -427,10 +427,12 @@ impl<B: Baton> Slot<B> {
 
     /// Ends the slot of a caller that has left. What was in it goes to others.
     fn leave(self: &Arc<Self>) {
-        match self.take() {
-            Some((turn, Some(baton))) => baton.orphan(turn),
-            Some((mut turn, None)) => turn.pass_on(),
-            None => self.end_wait(),
+        // In one step: between two of them the turn may be offered, and would stay here for ever.
+        let stage = std::mem::replace(&mut *self.stage(), Stage::Over);
+        match stage {
+            Stage::Turn(Some(baton)) => baton.orphan(self.turn()),
+            Stage::Turn(None) => self.turn().pass_on(),
+            Stage::Waiting(_) | Stage::Over => {}
         }
     }
 
