@@ -835,6 +835,11 @@ pub(crate) struct Ending {
 }
 
 impl Ending {
+    /// Whether there is a proof to wait for; never of locks in process.
+    pub(crate) fn has_proofs(&self) -> bool {
+        !self.ended.proofs.is_empty()
+    }
+
     /// Waits for the server's proof that the lock was held to the end, and that a shared transaction
     /// committed. The next hold has begun meanwhile.
     ///

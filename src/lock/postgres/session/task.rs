@@ -1,3 +1,4 @@
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use crate::lock::postgres::answer::{Answer, fencing_token};
 use crate::lock::postgres::confirmation::{Confirmer, Unconfirmed};
 use crate::lock::postgres::connect::Connector;
 use crate::lock::postgres::connection::{Busy, LockConnection, is_disconnect};
+use crate::lock::postgres::publish::Publication;
 use crate::lock::postgres::settings::milliseconds;
 use crate::lock::token::{self, FencingToken};
 use crate::realm::claim::Lock;
@@ -54,8 +56,8 @@ type Answered = Pin<Box<dyn Future<Output = (Sent, Answer)> + Send>>;
 enum Message {
     Lock(Vec<Asked>),
     Unlock(Vec<Release>),
-    /// The statements of the unlocks that were sent before.
-    Publish(String),
+    /// The writes of the unlocks that were sent before, and of holds whose locks were handed on.
+    Publish(Publication, Vec<Confirmer>),
     /// The smallest message that the server answers: an empty query.
     Empty,
 }
@@ -181,34 +183,45 @@ impl SessionTask {
         let mut releases = Vec::new();
         let mut asked = Vec::new();
         let mut confirms = Vec::new();
+        let mut publication = Publication::default();
+        let mut published = Vec::new();
         for command in batch {
             match command {
-                Command::Unlock(release) => {
+                Command::Unlock(mut release) => {
+                    publication.append(
+                        release
+                            .publication
+                            .as_mut()
+                            .map(mem::take)
+                            .unwrap_or_default(),
+                    );
                     let doubtful = unasked(self.keys.forget(&release.locks));
                     // In this order, so that the first one's answer is about the lock that it had.
                     releases.push(release);
                     releases.extend(doubtful);
                 }
-                Command::Confirm(reply) => confirms.push(reply),
+                Command::Confirm(reply, None) => confirms.push(reply),
+                Command::Confirm(reply, Some(write)) => {
+                    publication.append(write);
+                    published.push(reply);
+                }
                 Command::Lock(Asked { reply, .. }) if reply.is_closed() => {}
                 Command::Lock(ask) if self.keys.note(ask.lock.claim().locks()) => asked.push(ask),
                 Command::Lock(Asked { reply, .. }) => refuse(reply),
             }
         }
-        let publications = releases.iter().filter_map(|it| it.publication.as_deref());
-        let publications = publications.collect::<Vec<_>>().join("; ");
         if !releases.is_empty() {
-            let confirms = std::mem::take(&mut confirms);
+            let confirms = mem::take(&mut confirms);
             self.send(Message::Unlock(releases), confirms).await?;
         }
         if !asked.is_empty() {
-            let confirms = std::mem::take(&mut confirms);
+            let confirms = mem::take(&mut confirms);
             self.send(Message::Lock(asked), confirms).await?;
         }
-        if !publications.is_empty() {
+        if !publication.is_empty() {
             // By itself: where it fails, nothing else does. One transaction, as PostgreSQL commits
             // notices one at a time.
-            let message = Message::Publish(publications);
+            let message = Message::Publish(publication, published);
             self.send(message, Vec::new()).await?;
         }
         if !confirms.is_empty() {
@@ -250,7 +263,7 @@ impl SessionTask {
         match sent.message {
             Message::Lock(asked) => self.settle_locks(asked, answer).await?,
             Message::Unlock(releases) => self.settle_unlocks(releases, answer)?,
-            Message::Publish(_) => self.settle_publications(&answer),
+            Message::Publish(_, published) => self.settle_publications(published, &answer),
             Message::Empty => {}
         }
         Ok(())
@@ -334,12 +347,12 @@ impl SessionTask {
         Ok(())
     }
 
-    fn settle_publications(&mut self, answer: &Answer) {
+    fn settle_publications(&mut self, published: Vec<Confirmer>, answer: &Answer) {
         if let Err(error) = answer {
             let error = chain(error);
             tracing::warn!(error, "writes could not be published to the other replicas");
         }
-        for confirmer in self.unlocked.drain(..) {
+        for confirmer in self.unlocked.drain(..).chain(published) {
             confirmer.publish(proof(answer.is_ok()));
         }
     }
@@ -357,7 +370,7 @@ impl Message {
                 statement
             }
             Self::Unlock(releases) => unlock(releases.iter().flat_map(|release| &release.locks)),
-            Self::Publish(statements) => statements.clone(),
+            Self::Publish(publication, _) => publication.statement(),
             Self::Empty => String::new(),
         }
     }

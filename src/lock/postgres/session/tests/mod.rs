@@ -192,7 +192,7 @@ async fn many_confirmations_share_one_answer_to_a_later_message() {
     let earlier = ask(&session, "b").await;
     assert_eq!(server.query().await, locking(["b"]));
 
-    let confirmations = [lock.confirm(), lock.confirm()];
+    let confirmations = [lock.confirm(None), lock.confirm(None)];
     drop(lock);
     exchange(&mut server, unlocking(["a"]), "{f}").await;
     assert!(earlier.await.unwrap().is_none());
@@ -210,13 +210,13 @@ async fn a_confirmation_asks_at_once_where_nothing_else_is_to_say() {
     let (session, mut server) = Server::start(false).await;
     let lock = granted(&session, &mut server, "a").await;
     let asked = tokio::time::Instant::now();
-    let confirmation = lock.confirm();
+    let confirmation = lock.confirm(None);
     assert_eq!(server.query().await, "");
     assert_eq!(asked.elapsed().as_secs(), 0, "it is a heartbeat");
     server.answer(&[]).await;
     assert!(confirmation.is_positive().await);
 
-    let confirmation = lock.confirm();
+    let confirmation = lock.confirm(None);
     drop(server);
     assert!(!confirmation.is_positive().await);
 }
