@@ -466,7 +466,7 @@ impl Grant {
 
 /// Looks at the grant in a slot; `None` if there is none, or none any more.
 pub(super) fn with_grant<T>(slot: &Slot, look: impl FnOnce(&mut Grant) -> T) -> Option<T> {
-    slot.with(|_, obtained| match obtained {
+    slot.with(|obtained| match obtained {
         Some(Obtained::Granted(grant)) => Some(look(grant)),
         _ => None,
     })?
