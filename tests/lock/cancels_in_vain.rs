@@ -19,9 +19,10 @@ const PATH: &str = "/luke/a/card";
 /// How soon the next one asks.
 const SOON: Duration = Duration::from_secs(1);
 
-/// Ways in which cancel requests go nowhere, and what shows that they do.
+/// What a proxy does, and what shows that it does.
 type Way = (fn(&Proxy), Effect);
 
+/// Ways in which cancel requests go nowhere.
 const WAYS: [Way; 2] = [
     (|proxy| proxy.drop_cancels(true), Effect::CancelDropped),
     (|proxy| proxy.hide_keys(true), Effect::KeyHidden),

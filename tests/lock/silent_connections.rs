@@ -497,6 +497,9 @@ async fn a_wait_on_a_peer_that_is_gone_ends_as_tcp_is_set_to_find_out() {
         let waits = Waits::begin(&database, &layer).await;
         all.push((database, waits, Duration::from_secs(seconds)));
     }
+    // Until what was sent is acknowledged, which the kernel puts off for up to 200 ms, it is sent
+    // again instead of a keepalive.
+    sleep(Duration::from_millis(300)).await;
     let vanished = Instant::now();
     let remove = ["address", "del", VANISHES, "dev", "lo"];
     let removed = Command::new("ip").args(remove).status().unwrap();
