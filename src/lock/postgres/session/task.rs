@@ -1,5 +1,5 @@
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{poll_fn, ready};
 use std::mem;
 use std::sync::Arc;
 use std::task::Poll;
@@ -186,7 +186,7 @@ impl SessionTask {
                     if count == 0 {
                         return self.finish().await;
                     }
-                    self.send_batch(batch.drain(..))?;
+                    self.send_batch(batch.drain(..));
                 }
             }
         }
@@ -202,7 +202,7 @@ impl SessionTask {
 
     /// Sends the unlocks, then the locks: a key may be in both, and session locks are re-entrant, so
     /// that in the other order whoever waits for it elsewhere would be passed over.
-    fn send_batch(&mut self, batch: impl Iterator<Item = Command>) -> Result<(), Lost> {
+    fn send_batch(&mut self, batch: impl Iterator<Item = Command>) {
         let mut releases = Vec::new();
         let mut asked = Vec::new();
         let mut confirms = Vec::new();
@@ -235,31 +235,30 @@ impl SessionTask {
         }
         if !releases.is_empty() {
             let confirms = mem::take(&mut confirms);
-            self.send(Message::Unlock(releases), confirms)?;
+            self.send(Message::Unlock(releases), confirms);
         }
         if !asked.is_empty() {
             let confirms = mem::take(&mut confirms);
-            self.send(Message::Lock(asked), confirms)?;
+            self.send(Message::Lock(asked), confirms);
         }
         if !publication.is_empty() {
             // By itself: where it fails, nothing else does. One transaction, as PostgreSQL commits
             // notices one at a time.
             let message = Message::Publish(publication, published);
-            self.send(message, Vec::new())?;
+            self.send(message, Vec::new());
         }
         if !confirms.is_empty() {
-            self.send(Message::Empty, confirms)?;
+            self.send(Message::Empty, confirms);
         }
-        Ok(())
     }
 
     /// Queues a message behind those already sent; waits for nothing.
-    fn send(&mut self, message: Message, confirms: Vec<Confirmer>) -> Result<(), Lost> {
+    fn send(&mut self, message: Message, confirms: Vec<Confirmer>) {
         let at = Instant::now();
         let mut answered = message.send(&self.statements, self.options.fencing);
-        if (&mut answered).now_or_never().is_some() {
-            // No answer comes at once, except that the connection is closed.
-            return Err(Lost);
+        // It is sent by its first poll. Another thread may have read the answer by the end of that.
+        if let Some(answer) = (&mut answered).now_or_never() {
+            answered = Box::pin(ready(answer));
         }
         self.in_flight.push_back(Sent {
             message,
@@ -267,7 +266,6 @@ impl SessionTask {
             confirms,
             answered,
         });
-        Ok(())
     }
 
     fn settle(&mut self, sent: Sent, answer: Result<Answer, Error>) -> Result<(), Lost> {
@@ -285,7 +283,7 @@ impl SessionTask {
             confirm.publish(Ok(()));
         }
         match sent.message {
-            Message::Lock(asked) => self.settle_locks(asked, answer)?,
+            Message::Lock(asked) => self.settle_locks(asked, answer),
             Message::Unlock(releases) => self.settle_unlocks(releases, answer)?,
             Message::Publish(_, published) => self.settle_publications(published, &answer),
             Message::Empty => {}
@@ -295,11 +293,7 @@ impl SessionTask {
 
     /// Tells callers what they were granted, and unlocks what nobody takes: a claim is granted as a
     /// whole or not at all.
-    fn settle_locks(
-        &mut self,
-        asked: Vec<Asked>,
-        answer: Result<Answer, Error>,
-    ) -> Result<(), Lost> {
+    fn settle_locks(&mut self, asked: Vec<Asked>, answer: Result<Answer, Error>) {
         let count = asked.iter().map(|ask| ask.lock.claim().locks().len()).sum();
         let (mut grants, token) = match self.grants(answer, count) {
             Ok((grants, token)) => (Some(grants.into_iter()), token),
@@ -336,11 +330,10 @@ impl SessionTask {
             releases.extend(unasked(unwanted));
         }
         if !releases.is_empty() {
-            self.send(Message::Unlock(releases), Vec::new())?;
+            self.send(Message::Unlock(releases), Vec::new());
         }
         // Only now, so that the next to ask this session comes behind the unlock.
         refused.into_iter().for_each(refuse);
-        Ok(())
     }
 
     fn grants(
