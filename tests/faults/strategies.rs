@@ -64,8 +64,8 @@ impl Seen {
 
     async fn look(&self, client: &Client) -> Result<(), Error> {
         let held = format!(
-            "SELECT count(*) FILTER (WHERE query LIKE 'SELECT array_agg(CASE WHEN shared THEN pg%advisory%lock%'), \
-             count(*) FILTER (WHERE query LIKE '%pg_try_advisory_xact_lock%') \
+            "SELECT count(*) FILTER (WHERE query LIKE 'SELECT CASE WHEN shared THEN pg%advisory%lock%'), \
+             count(*) FILTER (WHERE query LIKE '%advisory_xact_lock%') \
              FROM pg_locks JOIN pg_stat_activity USING (pid) \
              WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted \
              AND application_name LIKE '{APPLICATION}%'"
