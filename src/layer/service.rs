@@ -359,6 +359,8 @@ where
     B: Body + Send + 'static,
 {
     async move {
+        // Taken first, so that it is dropped before the hold even if it was never polled.
+        let call = call;
         let response = hold.guard(call).await?.map_err(Failed::Inner)?;
         let length = length(&response);
         let is_streamed = is_streamed(&method, version, &response, length);

@@ -68,7 +68,7 @@ const WRITES_PER_MINUTE: u64 = 3_000;
 /// How many holds a minute must have a lock that was handed on to them, and how many locks of each strategy must be seen: a
 /// fraction of what there is on a busy machine.
 const HAND_OFFS_PER_MINUTE: u64 = 1_000;
-const SEEN_PER_MINUTE: u64 = 100;
+const SEEN_PER_MINUTE: u64 = 30;
 
 /// How often a minute each of the faults must have hit something that may also miss.
 const EFFECTS_PER_MINUTE: u64 = 1;

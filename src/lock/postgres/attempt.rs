@@ -226,6 +226,20 @@ impl Attempt {
             return Settled::TimedOut;
         };
         let connection = sent.connection;
+        // An end that the server refused closes the connection, and what was sent behind it was sent
+        // in vain: it may have been asked in the failed transaction, or granted for an instant.
+        if let Some(before) = sent.before
+            && !before.answer.is_positive().await
+        {
+            let claim = sent.claim;
+            return Settled::Disconnected(match answer {
+                Ok(_) => LockError::Lost { claim },
+                Err(error) => LockError::Database {
+                    claim,
+                    source: error.into(),
+                },
+            });
+        }
         let rows = match answer {
             Ok(rows) => rows,
             Err(error) => {

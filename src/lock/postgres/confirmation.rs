@@ -17,6 +17,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_postgres::{Client, SimpleQueryStream};
 
 use super::publish::Publication;
+use crate::lock::error::chain;
 use crate::lock::lease::Lease;
 use crate::realm::claim::Claim;
 
@@ -246,15 +247,12 @@ impl Asker {
 }
 
 impl Reader {
-    /// Reads what has been answered. Returns `Ready(true)` when it has sent something, so that the
-    /// connection must be polled again, and `Ready(false)` when the server has been silent for too
+    /// Reads what has been answered. Returns `Ready(true)` when something new is to be sent or read,
+    /// so that the connection must be polled again, and `Ready(false)` when the server has been silent for too
     /// long, or has refused something.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         while let Poll::Ready(Some(note)) = self.notes.poll_recv(cx) {
-            match note {
-                Note::Asked(question) => self.asked.push_back(question),
-                Note::PingDue(at) => self.ping_due = Some(at),
-            }
+            self.take(note);
         }
         while let Some(question) = self.asked.front_mut() {
             if question.poll(cx).is_pending() {
@@ -304,10 +302,32 @@ impl Reader {
         let Some(client) = self.client.upgrade() else {
             return false;
         };
-        let question = self.pings.state().send(&client, now);
-        let sent = question.is_some();
+        let pings = Arc::clone(&self.pings);
+        let mut state = pings.state();
+        // Pings are sent and noted under this mutex: what was sent before is answered before.
+        let mut is_new = false;
+        while let Ok(note) = self.notes.try_recv() {
+            is_new |= self.take(note);
+        }
+        let question = state.send(&client, now);
+        drop(state);
+        is_new |= question.is_some();
         self.asked.extend(question);
-        sent
+        is_new
+    }
+
+    /// Whether it is a question, whose answer is to be read.
+    fn take(&mut self, note: Note) -> bool {
+        match note {
+            Note::Asked(question) => {
+                self.asked.push_back(question);
+                true
+            }
+            Note::PingDue(at) => {
+                self.ping_due = Some(at);
+                false
+            }
+        }
     }
 }
 
@@ -346,7 +366,11 @@ impl Question {
         while let Some(answer) = self.answers.front_mut() {
             match ready!(answer.poll_next_unpin(cx)) {
                 Some(Ok(_)) => {}
-                Some(Err(_)) => {
+                Some(Err(error)) => {
+                    if error.as_db_error().is_some() {
+                        let error = chain(&error);
+                        tracing::warn!(error, "the server refused to end a hold or to publish it");
+                    }
                     self.positive = false;
                     self.answers.pop_front();
                 }

@@ -122,8 +122,10 @@ async fn prepare(
     match connection.client.batch_execute(&limit).await {
         Ok(()) => {
             let lease = Lease::new(period, sent, &connection.closed);
+            let sent = Instant::now();
             let statements = Statements::prepare(&connection.client).await;
             let statements = statements.map_err(|error| connection.failed(error))?;
+            lease.confirm(sent);
             Ok((lease, statements))
         }
         Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => {
