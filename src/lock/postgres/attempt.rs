@@ -44,9 +44,8 @@ pub(in crate::lock) const LEAVING: Duration = Duration::from_millis(500);
 /// that waits for a lock, silence means nothing. So on a connection that was not heard for a while
 /// the BEGIN, which never waits, goes ahead by itself, and the rest follows in the same packet.
 /// Without an answer to it, or to the COMMIT before it, the attempt [is silent](Self::poll_silent),
-/// and can
-/// [move](Self::move_to) to another connection. Until there is one it waits on: behind a pooler
-/// that has no server to spare a live connection is silent too, and so is a new one.
+/// and can [move](Self::move_to) to another connection. Until there is one it waits on: behind a
+/// pooler that has no server to spare a live connection is silent too, and so is a new one.
 ///
 /// # Cancel safety
 ///
