@@ -101,7 +101,7 @@ mod tests {
         let many = Claim::resources(&realm("b"), (0..17).map(|number| number.to_string()));
         assert_eq!(announced(&many).matches("pg_notify(").count(), 1);
         assert!(announced(&Claim::resources::<&str>(&realm("b"), [])).contains(r#""path":"*""#));
-        let key = crate::realm::key::LockKey::in_space("user-cost", 1);
+        let key = crate::realm::key::LockKey::in_space("user-cost", 1).unwrap();
         assert_eq!(publication(&key.into(), None, "me"), None);
     }
 
