@@ -154,7 +154,7 @@
 //!
 //! # What replicas tell each other
 //!
-//! With [`broadcast(true)`](PostgresBuilder::broadcast) each successful write is told to all replicas, when its lock is free:
+//! With [`broadcast(true)`](PostgresBuilder::broadcast) each successful write is told to all replicas, once its hold has ended:
 //! [`RealmWrites`] is the stream of these events, which a cache needs to stay right.
 //!
 //! # Features

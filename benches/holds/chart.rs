@@ -1,4 +1,4 @@
-//! The chart of a run: how each contender's rate grows, and the hot realm.
+//! The chart of a run: how each contender's rate grows.
 
 use std::ops::Range;
 
@@ -6,10 +6,9 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 
 use crate::contenders::{
-    BY_HAND, DISTRIBUTED_LOCK, IN_PROCESS, MUTEX, NO_HAND_OFF, Name, SESSIONS, SQLX, TRANSACTION,
-    UNCONFIRMED,
+    BARE_TRANSACTION, BY_HAND, DISTRIBUTED_LOCK, IN_PROCESS, MUTEX, NO_HAND_OFF, Name, SESSIONS,
+    SQLX, TRANSACTION, UNCONFIRMED,
 };
-use crate::figures::{Figure, Figures};
 use crate::growth::Curves;
 use crate::statistics::whole;
 
@@ -24,6 +23,7 @@ const GRID: RGBColor = RGBColor(225, 228, 232);
 /// Told apart also by those who see few colours: the palette of Okabe and Ito.
 const COLOURS: &[(Name, RGBColor)] = &[
     (MUTEX, RGBColor(120, 120, 120)),
+    (BARE_TRANSACTION, RGBColor(150, 90, 40)),
     (IN_PROCESS, RGBColor(0, 0, 0)),
     (TRANSACTION, RGBColor(0, 114, 178)),
     (UNCONFIRMED, RGBColor(86, 180, 233)),
@@ -38,38 +38,33 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), Box<dyn std::error::Error>>;
 
 /// The chart as SVG.
-pub fn drawn(curves: &[Curves], figures: &Figures) -> String {
+pub fn drawn(curves: &[Curves]) -> String {
     let mut svg = String::new();
-    draw(&mut svg, curves, figures).expect("a string takes everything");
+    draw(&mut svg, curves).expect("a string takes everything");
     svg
 }
 
-fn draw(svg: &mut String, curves: &[Curves], figures: &Figures) -> Drawn {
+fn draw(svg: &mut String, curves: &[Curves]) -> Drawn {
     let area = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     area.fill(&GROUND)?;
     let (top, panels) = area.split_vertically(LEGEND_HEIGHT);
-    if let Some(widest) = curves.first() {
-        legend(&top, &widest.names())?;
-    }
+    legend(&top)?;
     let panels = panels.split_evenly((2, 2));
     for (panel, curves) in panels.iter().zip(curves) {
         lines(panel, curves)?;
-    }
-    if let Some(last) = panels.last() {
-        bars(last, figures)?;
     }
     area.present()?;
     Ok(())
 }
 
 /// Every contender's colour, four to a row.
-fn legend(area: &Area, names: &[Name]) -> Drawn {
+fn legend(area: &Area) -> Drawn {
     const COLUMN: i32 = 310;
     const ROW: i32 = 28;
-    for (index, name) in (0..).zip(names) {
+    for (index, (name, colour)) in (0..).zip(COLOURS) {
         let (x, y) = (24 + index % 4 * COLUMN, 12 + index / 4 * ROW);
         let swatch = [(x, y), (x + 24, y + 12)];
-        area.draw(&Rectangle::new(swatch, colour(name).filled()))?;
+        area.draw(&Rectangle::new(swatch, colour.filled()))?;
         area.draw(&Text::new(plain(name), (x + 32, y - 1), text(16)))?;
     }
     Ok(())
@@ -113,57 +108,6 @@ fn lines(area: &Area, curves: &Curves) -> Drawn {
         chart.draw_series(LineSeries::new(curves.of(name), style))?;
         let dots = curves.of(name);
         chart.draw_series(dots.map(|dot| Circle::new(dot, 3, colour(name).filled())))?;
-    }
-    Ok(())
-}
-
-/// The hot realm's rates, one bar each, the first at the top.
-fn bars(area: &Area, figures: &Figures) -> Drawn {
-    let rates: Vec<_> = COLOURS
-        .iter()
-        .rev()
-        .filter_map(|(name, _)| Some((*name, figures.get(Figure::HotRate, name)?)))
-        .collect();
-    let range = decades(rates.iter().map(|(_, rate)| *rate));
-    let names: Vec<_> = rates.iter().map(|(name, _)| plain(name)).collect();
-    let mut chart = ChartBuilder::on(area)
-        .caption("One hot realm, all writers at once.", text(18))
-        .margin(16)
-        .margin_right(48)
-        .x_label_area_size(44)
-        .y_label_area_size(190)
-        .build_cartesian_2d(
-            range.clone().log_scale(),
-            (0..rates.len().saturating_sub(1)).into_segmented(),
-        )?;
-    chart
-        .configure_mesh()
-        .bold_line_style(GRID)
-        .light_line_style(TRANSPARENT)
-        .disable_y_mesh()
-        .axis_style(INK)
-        .label_style(text(14))
-        .axis_desc_style(text(15))
-        .x_desc("holds/s")
-        .x_labels(6)
-        .y_labels(rates.len())
-        .x_label_formatter(&|x| whole(*x))
-        .y_label_formatter(&|segment| match segment {
-            SegmentValue::CenterOf(index) => names.get(*index).cloned().unwrap_or_default(),
-            _ => String::new(),
-        })
-        .draw()?;
-    for (index, (name, rate)) in rates.iter().enumerate() {
-        let corners = [
-            (range.start, SegmentValue::Exact(index)),
-            (*rate, SegmentValue::Exact(index + 1)),
-        ];
-        let mut bar = Rectangle::new(corners, colour(name).filled());
-        bar.set_margin(4, 4, 0, 0);
-        chart.draw_series([bar])?;
-        let place = (*rate, SegmentValue::CenterOf(index));
-        chart
-            .draw_series([EmptyElement::at(place) + Text::new(whole(*rate), (6, -7), text(14))])?;
     }
     Ok(())
 }

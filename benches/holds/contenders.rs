@@ -21,11 +21,31 @@ pub const TRANSACTION: Name = "this crate, transaction";
 pub const UNCONFIRMED: Name = "this crate, `confirm(false)`";
 pub const NO_HAND_OFF: Name = "this crate, no hand-off";
 pub const SESSIONS: Name = "this crate, sessions";
-pub const TRANSACTION_TELLS: Name = "this crate, transaction, tells";
-pub const SESSIONS_TELL: Name = "this crate, sessions, tell";
+pub const TRANSACTION_PUBLISHES: Name = "this crate, transaction, publishes";
+pub const SESSIONS_PUBLISH: Name = "this crate, sessions, publish";
 pub const BY_HAND: Name = "written by hand";
 pub const SQLX: Name = "sqlx";
 pub const DISTRIBUTED_LOCK: Name = "distributed-lock-postgres";
+
+/// The shortest question that the server answers: the limit of what a message can cost.
+pub const ROUND_TRIP: Name = "bare round trip";
+
+/// The bare driver with the leanest statements that lock for a transaction.
+pub const BARE_TRANSACTION: Name = "bare lock transaction";
+/// The bare driver with prepared statements that lock for a session.
+pub const BARE_SESSION: Name = "bare session lock";
+/// The bare driver with what version 0.1 of this crate sent.
+pub const OLD_STATEMENT: Name = "statement of 0.1";
+
+/// The leanest transaction.
+pub const PGBENCH: Name = "pgbench, lock transaction";
+/// A session's locks, many at once.
+pub const PGBENCH_BATCHES: Name = "pgbench, batches of 8";
+pub const PGBENCH_PREPARED: Name = "pgbench, prepared batches of 8";
+
+/// All ways to use the bare driver.
+pub const DRIVERS: &[Name] = &[BARE_TRANSACTION, BARE_SESSION, OLD_STATEMENT];
+pub const PGBENCHES: &[Name] = &[PGBENCH, PGBENCH_BATCHES, PGBENCH_PREPARED];
 
 /// All contenders whose locks are in PostgreSQL, in the order of the tables.
 pub const IN_POSTGRES: &[Name] = &[
@@ -63,7 +83,7 @@ impl Contender {
             MUTEX => Guard::Mutex(Arc::new(Mutex::new(()))),
             IN_PROCESS => Guard::layer(layer(RealmLocks::in_process())),
             TRANSACTION => Guard::layer(postgres(url, connections, |options| options).await),
-            TRANSACTION_TELLS => {
+            TRANSACTION_PUBLISHES => {
                 let options = |options: PostgresBuilder| options.broadcast(true);
                 Guard::layer(postgres(url, connections, options).await)
             }
@@ -75,12 +95,12 @@ impl Contender {
                 let options = |options: PostgresBuilder| options.max_hand_offs(0);
                 Guard::layer(postgres(url, connections, options).await)
             }
-            SESSIONS | SESSIONS_TELL => {
+            SESSIONS | SESSIONS_PUBLISH => {
                 // Together with the pool no more connections than the others.
                 let half = connections / 2;
-                let tells = name == SESSIONS_TELL;
+                let publishes = name == SESSIONS_PUBLISH;
                 let options = |options: PostgresBuilder| {
-                    options.sessions(half).pool_size(half).broadcast(tells)
+                    options.sessions(half).pool_size(half).broadcast(publishes)
                 };
                 Guard::layer(postgres(url, connections, options).await)
             }

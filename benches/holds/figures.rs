@@ -8,24 +8,36 @@ use crate::statistics::Lines;
 /// What a number counts.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Figure {
-    /// Seconds that the lock adds to an uncontended write.
+    /// Seconds that the lock adds to an uncontended write, with client and server on one core.
     Added,
+    /// The same on all cores.
+    AddedAnywhere,
     /// The same with a far database.
     AddedFar,
-    /// Seconds that the layer adds to a request that passes.
-    Passing,
+    /// Seconds of the server's processor for such a hold.
+    UncontendedServer,
     /// Holds of one realm in a second.
     HotRate,
+    HotServer,
     /// Holds of distinct realms in a second.
     DistinctRate,
+    DistinctServer,
+    /// The same with more writers, where sessions lock for many of them at once.
+    FewSessionsRate,
+    ManySessionsRate,
+    /// Seconds of a hold in process, of the only writer.
+    InProcessAlone,
+    /// How many times as many holds writers of distinct realms get done in process.
+    InProcessGain,
+    /// Holds of one realm in process in a second.
+    InProcessHot,
+    /// Holds of one realm in a second, each published or not: of one writer, and of many.
+    PublishingAlone,
+    PublishingHot,
     /// Seconds until thousands of realms were held once.
     Thousands,
-    /// The most connections meanwhile.
-    ThousandsConnections,
     /// Seconds that one in a hundred lone writes takes at least.
     Lone,
-    /// The most connections that hold or await a lock while all wait for one realm.
-    WaiterConnections,
     /// Bytes that one waiter takes.
     WaiterBytes,
     /// Holds in a second of one realm that two replicas write.

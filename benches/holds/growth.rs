@@ -1,72 +1,81 @@
-//! How the rate of writes grows with the writers and with the realms.
+//! How the rate of writes grows with the writers, the realms and the replicas.
 
-use crate::Bench;
-use crate::contenders::{IN_POSTGRES, IN_PROCESS, MUTEX, Name};
+use crate::contenders::{BARE_TRANSACTION, IN_POSTGRES, IN_PROCESS, MUTEX, Name};
+use crate::replicas;
 use crate::statistics::{Lines, whole};
 use crate::table::Table;
-use crate::throughput::{Realms, writes_a_second};
+use crate::throughput::Realms;
+use crate::{Bench, Findings};
 
 /// Concurrent writers where the realms grow.
 const WRITERS: u32 = 32;
 
-/// The rates of all contenders along one axis.
+/// The medians of all contenders along one axis.
 pub struct Curves {
     pub axis: &'static str,
     title: String,
     points: Vec<(u32, Lines)>,
 }
 
-pub async fn hot(bench: &Bench) -> Curves {
+pub async fn measure(bench: &Bench, findings: &mut Findings) {
+    let (writers, realms) = (bench.sizes.growth_writers, bench.sizes.growth_realms);
+    let one = [&[MUTEX, IN_PROCESS], IN_POSTGRES].concat();
+    let many = [&[IN_PROCESS], IN_POSTGRES, &[BARE_TRANSACTION]].concat();
+
     let title = "Holds/s of one hot realm, by the number of writers.".to_owned();
-    let names = [&[MUTEX, IN_PROCESS], IN_POSTGRES].concat();
-    let points = bench.sizes.growth_writers;
-    let plan = |writers| (writers, Realms::One);
-    Curves::measure(bench, "writers", title, &names, points, plan).await
-}
-
-pub async fn distinct(bench: &Bench) -> Curves {
+    let mut hot = Curves::new("writers", title, writers);
+    hot.fill(bench, &one, |writers| (writers, Realms::One))
+        .await;
     let title = "Holds/s of distinct realms, by the number of writers.".to_owned();
-    let names = [&[IN_PROCESS], IN_POSTGRES].concat();
-    let points = bench.sizes.growth_writers;
-    let plan = |writers| (writers, Realms::Own);
-    Curves::measure(bench, "writers", title, &names, points, plan).await
-}
-
-pub async fn realms(bench: &Bench) -> Curves {
+    let mut distinct = Curves::new("writers", title, writers);
+    distinct
+        .fill(bench, &many, |writers| (writers, Realms::Own))
+        .await;
     let title =
         format!("Holds/s of {WRITERS} writers, by the number of realms that they go round.");
-    let names = [&[IN_PROCESS], IN_POSTGRES].concat();
-    let points = bench.sizes.growth_realms;
+    let mut going_round = Curves::new("realms", title, realms);
     let plan = |realms| (WRITERS, Realms::Many(realms));
-    Curves::measure(bench, "realms", title, &names, points, plan).await
+    going_round.fill(bench, &many, plan).await;
+    let [replicas, shares] = replicas::growth(bench).await;
+
+    findings.add("growth-replicas-share", shares.table());
+    for (name, curves) in [
+        ("growth-hot", hot),
+        ("growth-distinct", distinct),
+        ("growth-realms", going_round),
+        ("growth-replicas", replicas),
+    ] {
+        findings.add(name, curves.table());
+        findings.curves.push(curves);
+    }
 }
 
 impl Curves {
-    /// `plan` gives the writers and the realms of a point.
-    async fn measure(
-        bench: &Bench,
-        axis: &'static str,
-        title: String,
-        names: &[Name],
-        points: &[u32],
-        plan: impl Fn(u32) -> (u32, Realms),
-    ) -> Self {
-        let mut points: Vec<_> = points.iter().map(|x| (*x, Lines::default())).collect();
-        for _ in 0..bench.sizes.rounds_over(4) {
-            for (x, lines) in &mut points {
-                let (writers, realms) = plan(*x);
-                for name in names {
-                    bench.server.rest().await;
-                    let guard = &bench.contender(name).guard;
-                    let time = bench.sizes.growth_time;
-                    lines.add(name, writes_a_second(guard, writers, realms, time).await);
-                }
-            }
-        }
+    pub fn new(axis: &'static str, title: String, points: &[u32]) -> Self {
         Self {
             axis,
             title,
-            points,
+            points: points.iter().map(|x| (*x, Lines::default())).collect(),
+        }
+    }
+
+    pub fn add(&mut self, point: usize, name: Name, sample: f64) {
+        self.points[point].1.add(name, sample);
+    }
+
+    /// With rates. `plan` gives the writers and the realms of a point.
+    async fn fill(&mut self, bench: &Bench, names: &[Name], plan: impl Fn(u32) -> (u32, Realms)) {
+        for _ in 0..bench.sizes.rounds_over(4) {
+            for (x, lines) in &mut self.points {
+                let (writers, realms) = plan(*x);
+                for name in names {
+                    bench.server.rest().await;
+                    let time = bench.sizes.growth_time;
+                    if let Some(done) = bench.run(name, writers, realms, time).await {
+                        lines.add(name, done.rate());
+                    }
+                }
+            }
         }
     }
 

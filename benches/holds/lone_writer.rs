@@ -11,19 +11,20 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 use tower::service_fn;
 
-use crate::Bench;
 use crate::contenders::{BY_HAND, CONNECTIONS, IN_PROCESS, STRATEGIES};
-use crate::figures::{Figure, Figures};
+use crate::figures::Figure;
 use crate::guard::Guard;
 use crate::sizes::Sizes;
 use crate::statistics::{Lines, short, short_or_dash};
 use crate::support::gate::at_once;
 use crate::table::Table;
+use crate::{Bench, Findings};
 
 /// What the lone writer does between two writes.
 const PAUSE: Duration = Duration::from_millis(5);
 
-pub async fn measure(bench: &Bench, figures: &mut Figures) -> Table {
+pub async fn measure(bench: &Bench, findings: &mut Findings) {
+    let figures = &mut findings.figures;
     let sizes = &bench.sizes;
     let mut seconds = Lines::default();
     for _ in 0..sizes.rounds_over(20) {
@@ -54,7 +55,7 @@ pub async fn measure(bench: &Bench, figures: &mut Figures) -> Table {
             short_or_dash(figures.ratio(Figure::Lone, name, BY_HAND)),
         ]);
     }
-    table
+    findings.add("lone-writer", table);
 }
 
 /// Seconds of each of the lone writer's writes.

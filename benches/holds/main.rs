@@ -7,16 +7,23 @@
 
 mod chart;
 mod contenders;
+mod cores;
+mod costs;
 mod delay;
 mod docs;
+mod driver;
 mod exclusion;
 mod figures;
 mod growth;
 mod guard;
+mod in_process;
+mod limits;
 mod lone_writer;
 mod memory;
 mod passing;
 mod peers;
+mod pgbench;
+mod publishing;
 mod replicas;
 mod server;
 mod sizes;
@@ -25,7 +32,6 @@ mod statistics;
 mod support;
 mod table;
 mod targets;
-mod telling;
 mod thousands;
 mod throughput;
 mod uncontended;
@@ -39,6 +45,7 @@ use contenders::{BARE, CONNECTIONS, Contender, IN_POSTGRES, IN_PROCESS, MUTEX, N
 use docs::Section;
 use figures::Figures;
 use growth::Curves;
+use limits::Limit;
 use server::Server;
 use sizes::Sizes;
 use support::cluster::Cluster;
@@ -66,7 +73,7 @@ struct Arguments {
     /// What `cargo bench` adds to the arguments of every benchmark. It changes nothing.
     #[arg(long, hide = true)]
     bench: bool,
-    /// Only tell how much memory a waiter of this contender takes, on the database at `--url`.
+    /// Only print how much memory a waiter of this contender takes, on the database at `--url`.
     #[arg(long, hide = true, requires_all = ["url", "waiters"])]
     memory_of: Option<String>,
     #[arg(long, hide = true)]
@@ -82,11 +89,13 @@ enum Measurement {
     Passing,
     HotRealm,
     DistinctRealms,
+    Sessions,
+    InProcess,
     Thousands,
     LoneWriter,
     Waiters,
     Replicas,
-    Telling,
+    Publishing,
     Growth,
 }
 
@@ -94,6 +103,7 @@ enum Measurement {
 struct Bench {
     server: Server,
     contenders: Vec<Contender>,
+    limits: Vec<(Name, Limit)>,
     sizes: Sizes,
 }
 
@@ -123,14 +133,16 @@ fn main() {
             return memory::print_of_a_waiter(name, url, *waiters).await;
         }
         let cluster = Cluster::create().await;
+        let pid = cluster.server_pid().try_into().expect("a process id");
+        let server = Server::on(cluster.port(), pid).await;
         // On a worker, as a server's requests are; this thread would have to be woken across threads.
-        let measured = tokio::spawn(measure(cluster.port(), arguments)).await;
+        let measured = tokio::spawn(measure(server, arguments)).await;
         measured.expect("the measurements end well");
     });
 }
 
-async fn measure(port: u16, arguments: Arguments) {
-    let bench = Bench::start(port, &arguments).await;
+async fn measure(server: Server, arguments: Arguments) {
+    let bench = Bench::start(server, &arguments).await;
     exclusion::check(&bench.contenders).await;
     let cores = thread::available_parallelism().expect("a count of cores");
     let mut machine = Table::new("The run.", ["cores", "PostgreSQL", "rounds"]);
@@ -141,7 +153,7 @@ async fn measure(port: u16, arguments: Arguments) {
     ]);
 
     let mut findings = Findings::default();
-    findings.tell("run", machine);
+    findings.add("run", machine);
     for measurement in Measurement::value_variants() {
         if arguments.only.is_none_or(|only| only == *measurement) {
             measurement.make(&bench, &mut findings).await;
@@ -150,13 +162,13 @@ async fn measure(port: u16, arguments: Arguments) {
     let whole = arguments.only.is_none();
     let targets = targets::table(&findings.figures, !arguments.tiny, whole);
     if !targets.is_empty() {
-        findings.tell("targets", targets);
+        findings.add("targets", targets);
     }
 
     if whole {
         // Also where they are not kept, so that the tiny run sees that they can be made.
         let document = docs::filled(&findings.sections);
-        let chart = chart::drawn(&findings.curves, &findings.figures);
+        let chart = chart::drawn(&findings.curves);
         if arguments.write_docs {
             docs::write(&document, &chart);
         }
@@ -164,8 +176,7 @@ async fn measure(port: u16, arguments: Arguments) {
 }
 
 impl Bench {
-    async fn start(port: u16, arguments: &Arguments) -> Self {
-        let server = Server::on(port).await;
+    async fn start(server: Server, arguments: &Arguments) -> Self {
         let names = [&[BARE, MUTEX, IN_PROCESS], IN_POSTGRES].concat();
         let sizes = if arguments.tiny {
             Sizes::tiny(arguments.rounds)
@@ -174,6 +185,7 @@ impl Bench {
         };
         Self {
             contenders: Contender::start_all(&names, &server.url(), CONNECTIONS).await,
+            limits: Limit::start_all(&server).await,
             server,
             sizes,
         }
@@ -188,7 +200,7 @@ impl Bench {
 }
 
 impl Findings {
-    fn tell(&mut self, name: &'static str, table: Table) {
+    pub fn add(&mut self, name: &'static str, table: Table) {
         println!("{}\n\n{table}", table.title());
         self.sections.push(Section { name, table });
     }
@@ -196,33 +208,20 @@ impl Findings {
 
 impl Measurement {
     async fn make(self, bench: &Bench, findings: &mut Findings) {
-        let figures = &mut findings.figures;
-        let (name, table) = match self {
-            Self::Uncontended => ("uncontended", uncontended::near(bench, figures).await),
-            Self::Far => ("far", uncontended::far(bench, figures).await),
-            Self::Passing => ("passing", passing::measure(bench, figures).await),
-            Self::HotRealm => ("hot-realm", throughput::hot(bench, figures).await),
-            Self::DistinctRealms => (
-                "distinct-realms",
-                throughput::distinct(bench, figures).await,
-            ),
-            Self::Thousands => ("thousands", thousands::measure(bench, figures).await),
-            Self::LoneWriter => ("lone-writer", lone_writer::measure(bench, figures).await),
-            Self::Waiters => ("waiters", waiters::measure(bench, figures).await),
-            Self::Replicas => ("replicas", replicas::measure(bench, figures).await),
-            Self::Telling => ("telling", telling::measure(bench).await),
-            Self::Growth => {
-                for (name, curves) in [
-                    ("growth-hot", growth::hot(bench).await),
-                    ("growth-distinct", growth::distinct(bench).await),
-                    ("growth-realms", growth::realms(bench).await),
-                ] {
-                    findings.tell(name, curves.table());
-                    findings.curves.push(curves);
-                }
-                return;
-            }
-        };
-        findings.tell(name, table);
+        match self {
+            Self::Uncontended => uncontended::near(bench, findings).await,
+            Self::Far => uncontended::far(bench, findings).await,
+            Self::Passing => passing::measure(bench, findings).await,
+            Self::HotRealm => throughput::hot(bench, findings).await,
+            Self::DistinctRealms => throughput::distinct(bench, findings).await,
+            Self::Sessions => throughput::sessions(bench, findings).await,
+            Self::InProcess => in_process::measure(bench, findings).await,
+            Self::Thousands => thousands::measure(bench, findings).await,
+            Self::LoneWriter => lone_writer::measure(bench, findings).await,
+            Self::Waiters => waiters::measure(bench, findings).await,
+            Self::Replicas => replicas::measure(bench, findings).await,
+            Self::Publishing => publishing::measure(bench, findings).await,
+            Self::Growth => growth::measure(bench, findings).await,
+        }
     }
 }

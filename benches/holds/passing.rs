@@ -7,14 +7,12 @@ use tokio::time::Instant;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_realm_lock::{RealmLocks, RealmWriteLockLayer};
 
-use crate::Bench;
-use crate::contenders::IN_PROCESS;
-use crate::figures::{Figure, Figures};
-use crate::statistics::{Samples, short};
+use crate::statistics::{Samples, range, short};
 use crate::support::gate::{at_once, realms};
 use crate::table::Table;
+use crate::{Bench, Findings};
 
-pub async fn measure(bench: &Bench, figures: &mut Figures) -> Table {
+pub async fn measure(bench: &Bench, findings: &mut Findings) {
     let sizes = &bench.sizes;
     let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), realms());
     let mut bare_service = service_fn(at_once);
@@ -25,22 +23,19 @@ pub async fn measure(bench: &Bench, figures: &mut Figures) -> Table {
         layered.add(seconds_for_a_get(&mut layered_service, sizes.passing).await);
     }
 
-    let added = layered.median() - bare.median();
-    figures.set(Figure::Passing, IN_PROCESS, added);
     let mut table = Table::new(
         "One GET, handler empty.",
         ["", "median, ns", "middle half, ns", "added, ns"],
     );
     for (name, seconds) in [("bare service", &bare), ("layer", &layered)] {
-        let [low, high] = seconds.quartiles().map(|seconds| short(seconds * 1e9));
         table.row([
             name.to_owned(),
             short(seconds.median() * 1e9),
-            format!("{low} to {high}"),
+            range(seconds.quartiles().map(|seconds| short(seconds * 1e9))),
             short((seconds.median() - bare.median()) * 1e9),
         ]);
     }
-    table
+    findings.add("passing", table);
 }
 
 async fn seconds_for_a_get<S, B>(service: &mut S, requests: u32) -> f64

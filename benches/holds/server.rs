@@ -14,6 +14,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 #[derive(Clone)]
 pub struct Server {
     port: u16,
+    pid: i32,
     aside: Arc<Client>,
 }
 
@@ -26,15 +27,29 @@ pub struct Peak {
 }
 
 impl Server {
-    pub async fn on(port: u16) -> Self {
+    /// `pid` is the process that starts all others of the server.
+    pub async fn on(port: u16, pid: i32) -> Self {
         Self {
             port,
+            pid,
             aside: Arc::new(connect(&url(port)).await),
         }
     }
 
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// The processes that serve connections, and those that work for all of them. The one that answers this is not among
+    /// them.
+    pub async fn backends(&self) -> Vec<i32> {
+        let sql = "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()";
+        let rows = self.aside.query(sql, &[]).await.expect("an answer");
+        rows.iter().map(|row| row.get(0)).collect()
     }
 
     /// Without parameters.

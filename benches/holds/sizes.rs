@@ -7,19 +7,22 @@ const TINY_TIME: Duration = Duration::from_millis(10);
 /// Counts of requests, and times, are for one contender in one round.
 pub struct Sizes {
     pub rounds: u32,
-    /// In each of ten turns a round.
+    /// In each of ten turns a round; ten times as many in one go to count what they cost.
     pub uncontended: u32,
     pub far: u32,
     pub passing: u32,
     /// Concurrent writers of the hot realm.
     pub hot_writers: u32,
     pub distinct_writers: u32,
+    /// Where sessions lock for many at once.
+    pub sessions_writers: [u32; 2],
     /// How long each rate is measured.
     pub rate_time: Duration,
     pub replicas_time: Duration,
     pub growth_time: Duration,
     pub growth_writers: &'static [u32],
     pub growth_realms: &'static [u32],
+    pub growth_replicas: &'static [u32],
     /// How many realms are held at once by [`crate::thousands`], and for how long.
     pub thousands: u32,
     pub thousands_hold: Duration,
@@ -42,11 +45,13 @@ impl Sizes {
             passing: 100_000,
             hot_writers: 100,
             distinct_writers: 32,
+            sessions_writers: [64, 256],
             rate_time: Duration::from_millis(250),
             replicas_time: Duration::from_secs(1),
             growth_time: Duration::from_millis(100),
-            growth_writers: &[1, 2, 4, 8, 16, 32, 64],
+            growth_writers: &[1, 4, 16, 64, 256],
             growth_realms: &[10, 100, 1_000, 10_000, 100_000],
+            growth_replicas: &[1, 2, 4, 8],
             thousands: 2_000,
             thousands_hold: Duration::from_millis(50),
             busy_writers: 1_000,
@@ -65,11 +70,13 @@ impl Sizes {
             passing: 100,
             hot_writers: 20,
             distinct_writers: 8,
+            sessions_writers: [16, 32],
             rate_time: TINY_TIME,
             replicas_time: TINY_TIME,
             growth_time: TINY_TIME,
             growth_writers: &[1, 4],
             growth_realms: &[10, 100],
+            growth_replicas: &[1, 2],
             thousands: 40,
             thousands_hold: Duration::from_millis(2),
             busy_writers: 40,

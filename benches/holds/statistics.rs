@@ -41,9 +41,13 @@ impl Lines {
     }
 
     /// None for who was not measured.
-    pub fn median(&self, name: Name) -> Option<f64> {
+    pub fn get(&self, name: Name) -> Option<&Samples> {
         let found = self.iter().find(|(of, _)| *of == name);
-        found.map(|(_, samples)| samples.median())
+        found.map(|(_, samples)| samples)
+    }
+
+    pub fn median(&self, name: Name) -> Option<f64> {
+        self.get(name).map(Samples::median)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (Name, &Samples)> {
@@ -72,6 +76,11 @@ pub fn short(value: f64) -> String {
         decimals += 1;
     }
     format!("{value:.decimals$}")
+}
+
+/// From one to the other.
+pub fn range([low, high]: [String; 2]) -> String {
+    format!("{low} to {high}")
 }
 
 /// What is not there is a dash.

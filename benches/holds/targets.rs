@@ -1,10 +1,12 @@
 //! What this crate must reach beside its peers, and whether it did in this run.
 
-use crate::contenders::{BY_HAND, IN_PROCESS, Name, SESSIONS, SQLX, TRANSACTION, UNCONFIRMED};
+use crate::contenders::{
+    BARE_TRANSACTION, BY_HAND, IN_PROCESS, Name, OLD_STATEMENT, PGBENCH_BATCHES, ROUND_TRIP,
+    SESSIONS, SQLX, TRANSACTION, TRANSACTION_PUBLISHES, UNCONFIRMED,
+};
 use crate::figures::{Figure, Figures};
 use crate::statistics::{short, short_or_dash, whole};
 use crate::table::Table;
-use crate::uncontended::ROUND_TRIP;
 
 struct Target {
     case: &'static str,
@@ -49,25 +51,29 @@ const fn target(
 
 #[rustfmt::skip]
 const TARGETS: &[Target] = &[
-    target("uncontended, added", Figure::Added, TRANSACTION, AtMost(2.4), Times(ROUND_TRIP)),
-    target("uncontended, added", Figure::Added, TRANSACTION, AtMost(0.7), Times(BY_HAND)),
-    target("uncontended, added", Figure::Added, UNCONFIRMED, AtMost(1.5), Times(ROUND_TRIP)),
-    target("uncontended, added", Figure::Added, UNCONFIRMED, AtMost(0.45), Times(BY_HAND)),
-    target("the same, 1 ms away", Figure::AddedFar, TRANSACTION, AtMost(2.15), Times(ROUND_TRIP)),
-    target("the same, 1 ms away", Figure::AddedFar, UNCONFIRMED, AtMost(1.15), Times(ROUND_TRIP)),
-    target("hot realm", Figure::HotRate, TRANSACTION, AtLeast(15.0), Times(BY_HAND)),
-    target("hot realm", Figure::HotRate, TRANSACTION, AtLeast(15.0), Times(SQLX)),
-    target("hot realm", Figure::HotRate, TRANSACTION, AtLeast(0.8), Times(UNCONFIRMED)),
-    target("hot realm", Figure::HotRate, IN_PROCESS, AtLeast(300_000.0), In("holds/s", 1.0)),
-    target("distinct realms", Figure::DistinctRate, TRANSACTION, AtLeast(2.5), Times(BY_HAND)),
-    target("distinct realms", Figure::DistinctRate, SESSIONS, AtLeast(1.5), Times(TRANSACTION)),
-    target("2,000 realms", Figure::Thousands, SESSIONS, AtMost(0.5), In("s", 1.0)),
-    target("2,000 realms", Figure::ThousandsConnections, SESSIONS, AtMost(8.0), In("connections", 1.0)),
-    target("lone writer, p99", Figure::Lone, TRANSACTION, AtMost(10.0), In("ms", 1e3)),
-    target("10,000 waiters", Figure::WaiterConnections, TRANSACTION, AtMost(1.0), In("connections", 1.0)),
-    target("10,000 waiters, each", Figure::WaiterBytes, TRANSACTION, AtMost(4096.0), In("bytes", 1.0)),
-    target("two replicas, lesser share", Figure::Share, TRANSACTION, AtLeast(40.0), In("%", 1.0)),
-    target("request that passes, added", Figure::Passing, IN_PROCESS, AtMost(100.0), In("ns", 1e9)),
+    target("uncontended, one core, added", Figure::Added, TRANSACTION, AtMost(1.35), Times(BARE_TRANSACTION)),
+    target("uncontended, one core, added", Figure::Added, TRANSACTION, AtMost(0.5), Times(BY_HAND)),
+    target("uncontended, one core, added", Figure::Added, UNCONFIRMED, AtMost(0.4), Times(BY_HAND)),
+    target("uncontended, one core, added", Figure::Added, SESSIONS, AtMost(0.7), Times(BY_HAND)),
+    target("1 ms away, added", Figure::AddedFar, TRANSACTION, AtMost(2.08), Times(ROUND_TRIP)),
+    target("1 ms away, added", Figure::AddedFar, UNCONFIRMED, AtMost(1.06), Times(ROUND_TRIP)),
+    target("distinct realms, 32 writers", Figure::DistinctRate, TRANSACTION, AtLeast(1.2), Times(SQLX)),
+    target("distinct realms, 32 writers", Figure::DistinctRate, TRANSACTION, AtLeast(2.3), Times(BY_HAND)),
+    target("distinct realms, 32 writers", Figure::DistinctRate, TRANSACTION, AtLeast(0.9), Times(BARE_TRANSACTION)),
+    target("distinct realms, 64 writers", Figure::FewSessionsRate, SESSIONS, AtLeast(2.5), Times(SQLX)),
+    target("distinct realms, 256 writers", Figure::ManySessionsRate, SESSIONS, AtLeast(0.4), Times(PGBENCH_BATCHES)),
+    target("one hot realm, 100 writers", Figure::HotRate, TRANSACTION, AtLeast(20.0), Times(BY_HAND)),
+    target("one hot realm, 100 writers", Figure::HotRate, TRANSACTION, AtLeast(20.0), Times(SQLX)),
+    target("one hot realm, 100 writers", Figure::InProcessHot, IN_PROCESS, AtLeast(400_000.0), In("holds/s", 1.0)),
+    target("one writer", Figure::InProcessAlone, IN_PROCESS, AtMost(1.1), In("µs a hold", 1e6)),
+    target("distinct realms, 32 writers", Figure::InProcessGain, IN_PROCESS, AtLeast(1.6), In("× one writer", 1.0)),
+    target("one hot realm, publishing", Figure::PublishingHot, TRANSACTION_PUBLISHES, AtLeast(0.4), Times(TRANSACTION)),
+    target("one writer, publishing", Figure::PublishingAlone, TRANSACTION_PUBLISHES, AtLeast(0.9), Times(TRANSACTION)),
+    target("PostgreSQL's processor time", Figure::DistinctServer, TRANSACTION, AtMost(0.65), Times(OLD_STATEMENT)),
+    target("two replicas, lesser share", Figure::Share, TRANSACTION, AtLeast(48.0), In("%", 1.0)),
+    target("lone writer, p99", Figure::Lone, TRANSACTION, AtMost(0.8), In("ms", 1e3)),
+    target("10,000 waiters, each", Figure::WaiterBytes, TRANSACTION, AtMost(3584.0), In("bytes", 1.0)),
+    target("2,000 realms", Figure::Thousands, SESSIONS, AtMost(0.1), In("s", 1.0)),
 ];
 
 /// `judged` is false for a run that is too small to tell, and `all` leaves out nothing that was not measured.

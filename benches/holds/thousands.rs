@@ -10,17 +10,17 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tower::service_fn;
 
-use crate::Bench;
 use crate::contenders::{Contender, STRATEGIES};
-use crate::figures::{Figure, Figures};
+use crate::figures::Figure;
 use crate::guard::Guard;
 use crate::statistics::{Lines, short};
 use crate::table::Table;
+use crate::{Bench, Findings};
 
 /// How many each contender may open.
 const CONNECTIONS: u32 = 8;
 
-pub async fn measure(bench: &Bench, figures: &mut Figures) -> Table {
+pub async fn measure(bench: &Bench, findings: &mut Findings) {
     let contenders = Contender::start_all(STRATEGIES, &bench.server.url(), CONNECTIONS).await;
     let (realms, hold) = (bench.sizes.thousands, bench.sizes.thousands_hold);
     let [mut seconds, mut connections] = [Lines::default(), Lines::default()];
@@ -32,8 +32,7 @@ pub async fn measure(bench: &Bench, figures: &mut Figures) -> Table {
             connections.add(contender.name, peak.open);
         }
     }
-    figures.set_medians(Figure::Thousands, &seconds);
-    figures.set_medians(Figure::ThousandsConnections, &connections);
+    findings.figures.set_medians(Figure::Thousands, &seconds);
 
     let title = format!(
         "{realms} realms, each held {} ms, with at most {CONNECTIONS} connections.",
@@ -47,7 +46,7 @@ pub async fn measure(bench: &Bench, figures: &mut Figures) -> Table {
             connections.median().to_string(),
         ]);
     }
-    table
+    findings.add("thousands", table);
 }
 
 async fn seconds_for_all(guard: Guard, realms: u32, hold: Duration) -> f64 {

@@ -6,23 +6,22 @@ use tokio::time::Instant;
 use tokio_postgres::Client;
 use tower::service_fn;
 
-use crate::Bench;
 use crate::contenders::{
-    BARE, BY_HAND, CONNECTIONS, Contender, IN_POSTGRES, IN_PROCESS, MUTEX, Name,
+    BARE, BARE_TRANSACTION, BY_HAND, CONNECTIONS, Contender, DRIVERS, IN_POSTGRES, IN_PROCESS,
+    MUTEX, Name, OLD_STATEMENT, ROUND_TRIP,
 };
+use crate::cores::OneCore;
+use crate::costs::Costs;
 use crate::delay;
+use crate::driver::{Driver, message};
 use crate::figures::{Figure, Figures};
 use crate::guard::{Guarded, Handler};
 use crate::server;
-use crate::statistics::{Lines, short, short_or_dash};
+use crate::statistics::{Lines, range, short, short_or_dash};
 use crate::support::gate::at_once;
 use crate::table::Table;
-
-/// The shortest question that the server answers: the limit of what a message can cost.
-pub const ROUND_TRIP: Name = "bare round trip";
-
-/// The shortest transaction that takes a lock: two round trips, and no limits, queue, pool or lease.
-const BARE_LOCK: Name = "bare lock transaction";
+use crate::throughput::Done;
+use crate::{Bench, Findings};
 
 /// What follows each other goes to different realms: without confirmation the release of the last one may still be on
 /// its way.
@@ -40,97 +39,152 @@ const SHORT: u32 = 100;
 const FAR: Duration = Duration::from_micros(500);
 
 /// Something that takes time.
-enum Work<'a, H> {
-    RoundTrip(&'a Client),
-    BareLock(&'a Client),
+enum Work<H> {
+    RoundTrip(Client),
+    Driver(Driver),
     Write(Guarded<H>),
 }
 
-pub async fn near(bench: &Bench, figures: &mut Figures) -> Table {
-    let client = server::connect(&bench.server.url()).await;
-    let names = [&[BARE, MUTEX, IN_PROCESS], IN_POSTGRES].concat();
-    let contenders: Vec<_> = names
-        .into_iter()
-        .map(|name| bench.contender(name))
-        .collect();
-    // Many short turns: how the system places processes on cores lasts for a while.
-    let (rounds, requests) = (bench.sizes.rounds * 10, bench.sizes.uncontended);
-    let seconds = latencies(bench, &contenders, &client, rounds, requests).await;
-    let title = "One write of an idle realm, handler empty; `added` is without the bare service.";
-    table(title, &seconds, Figure::Added, figures)
+/// How often everything is done.
+#[derive(Clone, Copy)]
+struct Turns {
+    rounds: u32,
+    /// Of each in a round, one by one.
+    requests: u32,
+    /// In one go in some of the rounds, for the counts of what they cost.
+    counted: u32,
 }
 
-pub async fn far(bench: &Bench, figures: &mut Figures) -> Table {
+/// On one core, and then as the system places them.
+pub async fn near(bench: &Bench, findings: &mut Findings) {
+    let names = [&[BARE, MUTEX, IN_PROCESS], IN_POSTGRES].concat();
+    let contenders: Vec<_> = (names.into_iter())
+        .map(|name| bench.contender(name))
+        .collect();
+    let works = works(&bench.server.url(), &contenders).await;
+    // Many short turns, so that all meet what else the machine does.
+    let turns = Turns {
+        rounds: bench.sizes.rounds * 10,
+        requests: bench.sizes.uncontended,
+        counted: bench.sizes.uncontended * 10,
+    };
+
+    let core = OneCore::take(&bench.server).await;
+    let place = core.as_ref().map_or_else(
+        || "not kept on one core: this system does not allow it".to_owned(),
+        |core| format!("server and client on core {}", core.number()),
+    );
+    let (seconds, costs) = latencies(bench, &works, turns).await;
+    let figure = match core {
+        Some(core) => {
+            core.release().await;
+            Figure::Added
+        }
+        None => Figure::AddedAnywhere,
+    };
+    let case = format!("a write of an idle realm, {place}, handler empty");
+    let figures = &mut findings.figures;
+    let table = table(&case, &seconds, figure, figures);
+    let costs = costs.table(&case, Figure::UncontendedServer, figures, OLD_STATEMENT);
+    findings.add("uncontended", table);
+    findings.add("uncontended-costs", costs);
+
+    let turns = Turns {
+        counted: 0,
+        ..turns
+    };
+    let (seconds, _) = latencies(bench, &works, turns).await;
+    let case = "a write of an idle realm, on all cores, handler empty";
+    let table = self::table(case, &seconds, Figure::AddedAnywhere, &mut findings.figures);
+    findings.add("uncontended-all-cores", table);
+}
+
+pub async fn far(bench: &Bench, findings: &mut Findings) {
     let url = server::url(delay::proxy(bench.server.port(), FAR));
-    let client = server::connect(&url).await;
     let far = Contender::start_all(IN_POSTGRES, &url, CONNECTIONS).await;
     let mut contenders = vec![bench.contender(BARE)];
     contenders.extend(&far);
-    let (rounds, requests) = (bench.sizes.rounds, bench.sizes.far);
-    let seconds = latencies(bench, &contenders, &client, rounds, requests).await;
-    let title = "The same with 1 ms of added network round trip.";
-    table(title, &seconds, Figure::AddedFar, figures)
+    let works = works(&url, &contenders).await;
+    let turns = Turns {
+        rounds: bench.sizes.rounds,
+        requests: bench.sizes.far,
+        counted: 0,
+    };
+    let (seconds, _) = latencies(bench, &works, turns).await;
+    let case = "a write of an idle realm, 1 ms away, handler empty";
+    let table = table(case, &seconds, Figure::AddedFar, &mut findings.figures);
+    findings.add("far", table);
 }
 
-/// Seconds of single writes, and of what they are made of.
-async fn latencies(
-    bench: &Bench,
-    contenders: &[&Contender],
-    client: &Client,
-    rounds: u32,
-    requests: u32,
-) -> Lines {
-    let mut works = vec![
-        (ROUND_TRIP, 1, Work::RoundTrip(client)),
-        (BARE_LOCK, 1, Work::BareLock(client)),
-    ];
-    for contender in contenders {
-        let in_postgres = IN_POSTGRES.contains(&contender.name);
-        let calls = if in_postgres { 1 } else { SHORT };
-        let guarded = contender.guard.around(service_fn(at_once));
-        works.push((contender.name, calls, Work::Write(guarded)));
+/// The limits over the wire, and then the contenders.
+async fn works(url: &str, contenders: &[&Contender]) -> Vec<(Name, Work<impl Handler + use<>>)> {
+    let mut works = vec![(ROUND_TRIP, Work::RoundTrip(server::connect(url).await))];
+    for name in DRIVERS {
+        works.push((*name, Work::Driver(Driver::connect(name, url, 1).await)));
     }
-    let mut lines = Lines::default();
-    for round in 0..=rounds {
-        for (name, calls, work) in &works {
-            for path in PATHS.iter().cycle().take(requests as usize) {
+    for contender in contenders {
+        let guarded = contender.guard.around(service_fn(at_once));
+        works.push((contender.name, Work::Write(guarded)));
+    }
+    works
+}
+
+/// Seconds that each takes, and what else.
+async fn latencies<H: Handler>(
+    bench: &Bench,
+    works: &[(Name, Work<H>)],
+    turns: Turns,
+) -> (Lines, Costs) {
+    let (mut lines, mut costs) = (Lines::default(), Costs::default());
+    for round in 0..=turns.rounds {
+        for (name, work) in works {
+            let is_short = matches!(*name, BARE | MUTEX | IN_PROCESS);
+            let calls = if is_short { SHORT } else { 1 };
+            for turn in 0..turns.requests {
                 bench.server.rest().await;
                 let start = Instant::now();
-                for _ in 0..*calls {
-                    work.once(path).await;
+                for _ in 0..calls {
+                    work.once(turn).await;
                 }
-                let seconds = start.elapsed().as_secs_f64() / f64::from(*calls);
+                let seconds = start.elapsed().as_secs_f64() / f64::from(calls);
                 // The first round opens connections, and is not counted.
                 if round > 0 {
                     lines.add(name, seconds);
                 }
             }
+            if round % 10 == 1 && turns.counted > 0 {
+                bench.server.rest().await;
+                costs
+                    .count(&bench.server, name, work.many(turns.counted))
+                    .await;
+            }
         }
     }
-    lines
+    (lines, costs)
 }
 
-impl<H: Handler> Work<'_, H> {
-    async fn once(&self, path: &str) {
+impl<H: Handler> Work<H> {
+    async fn once(&self, turn: u32) {
         match self {
             Self::RoundTrip(client) => message(client, "").await,
-            Self::BareLock(client) => {
-                message(client, "BEGIN; SELECT pg_advisory_xact_lock(1)").await;
-                message(client, "COMMIT").await;
-            }
-            Self::Write(guarded) => guarded.patch(path).await,
+            Self::Driver(driver) => driver.hold(i64::from(turn % 4)).await,
+            Self::Write(guarded) => guarded.patch(PATHS[turn as usize % PATHS.len()]).await,
         }
+    }
+
+    async fn many(&self, count: u32) -> Option<Done> {
+        let start = Instant::now();
+        for turn in 0..count {
+            self.once(turn).await;
+        }
+        Some(Done::since(start, count))
     }
 }
 
-async fn message(client: &Client, sql: &str) {
-    client.batch_execute(sql).await.expect("an answer");
-}
-
-fn table(title: &str, seconds: &Lines, figure: Figure, figures: &mut Figures) -> Table {
+fn table(case: &str, seconds: &Lines, figure: Figure, figures: &mut Figures) -> Table {
     let service = seconds.median(BARE).unwrap_or_default();
     for (name, samples) in seconds.iter() {
-        let is_message = [ROUND_TRIP, BARE_LOCK].contains(&name);
+        let is_message = name == ROUND_TRIP || DRIVERS.contains(&name);
         let without = if is_message { 0.0 } else { service };
         figures.set(figure, name, samples.median() - without);
     }
@@ -141,18 +195,20 @@ fn table(title: &str, seconds: &Lines, figure: Figure, figures: &mut Figures) ->
         "middle half, µs",
         "added, µs",
         "÷ round trip",
+        "÷ lock transaction",
         "÷ by hand",
     ];
+    let title = format!("Latency of {case}; `added` is without the bare service.");
     let mut table = Table::new(title, head);
     for (name, samples) in seconds.iter() {
-        let [low, high] = samples.quartiles().map(|seconds| short(seconds * 1e6));
         let added = figures.get(figure, name);
         table.row([
             name.to_owned(),
             short(samples.median() * 1e6),
-            format!("{low} to {high}"),
+            range(samples.quartiles().map(|seconds| short(seconds * 1e6))),
             short_or_dash(added.map(|seconds| seconds * 1e6)),
             short_or_dash(figures.ratio(figure, name, ROUND_TRIP)),
+            short_or_dash(figures.ratio(figure, name, BARE_TRANSACTION)),
             short_or_dash(figures.ratio(figure, name, BY_HAND)),
         ]);
     }

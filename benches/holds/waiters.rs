@@ -10,15 +10,16 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tower::service_fn;
 
-use crate::Bench;
 use crate::contenders::{CONNECTIONS, IN_PROCESS, STRATEGIES};
-use crate::figures::{Figure, Figures};
+use crate::figures::Figure;
 use crate::guard::Guard;
 use crate::memory;
 use crate::statistics::{Lines, short_or_dash, whole};
 use crate::table::Table;
+use crate::{Bench, Findings};
 
-pub async fn measure(bench: &Bench, figures: &mut Figures) -> Table {
+pub async fn measure(bench: &Bench, findings: &mut Findings) {
+    let figures = &mut findings.figures;
     let (waiters, time) = (bench.sizes.waiters, bench.sizes.waiters_time);
     let [mut at_locks, mut open] = [Lines::default(), Lines::default()];
     for name in [&[IN_PROCESS], STRATEGIES].concat() {
@@ -35,7 +36,6 @@ pub async fn measure(bench: &Bench, figures: &mut Figures) -> Table {
             figures.set(Figure::WaiterBytes, name, bytes);
         }
     }
-    figures.set_medians(Figure::WaiterConnections, &at_locks);
 
     let title = format!("{waiters} waiters for one realm; pools of {CONNECTIONS}.");
     let head = [
@@ -55,7 +55,7 @@ pub async fn measure(bench: &Bench, figures: &mut Figures) -> Table {
                 .map_or_else(|| short_or_dash(None), whole),
         ]);
     }
-    table
+    findings.add("waiters", table);
 }
 
 /// Writers of one realm: one is inside, and all others wait.

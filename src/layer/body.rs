@@ -21,7 +21,8 @@ pub struct LockBody<B: Body>(#[pin] BodySource<B>);
 #[pin_project(project = BodySourceProjection)]
 enum BodySource<B: Body> {
     Passed(#[pin] B),
-    Holding(#[pin] Holding<B>),
+    // Boxed so that a response that keeps no hold does not carry its space.
+    Holding(Box<Holding<B>>),
     Rejected(Option<Bytes>),
 }
 
@@ -48,7 +49,7 @@ impl<B: Body + Send + 'static> LockBody<B> {
         locks: &RealmLocks,
     ) -> Self {
         let holding = Holding::new(body, length, verdict, hold, locks);
-        Self(BodySource::Holding(holding))
+        Self(BodySource::Holding(Box::new(holding)))
     }
 }
 
@@ -77,7 +78,7 @@ where
             BodySourceProjection::Passed(body) => body
                 .poll_frame(cx)
                 .map(|frame| frame.map(|frame| frame.map_err(Into::into))),
-            BodySourceProjection::Holding(body) => body.poll_frame(cx),
+            BodySourceProjection::Holding(body) => Pin::new(&mut **body).poll_frame(cx),
             BodySourceProjection::Rejected(problem) => Poll::Ready(
                 problem
                     .take()

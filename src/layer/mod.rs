@@ -16,11 +16,11 @@
 //!    decides, or the hold lasts as long as the body, the head leaves first, and the last frame
 //!    waits instead.
 //!
-//! A rejection is an error on all of this way. `answer` is the one place where it becomes a
-//! response, by `Settings::reject`, which also logs and counts it: see `notices`. A `Rejected` has
-//! what that needs: the request's head or its gRPC type, and its unread body, which is drained in
-//! the background. Each request has its own settings: the layer's, with the limits of its route in
-//! place of the layer's limits.
+//! A rejection is an error on all of this way. `Settings::reject` is the one place where it becomes
+//! a response, and is logged and counted: see `notices`. A `Rejected` has what that needs: the
+//! request's head or its gRPC type, and its unread body, which is drained in the background. Each
+//! request has its own settings: the layer's, with the limits of its route in place of the layer's
+//! limits.
 //!
 //! # Bodies
 //!

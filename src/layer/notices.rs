@@ -79,9 +79,11 @@ impl Notices {
         );
     }
 
-    /// A request was locked by its path in a build that reads axum's routes. Logged once.
-    pub(super) fn locked_by_path(&self) {
-        if self.by_path.swap(true, Ordering::Relaxed) {
+    /// A request was locked by its path. Logged once, in a build that `reads_routes` of axum.
+    pub(super) fn locked_by_path(&self, reads_routes: impl FnOnce() -> bool) {
+        // Read first: a write would take the cache line away from the other threads each time.
+        let is_known = self.by_path.load(Ordering::Relaxed);
+        if is_known || !reads_routes() || self.by_path.swap(true, Ordering::Relaxed) {
             return;
         }
         tracing::info!(

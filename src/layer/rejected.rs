@@ -56,6 +56,15 @@ impl Asked {
         }
     }
 
+    /// The rejection of the request, which the inner service has received.
+    pub(super) fn rejected(self, rejection: Rejection) -> Rejected {
+        Rejected {
+            rejection,
+            asked: self,
+            drain: None,
+        }
+    }
+
     /// The response, by the closure if there is one.
     pub(super) fn response(
         &self,

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, Version};
+use futures_util::future::Either;
+use http::{Method, Request, Response, Version};
 use http_body::Body;
 use tokio::time::Instant;
 use tower::ServiceExt;
@@ -15,8 +16,8 @@ use tracing::Instrument;
 use super::body::LockBody;
 use super::future::{CallResult, ResponseFuture};
 use super::holding::{is_streamed, is_tunnel, length};
-use super::prepare::{Bodies, BodiesOf, Needs, Prepared, Target, Unread, prepare};
-use super::rejected::{Asked, Rejected};
+use super::prepare::{Bodies, BodiesOf, Needs, Target, Unread, prepare};
+use super::rejected::Rejected;
 use super::rejection::Rejection;
 use super::request_body::{Reading, RequestBody};
 use super::settings::{HoldUntil, OnDisconnect, Settings};
@@ -180,7 +181,7 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
         let head = Head::of(&request).on_route(route.as_ref());
         let decision = self.realms.decide(&head, &judged);
         let settings = self.settings_of(&head, &decision);
-        // What it needs before it can ask for its lock, or else what is decided.
+        // What it needs before it can ask for its lock.
         let needs = match decision {
             Decision::Pass => {
                 return ResponseFuture::passed(self.inner.call(request.map(R::unread)));
@@ -191,37 +192,38 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
             }
             Decision::Claim(claim) => {
                 self.notice_repeated_base(&head, &claim);
-                if route.is_none() && self.realms.read_routes() {
-                    self.settings.notices.locked_by_path();
+                if route.is_none() {
+                    let reads_routes = || self.realms.read_routes();
+                    self.settings.notices.locked_by_path(reads_routes);
                 }
-                match self.bodies.reads_all() {
-                    Some(reads) => Ok(Needs::Body(Target::Known(claim), reads)),
-                    None => Err(Ok(claim)),
-                }
+                let Some(reads) = self.bodies.reads_all() else {
+                    let (inner, request) = (self.give_back(), request.map(R::unread));
+                    return ResponseFuture::locked(locked_call(settings, inner, claim, request));
+                };
+                Needs::Body(Target::Known(claim), reads)
             }
-            Decision::Reject(error) => Err(Err(error)),
-            Decision::NeedsBody(needs, reads) => Ok(Needs::Body(Target::InBody(needs), reads)),
-            Decision::NeedsLookup(lookup) => Ok(Needs::Lookup(lookup)),
+            Decision::Reject(error) => {
+                drop(self.give_back());
+                let rejected = Rejected::unread(error, request.map(R::unread));
+                return ResponseFuture::locked(async move { Ok(settings.reject(rejected)) });
+            }
+            Decision::NeedsBody(needs, reads) => Needs::Body(Target::InBody(needs), reads),
+            Decision::NeedsLookup(lookup) => Needs::Lookup(lookup),
         };
         let inner = self.give_back();
-        match needs {
-            // Boxed so that waiters do not carry its space.
-            Ok(needs) => {
-                let prepared = Box::pin(prepare(self.bodies, needs, request));
-                ResponseFuture::locked(async move {
-                    let prepared = prepared.await;
-                    answer(settings, inner, prepared).await
-                })
+        // Boxed so that waiters do not carry its space.
+        let prepared = Box::pin(prepare(self.bodies, needs, request));
+        ResponseFuture::locked(async move {
+            match prepared.await {
+                // Neither a closure nor the body named a realm.
+                Ok((None, request)) => {
+                    let response = inner.oneshot(request).await?;
+                    Ok(response.map(LockBody::passed))
+                }
+                Ok((Some(claim), request)) => locked_call(settings, inner, claim, request).await,
+                Err(rejected) => Ok(settings.reject(rejected)),
             }
-            Err(decided) => {
-                let request = request.map(R::unread);
-                let prepared = match decided {
-                    Ok(claim) => Ok((Some(claim), request)),
-                    Err(error) => Err(Rejected::unread(error, request)),
-                };
-                ResponseFuture::locked(answer(settings, inner, prepared))
-            }
-        }
+        })
     }
 
     fn notice_other_route(&self, route: Option<&MatchedRoute>) {
@@ -257,9 +259,9 @@ impl<S: Clone, R: Bodies> Locking<S, R> {
 }
 
 /// Why a call has no response of the inner service.
-enum Failed<E, R = Rejection> {
+enum Failed<E> {
     Inner(E),
-    Rejected(R),
+    Rejected(Rejection),
 }
 
 impl<E> From<LockError> for Failed<E> {
@@ -268,68 +270,20 @@ impl<E> From<LockError> for Failed<E> {
     }
 }
 
-impl<E> Failed<E> {
-    /// The same with what its response needs, for a request that the inner service has received.
-    fn of(self, asked: Asked) -> Failed<E, Rejected> {
-        match self {
-            Self::Inner(error) => Failed::Inner(error),
-            Self::Rejected(rejection) => Failed::Rejected(Rejected {
-                rejection,
-                asked,
-                drain: None,
-            }),
-        }
-    }
-}
+/// The response of a call whose hold has ended, and the ending that is still to be confirmed.
+type HeldResult<B, E> = Result<(Response<LockBody<B>>, Option<Ending>), Failed<E>>;
 
-/// The answer to a request that is not passed: the one place where a rejection becomes a response.
-async fn answer<S, A, B>(
+/// One locked call: waits for its hold, calls under it, and waits for the proof of a success.
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an `async fn` has the space for its arguments twice"
+)]
+fn locked_call<S, A, B>(
     settings: Arc<Settings>,
     inner: S,
-    prepared: Prepared<A>,
-) -> CallResult<B, S::Error>
-where
-    S: Service<Request<A>, Response = Response<B>> + Send + 'static,
-    S::Future: Send,
-    S::Error: Send + 'static,
-    A: Body + Send + 'static,
-    B: Body + Send + 'static,
-    B::Data: Send,
-{
-    let mut timing = None;
-    let called = match prepared {
-        // Neither a closure nor the body named a realm.
-        Ok((None, request)) => match inner.oneshot(request).await {
-            Ok(response) => Ok(response.map(LockBody::passed)),
-            Err(error) => Err(Failed::Inner(error)),
-        },
-        Ok((Some(claim), request)) => {
-            let span = tracing::debug_span!("realm_write_lock", %claim);
-            let call = locked_call(&settings, claim, inner, request, &mut timing);
-            call.instrument(span).await
-        }
-        Err(rejected) => Err(Failed::Rejected(rejected)),
-    };
-    let mut response = match called {
-        Ok(response) => response,
-        Err(Failed::Rejected(rejected)) => settings.reject(rejected),
-        Err(Failed::Inner(error)) => return Err(error),
-    };
-    if let Some(timing) = timing {
-        tell(&mut response, timing);
-    }
-    Ok(response)
-}
-
-/// One locked call: waits for its hold, calls under it, and waits for the proof of a success. Leaves
-/// the times of both in `timing`, if clients are told.
-async fn locked_call<S, A, B>(
-    settings: &Arc<Settings>,
     claim: Claim,
-    inner: S,
     mut request: Request<A>,
-    timing: &mut Option<HeaderValue>,
-) -> Result<Response<LockBody<B>>, Failed<S::Error, Rejected>>
+) -> impl Future<Output = CallResult<B, S::Error>> + Send
 where
     S: Service<Request<A>, Response = Response<B>> + Send + 'static,
     S::Future: Send,
@@ -338,92 +292,112 @@ where
     B: Body + Send + 'static,
     B::Data: Send,
 {
-    let asked_at = settings.server_timing.then(Instant::now);
-    let outlives_response = settings.may_outlive_response();
-    let hold = settings.locks.hold(&claim, outlives_response).await;
-    let is_nested = hold.as_ref().is_ok_and(Hold::is_nested);
-    let clock = asked_at.filter(|_| !is_nested).map(Timing::since);
-    *timing = clock.map(Timing::wait);
-    let hold = match hold {
-        Ok(hold) => hold,
-        Err(error) => return Err(Failed::Rejected(Rejected::unread(error, request))),
-    };
-    let asked = settings.asked(&request);
-    let handle = HeldLock::of(&hold);
-    insert(&mut request, &handle);
-    let (method, version) = (request.method().clone(), request.version());
-    // Boxed so that waiters do not carry space for the inner future.
-    let call = Box::pin(inner.oneshot(request));
-    let work = held_call(Arc::clone(settings), hold, method, version, call);
-    let called = match settings.on_disconnect {
-        OnDisconnect::Finish => settings.locks.run_in_place(work).await,
-        OnDisconnect::Cancel => work.await,
-    };
-    // Before the confirmation: by then the next writer is inside.
-    *timing = clock.map(|clock| clock.wait_and_hold(handle.released_at()));
-    let confirmed = async {
-        let (response, ending) = called?;
-        if let Some(ending) = ending {
-            ending.confirmed().await?;
+    async move {
+        let span = tracing::debug_span!("realm_write_lock", %claim);
+        let asked_at = settings.server_timing.then(Instant::now);
+        let outlives_response = settings.may_outlive_response();
+        let hold = settings.locks.hold(&claim, outlives_response);
+        let hold = match hold.instrument(span.clone()).await {
+            Ok(hold) => hold,
+            Err(error) => {
+                let timing = asked_at.map(|asked| Timing::since(asked).wait());
+                let response = settings.reject(Rejected::unread(error, request));
+                return Ok(tell(response, timing));
+            }
+        };
+        let clock = asked_at.filter(|_| !hold.is_nested()).map(Timing::since);
+        let asked = settings.asked(&request);
+        let handle = HeldLock::of(&hold);
+        insert(&mut request, &handle);
+        let (method, version) = (request.method().clone(), request.version());
+        // Boxed so that waiters do not carry space for the inner future.
+        let call = Box::pin(inner.oneshot(request));
+        let work = held_call(Arc::clone(&settings), hold, method, version, call);
+        let work = match settings.on_disconnect {
+            OnDisconnect::Finish => Either::Left(settings.locks.run_in_place(work)),
+            OnDisconnect::Cancel => Either::Right(Box::pin(work)),
+        };
+        let called = work.instrument(span.clone()).await;
+        // Before the confirmation: by then the next writer is inside.
+        let timing = clock.map(|clock| clock.wait_and_hold(handle.released_at()));
+        let failed = match called {
+            Ok((response, None)) => return Ok(tell(response, timing)),
+            // Boxed so that waiters do not carry its space.
+            Ok((response, Some(ending))) => {
+                match Box::pin(ending.confirmed()).instrument(span).await {
+                    Ok(()) => return Ok(tell(response, timing)),
+                    Err(error) => Failed::from(error),
+                }
+            }
+            Err(failed) => failed,
+        };
+        match failed {
+            Failed::Inner(error) => Err(error),
+            Failed::Rejected(rejection) => {
+                Ok(tell(settings.reject(asked.rejected(rejection)), timing))
+            }
         }
-        Ok(response)
-    };
-    confirmed
-        .await
-        .map_err(|failed: Failed<_>| failed.of(asked))
+    }
 }
 
 /// The inner call under its hold, and the end of the hold of a success; the ending is there if it is
 /// to be confirmed.
 ///
 /// Whatever else happens, an error, a panic or a drop, ends the hold as a failure.
-async fn held_call<B, E>(
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an `async fn` has the space for its arguments twice"
+)]
+fn held_call<B, E>(
     settings: Arc<Settings>,
     hold: Hold,
     method: Method,
     version: Version,
     call: impl Future<Output = Result<Response<B>, E>>,
-) -> Result<(Response<LockBody<B>>, Option<Ending>), Failed<E>>
+) -> impl Future<Output = HeldResult<B, E>>
 where
     B: Body + Send + 'static,
 {
-    let response = hold.guard(call).await?.map_err(Failed::Inner)?;
-    let length = length(&response);
-    let is_streamed = is_streamed(&method, version, &response, length);
-    let (head, body) = response.into_parts();
-    let head = Response::from_parts(head, ());
-    if is_tunnel(&method, head.status()) {
-        settings.notices.upgraded(head.status(), hold.claim());
+    async move {
+        let response = hold.guard(call).await?.map_err(Failed::Inner)?;
+        let length = length(&response);
+        let is_streamed = is_streamed(&method, version, &response, length);
+        let (head, body) = response.into_parts();
+        let head = Response::from_parts(head, ());
+        if is_tunnel(&method, head.status()) {
+            settings.notices.upgraded(head.status(), hold.claim());
+        }
+        let verdict = settings.success.judge(&head);
+        // A hold that its handler has released is a success already, whatever the body does.
+        let is_released = hold.is_released();
+        let waits = match verdict {
+            Verdict::Success => settings.hold_until == HoldUntil::BodyEnd,
+            Verdict::Failure => false,
+            Verdict::AtEnd(_) => true,
+        };
+        if waits && is_streamed && !is_released {
+            let body = LockBody::holding(body, length, verdict, hold, &settings.locks);
+            return Ok((head.map(|()| body), None));
+        }
+        let response = head.map(|()| LockBody::passed(body));
+        let is_success = match verdict {
+            Verdict::AtEnd(_) if is_released => true,
+            verdict => verdict.at_end(None),
+        };
+        if !is_success {
+            // Whether the lock was lost makes no difference to a failure.
+            let _ = hold.end(Outcome::Failure);
+            return Ok((response, None));
+        }
+        let confirm = settings.confirm || settings.locks.shares_transaction();
+        let ending = hold.end(if confirm {
+            Outcome::Success
+        } else {
+            Outcome::Unconfirmed
+        })?;
+        let waits = confirm && ending.has_proofs();
+        Ok((response, waits.then_some(ending)))
     }
-    let verdict = settings.success.judge(&head);
-    // A hold that its handler has released is a success already, whatever the body does.
-    let is_released = hold.is_released();
-    let waits = match verdict {
-        Verdict::Success => settings.hold_until == HoldUntil::BodyEnd,
-        Verdict::Failure => false,
-        Verdict::AtEnd(_) => true,
-    };
-    if waits && is_streamed && !is_released {
-        let body = LockBody::holding(body, length, verdict, hold, &settings.locks);
-        return Ok((head.map(|()| body), None));
-    }
-    let response = head.map(|()| LockBody::passed(body));
-    let is_success = match verdict {
-        Verdict::AtEnd(_) if is_released => true,
-        verdict => verdict.at_end(None),
-    };
-    if !is_success {
-        // Whether the lock was lost makes no difference to a failure.
-        let _ = hold.end(Outcome::Failure);
-        return Ok((response, None));
-    }
-    let confirm = settings.confirm || settings.locks.shares_transaction();
-    let ending = hold.end(if confirm {
-        Outcome::Success
-    } else {
-        Outcome::Unconfirmed
-    })?;
-    Ok((response, confirm.then_some(ending)))
 }
 
 /// Gives the handler what it may ask of the hold.

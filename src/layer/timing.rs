@@ -34,9 +34,12 @@ impl Timing {
     }
 }
 
-/// Beside what the handler tells of its own.
-pub(super) fn tell<B>(response: &mut Response<B>, timing: HeaderValue) {
-    response.headers_mut().append(SERVER_TIMING, timing);
+/// The response with what there is to tell, beside what the handler tells of its own.
+pub(super) fn tell<B>(mut response: Response<B>, timing: Option<HeaderValue>) -> Response<B> {
+    if let Some(timing) = timing {
+        response.headers_mut().append(SERVER_TIMING, timing);
+    }
+    response
 }
 
 fn header(text: &str) -> HeaderValue {

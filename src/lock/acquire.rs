@@ -12,7 +12,7 @@ use super::grant::{Entry, Grant, Obtained, Slot};
 use super::hold::{Hold, HoldTerms, NestedNeeds, explain};
 use super::locks::RealmLocks;
 use super::postgres::attempt::SERVER_FIRST;
-use super::queue::Full;
+use super::queue::Refused;
 use super::request::LockRequest;
 use crate::config::ConfigError;
 use crate::metrics::{Held, Waiting};
@@ -71,20 +71,17 @@ impl RealmLocks {
         let tracked = self.shared.group.token();
         let waiting = Waiting::begin();
         let request = LockRequest::new(claim, &self.bounds);
-        let closing = self.shared.group.closing();
-        let entry = tokio::select! {
-            biased;
-            // First: a caller that gets the lock without a wait need not be woken by a shutdown.
-            granted = self.granted(&request), if !closing.is_cancelled() => granted?,
-            () = closing.cancelled() => return Err(LockError::ShuttingDown),
-        };
-        if closing.is_cancelled() {
+        let entry = self.granted(&request).await?;
+        if self.shared.queue.is_closed() {
             return Err(LockError::ShuttingDown);
         }
-        let waited = request.started.elapsed();
+        let granted = Instant::now();
+        let waited = granted - request.started;
         let terms = self.terms(claim, tracked, Some(waiting.granted(waited)));
         tracing::debug!(%claim, ?waited, "locked");
-        let hold = entry.keep().and_then(|slot| Hold::new(terms, slot));
+        let hold = entry
+            .keep()
+            .and_then(|slot| Hold::new(terms, slot, granted));
         hold.ok_or_else(|| request.timed_out())
     }
 
@@ -96,20 +93,36 @@ impl RealmLocks {
             let queue = &self.shared.queue;
             self.shared.watchdog.watch(queue, request.started, bound);
         }
-        let has_turn = timeout_at(request.queue_deadline(), entry.turn()).await;
-        if !has_turn.unwrap_or(false) {
-            return Err(request.busy());
+        if !entry.has_turn() {
+            let has_turn = timeout_at(request.queue_deadline(), entry.turn()).await;
+            if !has_turn.unwrap_or(false) {
+                return Err(if self.shared.queue.is_closed() {
+                    LockError::ShuttingDown
+                } else {
+                    request.busy()
+                });
+            }
         }
         let slot = entry.slot().ok_or_else(|| request.timed_out())?;
         match &self.shared.database {
             None => {
-                slot.with(|_, obtained| *obtained = Some(Obtained::Granted(Grant::in_process())));
+                slot.with(|obtained| *obtained = Some(Obtained::Granted(Grant::in_process())));
             }
             // It came with the turn.
             Some(_) if is_granted(request, slot) => {}
             // Boxed so that waiters in the queue do not carry space for it.
             Some(database) => {
-                alive(request, slot, Box::pin(database.acquire(request, slot))).await?;
+                let closing = self.shared.group.closing();
+                let asked = async {
+                    tokio::select! {
+                        biased;
+                        // First: a caller that is granted its lock at once need not be woken by a
+                        // shutdown.
+                        asked = database.acquire(request, slot) => asked,
+                        () = closing.cancelled() => Err(LockError::ShuttingDown),
+                    }
+                };
+                alive(request, slot, Box::pin(asked)).await?;
             }
         }
         Ok(entry)
@@ -125,15 +138,15 @@ impl RealmLocks {
             let remedy = "locks in process have no transaction; use locks in PostgreSQL";
             return Err(ConfigError::option("share_transaction", "true", remedy).into());
         }
-        let entered = self.shared.queue.enter(request.claim, max_waiters, bound);
-        entered.map_err(|Full| {
-            if request.tries {
-                return request.busy();
-            }
-            LockError::QueueFull {
-                claim: request.claim.clone(),
+        let (claim, queue) = (request.claim, &self.shared.queue);
+        let entered = queue.enter(claim, max_waiters, request.started, bound);
+        entered.map_err(|refused| match refused {
+            Refused::Closed => LockError::ShuttingDown,
+            Refused::Full if request.tries => request.busy(),
+            Refused::Full => LockError::QueueFull {
+                claim: claim.clone(),
                 waiters: max_waiters,
-            }
+            },
         })
     }
 

@@ -13,7 +13,7 @@ use super::grant::{Grant, GrantTerms, Obtained, Slot, with_grant};
 use super::postgres::Postgres;
 use super::postgres::attempt::{Attempt, LEAVING, Settled};
 use super::postgres::fleet::Membership;
-use super::queue::{self, Baton, Full};
+use super::queue::{self, Baton};
 use super::request::LockRequest;
 
 /// The pause after a failed attempt to open a connection in place of a silent one.
@@ -94,7 +94,7 @@ impl Database {
         let mut retried = false;
         let mut scout = None;
         loop {
-            if slot.with(|_, _| ()).is_none() {
+            if slot.with(|_| ()).is_none() {
                 // The watchdog has revoked the turn.
                 return Err(request.timed_out());
             }
@@ -152,7 +152,7 @@ impl Database {
             };
             match fresh {
                 Ok(fresh) => {
-                    slot.with(|_, obtained| {
+                    slot.with(|obtained| {
                         if let Some(Obtained::Asked(attempt, _)) = obtained {
                             attempt.move_to(fresh);
                         }
@@ -172,9 +172,9 @@ impl Database {
         let Some(shared) = request.claim.shared_keys() else {
             return Ok(None);
         };
-        let entered = self.scouts.enter(&shared, usize::MAX, None);
+        let entered = self.scouts.enter(&shared, usize::MAX, Instant::now(), None);
         // Of so many there is no memory for one more.
-        let scout = entered.map_err(|Full| request.timed_out())?;
+        let scout = entered.map_err(|_| request.timed_out())?;
         match timeout_at(request.deadline, scout.turn()).await {
             Ok(true) => Ok(Some(scout)),
             _ => Err(request.timed_out()),
@@ -197,7 +197,7 @@ enum Inherited {
 
 /// Looks at what came with the turn. What is of no use to this caller is released.
 fn inherited(request: &LockRequest<'_>, slot: &Slot) -> Inherited {
-    let inherited = slot.with(|_, obtained| match obtained.take() {
+    let inherited = slot.with(|obtained| match obtained.take() {
         None => Inherited::Nothing,
         Some(Obtained::Granted(grant)) => {
             grant.release();
@@ -215,14 +215,14 @@ fn inherited(request: &LockRequest<'_>, slot: &Slot) -> Inherited {
 /// Puts what was obtained into the slot; an error if the watchdog has revoked the turn, after which
 /// it is dropped, and so released.
 fn put(request: &LockRequest<'_>, slot: &Slot, what: Obtained) -> Result<(), LockError> {
-    let is_there = slot.with(|_, obtained| *obtained = Some(what));
+    let is_there = slot.with(|obtained| *obtained = Some(what));
     is_there.ok_or_else(|| request.timed_out())
 }
 
 /// Resolves when the attempt in the slot is silent.
 async fn silent(slot: &Slot) {
     poll_fn(|cx| {
-        let polled = slot.with(|_, obtained| match obtained {
+        let polled = slot.with(|obtained| match obtained {
             Some(Obtained::Asked(attempt, _)) => attempt.poll_silent(cx),
             _ => Poll::Pending,
         });
@@ -234,13 +234,13 @@ async fn silent(slot: &Slot) {
 /// Waits for the answer to the attempt in the slot, and takes the attempt out. Its caller polls it
 /// when the request may run out of time.
 async fn answered(request: &LockRequest<'_>, slot: &Slot) -> Result<Attempt, LockError> {
-    let patience = slot.with(|_, obtained| match obtained {
+    let patience = slot.with(|obtained| match obtained {
         Some(Obtained::Asked(attempt, _)) => attempt.patience(request.deadline),
         _ => request.deadline,
     });
     let patience = patience.unwrap_or(request.deadline);
     let answered = poll_fn(|cx| {
-        let polled = slot.with(|_, obtained| match obtained {
+        let polled = slot.with(|obtained| match obtained {
             Some(Obtained::Asked(attempt, _)) => attempt.poll_answered(cx),
             _ => Poll::Ready(()),
         });
@@ -251,7 +251,7 @@ async fn answered(request: &LockRequest<'_>, slot: &Slot) -> Result<Attempt, Loc
         }
     });
     answered.await?;
-    let attempt = slot.with(|_, obtained| match obtained.take() {
+    let attempt = slot.with(|obtained| match obtained.take() {
         Some(Obtained::Asked(attempt, _)) => Some(attempt),
         other => {
             *obtained = other;

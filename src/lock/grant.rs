@@ -10,7 +10,7 @@ use super::lease::Lease;
 use super::postgres::attempt::{Attempt, LEAVING, Settled};
 use super::postgres::confirmation::{Confirmation, Confirmer, Unconfirmed, Urgency};
 use super::postgres::options::HandOff;
-use super::postgres::publish::publication;
+use super::postgres::publish::Publication;
 use super::postgres::session::lock::SessionLock;
 use super::postgres::shared::LockTransaction;
 use super::postgres::transaction::{Heart, TransactionLock};
@@ -63,7 +63,7 @@ pub(super) struct Grant {
     /// How many holds share it.
     holds: usize,
     /// The writes to publish when it is released.
-    publications: Vec<Publication>,
+    publications: Vec<Write>,
     /// What becomes of a shared transaction, once the hold that it was made for has ended.
     verdict: Option<Verdict>,
 }
@@ -75,9 +75,9 @@ enum Backend {
     Session(Box<SessionLock>),
 }
 
-/// A statement that publishes the write of a hold that has ended.
-struct Publication {
-    statement: String,
+/// The write of a hold that has ended.
+struct Write {
+    publication: Publication,
     /// Whether the write was made in the shared transaction, and stands only if that commits.
     needs_commit: bool,
 }
@@ -264,19 +264,19 @@ impl Grant {
                 Verdict::RollBack
             });
         } else if self.holds > 0 && outcome == Outcome::Success {
-            proof = self.confirm(Urgency::Now);
+            proof = self.confirm(Urgency::Now, None);
         }
         (self.holds > 0).then_some((Fate::Kept, proof))
     }
 
     fn publish(&mut self, claim: &Claim, needs_commit: bool) {
         if let Some(sender) = self.terms.as_ref().and_then(|terms| terms.sender.as_ref()) {
-            let statement = publication(claim, self.token, sender);
-            let publication = statement.map(|statement| Publication {
-                statement,
-                needs_commit,
-            });
-            self.publications.extend(publication);
+            let publication = Publication::of(claim, self.token, sender);
+            self.publications
+                .extend(publication.map(|publication| Write {
+                    publication,
+                    needs_commit,
+                }));
         }
     }
 
@@ -288,40 +288,63 @@ impl Grant {
         if self.shared().is_some() {
             return self.end_shared(turn, outcome, publication);
         }
-        if publication.is_some() {
-            return self.end_published(turn, outcome, publication);
-        }
-        if outcome != Outcome::Success {
+        if outcome != Outcome::Success && publication.is_none() {
             return self.end_unconfirmed(turn);
         }
-        if !self.may_be_handed_on() {
-            return self.give_back(turn, None);
+        let terms = self.terms.clone();
+        let (fate, proof) = self.end_proven(turn, publication);
+        if outcome == Outcome::Success {
+            return (fate, proof);
         }
-        if turn.is_awaited() {
-            let proof = self.confirm(Urgency::WithTheNext);
-            return match self.hand_on(turn) {
-                None => (Fate::HandedOn, proof),
-                Some((turn, grant)) => grant.give_back(turn, None),
-            };
+        if let (Some(terms), Some(proof)) = (terms, proof) {
+            // A shutdown waits until it is published.
+            terms.tasks.spawn(async move {
+                if !proof.is_positive().await {
+                    tracing::warn!("a write could not be published: its lock was lost");
+                }
+            });
         }
-        if !self.was_handed_on {
-            return self.give_back(turn, None);
-        }
-        self.end_busy(turn)
+        (fate, None)
     }
 
-    /// The statement that publishes all writes that stand.
-    fn take_publication(&mut self, commits: bool) -> Option<String> {
+    /// All writes that stand.
+    fn take_publication(&mut self, commits: bool) -> Option<Publication> {
         let all = std::mem::take(&mut self.publications);
         let stand = all.into_iter().filter(|it| commits || !it.needs_commit);
-        let statements: Vec<String> = stand.map(|it| it.statement).collect();
-        (!statements.is_empty()).then(|| statements.join("; "))
+        stand.map(|it| it.publication).reduce(|mut all, next| {
+            all.append(next);
+            all
+        })
+    }
+
+    /// Ends a grant whose last hold needs a proof, and publishes its writes.
+    fn end_proven(self, turn: Turn, publication: Option<Publication>) -> Left {
+        let may_publish = match &self.backend {
+            Backend::Transaction(transaction) => transaction.can_publish(),
+            Backend::InProcess | Backend::Session(_) => true,
+        };
+        if !self.may_be_handed_on() || publication.is_some() && !may_publish {
+            return self.give_back(turn, publication);
+        }
+        if turn.is_awaited() {
+            let proof = self.confirm(Urgency::WithTheNext, publication);
+            let fate = match self.hand_on(turn) {
+                None => Fate::HandedOn,
+                Some((turn, grant)) => grant.give_back(turn, None).0,
+            };
+            return (fate, proof);
+        }
+        if !self.was_handed_on {
+            return self.give_back(turn, publication);
+        }
+        self.end_busy(turn, publication)
     }
 
     /// Ends the grant of a busy realm: its writers may all be waiting for this very proof, and come
     /// again with it.
-    fn end_busy(self, turn: Turn) -> Left {
-        let (Some(proof), Some(terms)) = (self.confirm(Urgency::Now), self.terms.clone()) else {
+    fn end_busy(self, turn: Turn, publication: Option<Publication>) -> Left {
+        let proof = self.confirm(Urgency::Now, publication);
+        let (Some(proof), Some(terms)) = (proof, self.terms.clone()) else {
             return self.give_back(turn, None);
         };
         let answered = proof.clone();
@@ -353,33 +376,16 @@ impl Grant {
         (Fate::RolledBack, None)
     }
 
-    /// Ends a grant whose release publishes writes, and so is not handed on.
-    fn end_published(self, turn: Turn, outcome: Outcome, publication: Option<String>) -> Left {
-        let terms = self.terms.clone();
-        let (fate, proof) = self.give_back(turn, publication);
-        if outcome == Outcome::Success {
-            return (fate, proof);
-        }
-        if let (Some(terms), Some(proof)) = (terms, proof) {
-            // A shutdown waits until it is published.
-            terms.tasks.spawn(async move {
-                if !proof.is_positive().await {
-                    tracing::warn!("a write could not be published: its lock was lost");
-                }
-            });
-        }
-        (fate, None)
-    }
-
     /// Commits or rolls back a shared transaction. The next waiter asks when that is done.
-    fn end_shared(self, turn: Turn, outcome: Outcome, publication: Option<String>) -> Left {
+    fn end_shared(self, turn: Turn, outcome: Outcome, publication: Option<Publication>) -> Left {
+        let publication = publication.map(|it| it.statement());
         let (Backend::Transaction(transaction), Some(terms)) = (self.backend, self.terms) else {
             return (Fate::RolledBack, None);
         };
         let Some(Verdict::Commit(confirmer)) = self.verdict else {
             // A nested hold that has outlived the one that fails may be a success.
             let is_success = outcome == Outcome::Success;
-            let proof = is_success.then(|| transaction.ping(Urgency::Now));
+            let proof = is_success.then(|| transaction.ping(Urgency::Now, None));
             transaction.roll_back(publication);
             drop(turn);
             return (Fate::RolledBack, proof);
@@ -396,10 +402,13 @@ impl Grant {
         (Fate::GivenBack, Some(proof))
     }
 
-    fn give_back(self, turn: Turn, publication: Option<String>) -> Left {
+    fn give_back(self, turn: Turn, publication: Option<Publication>) -> Left {
         let proof = match self.backend {
             Backend::InProcess => None,
-            Backend::Transaction(transaction) => Some(transaction.commit(publication.as_deref())),
+            Backend::Transaction(transaction) => {
+                let publication = publication.map(|it| it.statement());
+                Some(transaction.commit(publication.as_deref()))
+            }
             Backend::Session(lock) => Some(lock.unlock(publication)),
         };
         drop(turn);
@@ -444,19 +453,20 @@ impl Grant {
         }
     }
 
-    /// Asks for the proof that the lock was held until now; others may use it meanwhile.
-    fn confirm(&self, urgency: Urgency) -> Option<Confirmation> {
+    /// Asks for the proof that the lock was held until now, and that the writes are published;
+    /// others may use the lock meanwhile.
+    fn confirm(&self, urgency: Urgency, publication: Option<Publication>) -> Option<Confirmation> {
         match &self.backend {
             Backend::InProcess => None,
-            Backend::Transaction(transaction) => Some(transaction.ping(urgency)),
-            Backend::Session(lock) => Some(lock.confirm()),
+            Backend::Transaction(transaction) => Some(transaction.ping(urgency, publication)),
+            Backend::Session(lock) => Some(lock.confirm(publication)),
         }
     }
 }
 
 /// Looks at the grant in a slot; `None` if there is none, or none any more.
 pub(super) fn with_grant<T>(slot: &Slot, look: impl FnOnce(&mut Grant) -> T) -> Option<T> {
-    slot.with(|_, obtained| match obtained {
+    slot.with(|obtained| match obtained {
         Some(Obtained::Granted(grant)) => Some(look(grant)),
         _ => None,
     })?

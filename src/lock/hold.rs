@@ -137,8 +137,8 @@ pub(super) struct NestedNeeds {
 
 impl Hold {
     /// A hold of the grant in this slot, which was made for it; `None` if there is none any more.
-    pub(super) fn new(terms: HoldTerms, slot: Arc<Slot>) -> Option<Self> {
-        slot.mark_granted();
+    pub(super) fn new(terms: HoldTerms, slot: Arc<Slot>, granted: Instant) -> Option<Self> {
+        slot.mark_granted(granted);
         let (grip, origin) = with_grant(&slot, |grant| {
             let origin = Origin {
                 outer: innermost(),
@@ -149,17 +149,23 @@ impl Hold {
             (grant.grip().clone(), origin)
         })?;
         let share = Share { slot, grip };
-        Some(Self::assemble(terms, origin, share, Vec::new()))
+        Some(Self::assemble(terms, granted, origin, share, Vec::new()))
     }
 
-    fn assemble(terms: HoldTerms, origin: Origin, share: Share, other_shares: Vec<Share>) -> Self {
+    fn assemble(
+        terms: HoldTerms,
+        granted: Instant,
+        origin: Origin,
+        share: Share,
+        other_shares: Vec<Share>,
+    ) -> Self {
         let core = Core {
             claim: terms.claim,
             locks: terms.locks,
             share,
             other_shares,
             origin,
-            limit: limit(terms.max_hold),
+            limit: limit(terms.max_hold, granted),
             tracker: terms.tracked.task_tracker().clone(),
             has_ended: AtomicBool::new(false),
             has_failed: AtomicBool::new(false),
@@ -264,7 +270,13 @@ impl Hold {
         // A claim has a key, so a slot covers it.
         let others = shares.split_off(1);
         let share = shares.remove(0);
-        Ok(Self::assemble(terms(), origin, share, others))
+        Ok(Self::assemble(
+            terms(),
+            Instant::now(),
+            origin,
+            share,
+            others,
+        ))
     }
 
     pub(crate) fn core(&self) -> &Arc<Core> {
@@ -765,11 +777,10 @@ impl Core {
     }
 }
 
-/// A bound of a hold that begins now, and when it passes. One too far away to be a point in time is
-/// no bound.
-fn limit(max_hold: Option<Duration>) -> Option<(Duration, Instant)> {
+/// A bound of a hold, and when it passes. One too far away to be a point in time is no bound.
+fn limit(max_hold: Option<Duration>, granted: Instant) -> Option<(Duration, Instant)> {
     let max_hold = max_hold?;
-    Some((max_hold, Instant::now().checked_add(max_hold)?))
+    Some((max_hold, granted.checked_add(max_hold)?))
 }
 
 /// The hold that the current task works under.
@@ -824,6 +835,11 @@ pub(crate) struct Ending {
 }
 
 impl Ending {
+    /// Whether there is a proof to wait for; never of locks in process.
+    pub(crate) fn has_proofs(&self) -> bool {
+        !self.ended.proofs.is_empty()
+    }
+
     /// Waits for the server's proof that the lock was held to the end, and that a shared transaction
     /// committed. The next hold has begun meanwhile.
     ///
@@ -924,10 +940,10 @@ pub(crate) mod tests {
 
     /// One that the watchdog revokes if it is not polled within `bound`.
     fn watched(queue: &Arc<Queue>, claim: &Claim, bound: Option<Duration>) -> Hold {
-        let entry = queue.enter(claim, 9, bound).ok().unwrap();
+        let entry = queue.enter(claim, 9, Instant::now(), bound).ok().unwrap();
         let slot = entry.keep().unwrap();
-        slot.with(|_, obtained| *obtained = Some(Obtained::Granted(Grant::in_process())));
-        Hold::new(terms(claim), slot).unwrap()
+        slot.with(|obtained| *obtained = Some(Obtained::Granted(Grant::in_process())));
+        Hold::new(terms(claim), slot, Instant::now()).unwrap()
     }
 
     fn realm() -> Claim {
@@ -960,7 +976,7 @@ pub(crate) mod tests {
             let limit = Duration::from_secs(1);
             let mut hold = granted(&Arc::new(Queue::default()), &realm());
             let core = Arc::get_mut(&mut hold.core).unwrap();
-            core.limit = super::limit(Some(limit));
+            core.limit = super::limit(Some(limit), Instant::now());
             tokio::time::advance(limit).await;
             assert!(!hold.core.is_held());
             let end = hold.end(Outcome::Success);

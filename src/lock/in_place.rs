@@ -11,26 +11,26 @@ use tracing::Instrument;
 ///
 /// So whatever the caller's task has, such as task-locals or an error-reporting context, the work has
 /// too, for as long as it is in place. Adopted work keeps only the tracing span.
-pub(crate) struct InPlace<W>
+pub(crate) struct InPlace<'a, W>
 where
     W: Future<Output: Send> + Send + 'static,
 {
     /// Boxed, so that it does not move when it is adopted. `None` while it is polled, and once it has
     /// ended or panicked.
     work: Option<Pin<Box<W>>>,
-    tracker: TaskTracker,
+    tracker: &'a TaskTracker,
     /// Where it is adopted; known once it has waited.
     runtime: Option<Handle>,
 }
 
-impl<W> InPlace<W>
+impl<'a, W> InPlace<'a, W>
 where
     W: Future<Output: Send> + Send + 'static,
 {
-    pub(super) fn new(tracker: &TaskTracker, work: W) -> Self {
+    pub(super) fn new(tracker: &'a TaskTracker, work: W) -> Self {
         Self {
             work: Some(Box::pin(work)),
-            tracker: tracker.clone(),
+            tracker,
             runtime: None,
         }
     }
@@ -47,7 +47,7 @@ where
     }
 }
 
-impl<W> Future for InPlace<W>
+impl<W> Future for InPlace<'_, W>
 where
     W: Future<Output: Send> + Send + 'static,
 {
@@ -69,7 +69,7 @@ where
     }
 }
 
-impl<W> Drop for InPlace<W>
+impl<W> Drop for InPlace<'_, W>
 where
     W: Future<Output: Send> + Send + 'static,
 {

@@ -327,6 +327,7 @@ impl RealmLocks {
     /// If dropped, nothing is granted any more; call it again to wait.
     pub async fn shutdown(&self, grace: Duration) -> Result<(), LockError> {
         let tasks = self.shared.group.tracker();
+        self.shared.queue.close();
         self.shared.group.closing().cancel();
         tasks.close();
         let ended = timeout(grace, tasks.wait()).await;
@@ -366,7 +367,7 @@ impl RealmLocks {
 
     /// Runs granted work in the task of whoever polls this. If it is dropped, a task adopts the work
     /// and runs it to its end.
-    pub(crate) fn run_in_place<W>(&self, work: W) -> InPlace<W>
+    pub(crate) fn run_in_place<W>(&self, work: W) -> InPlace<'_, W>
     where
         W: Future<Output: Send> + Send + 'static,
     {

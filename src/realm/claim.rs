@@ -1,6 +1,8 @@
 use std::borrow::Borrow;
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::ops::Deref;
+use std::slice;
 use std::sync::Arc;
 
 use super::error::RealmError;
@@ -38,11 +40,34 @@ pub struct Claim(Arc<Parts>);
 
 struct Parts {
     /// In the [order](Lock::order) in which they are taken, each key once.
-    locks: Box<[Lock]>,
+    locks: List<Lock>,
     /// In the order in which they were named.
-    realms: Box<[RealmUrl]>,
+    realms: List<RealmUrl>,
     /// In the order in which they were named, without those of a realm that is taken whole.
     resources: Box<[Resource]>,
+}
+
+/// One item is kept in place: most claims have one lock and one realm.
+enum List<T> {
+    One(T),
+    Many(Box<[T]>),
+}
+
+impl<T> Deref for List<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::One(one) => slice::from_ref(one),
+            Self::Many(many) => many,
+        }
+    }
+}
+
+impl<T> From<Vec<T>> for List<T> {
+    fn from(items: Vec<T>) -> Self {
+        Self::Many(items.into())
+    }
 }
 
 /// One key of a claim.
@@ -74,15 +99,20 @@ impl Claim {
     /// A realm as a whole: exclusive.
     #[must_use]
     pub fn realm(realm: &RealmUrl) -> Self {
+        Self::whole(LockKey::of(realm), List::One(realm.clone()))
+    }
+
+    /// One key exclusively. Nothing to sort or to leave out: the claim of most requests takes no
+    /// detour.
+    fn whole(key: LockKey, realms: List<RealmUrl>) -> Self {
         let lock = Lock {
-            key: LockKey::of(realm),
+            key,
             mode: LockMode::Exclusive,
             realm: None,
         };
-        // Nothing to sort or to leave out: the claim of most requests takes no detour.
         Self(Arc::new(Parts {
-            locks: [lock].into(),
-            realms: [realm.clone()].into(),
+            locks: List::One(lock),
+            realms,
             resources: Box::default(),
         }))
     }
@@ -116,7 +146,7 @@ impl Claim {
                 path: path.into(),
             });
         }
-        let claim = Self::new(locks, [realm.clone()].into(), resources.into());
+        let claim = Self::new(locks, List::One(realm.clone()), resources.into());
         if claim.locks().len() > 1 + MAX_RESOURCES {
             return Self::realm(realm);
         }
@@ -150,7 +180,7 @@ impl Claim {
     #[must_use]
     pub fn and(&self, other: &Self) -> Self {
         let mut realms = self.0.realms.to_vec();
-        for realm in &other.0.realms {
+        for realm in other.realms() {
             if !realms.contains(realm) {
                 realms.push(realm.clone());
             }
@@ -160,7 +190,7 @@ impl Claim {
         Self::new(locks, realms.into(), resources.into())
     }
 
-    fn new(mut locks: Vec<Lock>, realms: Box<[RealmUrl]>, resources: Box<[Resource]>) -> Self {
+    fn new(mut locks: Vec<Lock>, realms: List<RealmUrl>, resources: Box<[Resource]>) -> Self {
         // Of the same key the exclusive one comes first, and stays.
         locks.sort_unstable_by(|a, b| a.key.cmp(&b.key).then(b.mode.cmp(&a.mode)));
         locks.dedup_by_key(|lock| lock.key);
@@ -221,7 +251,11 @@ impl Claim {
                 lock.mode = LockMode::Shared;
             }
         }
-        Self::new(locks, self.0.realms.clone(), self.0.resources.clone())
+        Self::new(
+            locks,
+            self.realms().to_vec().into(),
+            self.0.resources.clone(),
+        )
     }
 
     /// Its keys, in their order.
@@ -278,7 +312,7 @@ impl Lock {
 
 impl PartialEq for Claim {
     fn eq(&self, other: &Self) -> bool {
-        self.0.locks == other.0.locks
+        self.locks() == other.locks()
     }
 }
 
@@ -286,7 +320,7 @@ impl Eq for Claim {}
 
 impl Hash for Claim {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.locks.hash(state);
+        self.locks().hash(state);
     }
 }
 
@@ -305,12 +339,7 @@ impl From<RealmUrl> for Claim {
 /// A key exclusively: for what is no realm.
 impl From<LockKey> for Claim {
     fn from(key: LockKey) -> Self {
-        let lock = Lock {
-            key,
-            mode: LockMode::Exclusive,
-            realm: None,
-        };
-        Self::new([lock].into(), Box::default(), Box::default())
+        Self::whole(key, Vec::new().into())
     }
 }
 

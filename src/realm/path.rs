@@ -169,10 +169,10 @@ impl<'a> ParsedPath<'a> {
     /// The segments decoded as far as that goes, however ambiguous the path is. The last one is
     /// empty if the path ends in a slash.
     pub(crate) fn lenient_segments(&self) -> impl Iterator<Item = &str> + Clone {
-        let decoded = self.parsed().decoded.as_ref();
-        let plain = decoded.is_none().then(|| self.raw_segments());
-        let decoded = decoded.into_iter().flatten().map(String::as_str);
-        plain.into_iter().flatten().chain(decoded)
+        match &self.parsed().decoded {
+            None => Segments::Raw(split(&self.raw)),
+            Some(decoded) => Segments::Decoded(decoded.iter()),
+        }
     }
 
     /// [`lenient_segments`](Self::lenient_segments) of the path without one slash at its end.
@@ -213,11 +213,51 @@ impl<'a> ParsedPath<'a> {
     }
 }
 
+/// The decoded segments of a path, in place where nothing had to be decoded.
+#[derive(Clone)]
+enum Segments<'a> {
+    Raw(std::str::Split<'a, char>),
+    Decoded(std::slice::Iter<'a, String>),
+}
+
+impl<'a> Iterator for Segments<'a> {
+    type Item = &'a str;
+
+    fn next(&mut self) -> Option<&'a str> {
+        match self {
+            Self::Raw(segments) => segments.next(),
+            Self::Decoded(segments) => segments.next().map(String::as_str),
+        }
+    }
+}
+
 fn split(raw: &str) -> std::str::Split<'_, char> {
     raw.strip_prefix('/').unwrap_or(raw).split('/')
 }
 
+/// Whether a text can only be read as it stands, as most are: ASCII without control characters,
+/// escapes and backslashes, in which no segment is empty, except the last, or begins with a dot.
+fn is_plain(text: &str) -> bool {
+    let mut before = b'/';
+    text.bytes().all(|byte| {
+        let is_plain = match byte {
+            b'/' | b'.' => before != b'/',
+            b' '..=b'~' => byte != b'%' && byte != b'\\',
+            _ => false,
+        };
+        before = byte;
+        is_plain
+    })
+}
+
 fn parse(raw: &str, problem: Option<PathProblem>) -> Parsed {
+    if raw.strip_prefix('/').is_some_and(is_plain) {
+        return Parsed {
+            decoded: None,
+            problem,
+            has_separators: false,
+        };
+    }
     let mut parsed = Parsed {
         decoded: raw.contains('%').then(Vec::new),
         problem: problem.or((!raw.starts_with('/')).then_some(PathProblem::Relative)),
@@ -261,6 +301,9 @@ fn has_malformed_escape(raw: &str) -> bool {
 pub(crate) fn check_segment(segment: &str) -> Result<(), PathProblem> {
     if segment.is_empty() {
         return Err(PathProblem::EmptySegment);
+    }
+    if is_plain(segment) {
+        return Ok(());
     }
     if segment.chars().any(char::is_control) {
         return Err(PathProblem::ControlCharacter);
@@ -327,5 +370,28 @@ mod tests {
         let segments: Vec<&str> = path.segments().unwrap().collect();
         let own = raw.as_bytes().as_ptr_range();
         assert!(own.contains(&segments[0].as_ptr()));
+    }
+
+    #[test]
+    fn a_text_that_is_plain_has_no_other_reading() {
+        let delicate = "a2./\\%F \u{1}\u{7f}\u{85}ü";
+        let longer = |text: &String| {
+            delicate
+                .chars()
+                .map(|next| format!("{text}{next}"))
+                .collect()
+        };
+        let mut texts = vec![String::new()];
+        for _ in 0..4 {
+            texts = texts.iter().flat_map::<Vec<_>, _>(longer).collect();
+            for text in &texts {
+                let mut segments = text.strip_suffix('/').unwrap_or(text).split('/');
+                let is_clear = text.is_ascii()
+                    && !text.contains(|it: char| it.is_control() || it == '%' || it == '\\')
+                    && segments.all(|segment| !matches!(segment, "" | "." | ".."));
+                assert!(is_clear || !is_plain(text), "{text:?}");
+            }
+        }
+        assert!(is_plain("luke/my-realm/cards/1.json"), "most are");
     }
 }

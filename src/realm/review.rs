@@ -66,8 +66,8 @@ impl<B> Realms<B> {
         }
         let pattern = &rule.pattern;
         if let Some(base) = self
-            .templates()
-            .find_map(|paths| paths.removed_from(pattern))
+            .routes
+            .find_template(|paths| paths.removed_from(pattern))
         {
             return Some(format!(
                 "the rule `{rule}` begins with the path of the base URL `{base}`, which a proxy \
@@ -77,33 +77,29 @@ impl<B> Realms<B> {
         // An exempt route need not be in a realm.
         let needs_realm = rule.kind != RuleKind::Exempt
             // Not where a router names the realm.
-            && !self.templates().any(|paths| paths.are_named_in(pattern));
+            && !self.any_template(|paths| paths.are_named_in(pattern));
         (needs_realm && !is_in_one_of(rule, &patterns)).then(|| nowhere(rule, &patterns))
     }
 
-    /// All patterns by which realms are found in paths.
-    fn templates(&self) -> impl Iterator<Item = &RealmPaths> {
-        self.routes.each().filter_map(|(_, source)| match source {
-            Source::Path(PathSource::Template(paths)) => Some(paths),
-            _ => None,
-        })
+    fn any_template(&self, is: impl Fn(&RealmPaths) -> bool) -> bool {
+        let found = self.routes.find_template(|paths| is(paths).then_some(()));
+        found.is_some()
     }
 
     /// Whether a route that passes may be meant to be one of a realm.
     pub(crate) fn resemble(&self, route: &MatchedRoute) -> bool {
-        self.templates().any(|paths| paths.resembles(route))
+        self.any_template(|paths| paths.resembles(route))
     }
 
     /// Whether a router decides which requests are for a realm, if there is one.
     pub(crate) fn read_routes(&self) -> bool {
-        self.templates()
-            .any(|paths| paths.names_in_routes().is_some())
+        self.any_template(RealmPaths::read_routes)
     }
 
     /// The base URL with whose path the path of a request begins twice.
     pub(crate) fn repeated_base(&self, head: &Head<'_>) -> Option<String> {
-        self.templates()
-            .find_map(|paths| paths.repeated_base(head.path()))
+        self.routes
+            .find_template(|paths| paths.repeated_base(head.path()))
     }
 }
 

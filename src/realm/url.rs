@@ -86,7 +86,8 @@ impl RealmUrl {
 
     /// Its path: what follows the origin.
     pub(crate) fn path(&self) -> &str {
-        let authority = self.0.find("://").map_or(0, |at| at + "://".len());
+        // The first colon ends the scheme.
+        let authority = self.0.find(':').map_or(0, |at| at + "://".len());
         let path = self.0[authority..].find('/').unwrap_or(0);
         &self.0[authority + path..]
     }
@@ -96,13 +97,19 @@ impl RealmUrl {
         &self.0[..self.0.len() - self.path().len()]
     }
 
-    /// The realm below this URL whose path goes on with these decoded segments.
-    pub(crate) fn below<'a>(&self, segments: impl IntoIterator<Item = &'a str>) -> Self {
-        let mut url = self.0.to_string();
+    /// The realm below this URL whose path goes on with these decoded segments; `None` if one of
+    /// them is missing.
+    pub(crate) fn below<'a>(
+        &self,
+        segments: impl IntoIterator<Item = Option<&'a str>>,
+    ) -> Option<Self> {
+        // As much as most realms need: it does not grow for them.
+        let mut url = String::with_capacity(self.0.len() + 64);
+        url.push_str(&self.0);
         for segment in segments {
-            push_segment(&mut url, segment);
+            push_segment(&mut url, segment?);
         }
-        Self(url.into())
+        Some(Self(url.into()))
     }
 }
 

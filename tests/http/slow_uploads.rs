@@ -21,7 +21,7 @@ use tower_realm_lock::{
 };
 
 use crate::support::claims::{whole, work};
-use crate::support::database::{TestDatabase, database};
+use crate::support::database::{TestDatabase, database, has_sessions};
 use crate::support::gate::{key, postgres_locks_with, realms};
 use crate::support::raw::{Connection, raw};
 
@@ -160,6 +160,10 @@ async fn write(server: &Server) -> (u16, String) {
 async fn ten_slow_uploads_hold_up_no_other_tenant_where_their_bodies_come_before_the_lock() {
     for way in [Way::Under, Way::UnderSessions, Way::ReadAll, Way::Staged] {
         let database = database().await;
+        let needs_sessions = way == Way::UnderSessions;
+        if needs_sessions && !has_sessions(&database.connect().await).await {
+            continue;
+        }
         let server = serve(&database, way).await;
         let tenants: Vec<_> = (0..UPLOADS).map(|n| format!("t{n}")).collect();
         let mut uploads = Vec::new();

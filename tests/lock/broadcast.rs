@@ -1,4 +1,4 @@
-//! Replicas tell each other of successful writes: after the lock is free, and only of those that succeeded.
+//! Replicas tell each other of successful writes: after their holds have ended, and only of those that succeeded.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -192,7 +192,7 @@ async fn a_write_that_cannot_be_told_is_no_success_and_frees_its_lock() {
             assert!(matches!(told.await, Err(LockError::Lost { .. })));
             database.wait_for_granted(realm_key("a"), 0).await;
         }
-        // The connection is as good as before.
+        // Nothing of it is left.
         work(&locks, &LockKey::in_space("user-cost", 1).unwrap().into())
             .inside()
             .await

@@ -14,14 +14,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Barrier, watch};
 use tower_realm_lock::{ConnectError, LockError, RealmLocks, RealmUrl, tokio_postgres};
 
-use crate::support::alone::name_of;
+use crate::support::alone::with_namespaces;
 use crate::support::bouncer::{Bouncer, Pooling};
 use crate::support::cluster::{Cluster, free_port};
 use crate::support::database::{database_on, try_connect};
 use crate::support::gate::{ORIGIN, answered, gate, key, patch, postgres_layer_with};
-use crate::support::process::Process;
+use crate::support::proxy::{Opening, Proxy};
 use crate::support::standby::Standby;
-use crate::support::wait::PATIENCE;
+use crate::support::wait::wait_until;
 
 const PATH: &str = "/luke/a/card";
 
@@ -134,6 +134,65 @@ async fn an_error_names_every_address_that_was_tried() {
 }
 
 #[tokio::test]
+async fn a_place_that_failed_has_its_turn_again_after_a_minute() {
+    let cluster = Cluster::create().await;
+    let first = Proxy::to(&cluster.url()).await;
+    first.refuse_logins(true);
+    let (port, next) = (first.port(), cluster.port());
+    let url = format!("postgres://postgres@127.0.0.1:{port},127.0.0.1:{next}/postgres");
+    let locks = RealmLocks::postgres(&url).await.unwrap();
+    first.refuse_logins(false);
+    first.openings();
+    for (realms, is_forgotten) in [(2, false), (3, true)] {
+        if is_forgotten {
+            tokio::time::pause();
+            tokio::time::advance(Duration::from_secs(60)).await;
+            tokio::time::resume();
+        }
+        for held in lock_at_once(&locks, realms).await {
+            held.unwrap();
+        }
+        let openings = first.openings();
+        assert_eq!(openings.contains(&Opening::Login), is_forgotten);
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_tried_at_one_host_only() {
+    let cluster = Cluster::create().await;
+    let admin = try_connect(&cluster.url()).await.unwrap();
+    let role = "CREATE ROLE guarded LOGIN";
+    admin.batch_execute(role).await.unwrap();
+    let rules = "host all postgres all trust\nhost all guarded all scram-sha-256\n";
+    fs::write(cluster.dir().join("data/pg_hba.conf"), rules).unwrap();
+    let reload = "SELECT pg_reload_conf()";
+    admin.batch_execute(reload).await.unwrap();
+    let guarded = cluster.url().replace("postgres@", "guarded:wrong@");
+    wait_until("the password to be asked for", async || {
+        try_connect(&guarded).await.is_err()
+    })
+    .await;
+
+    let proxies = [
+        Proxy::to(&cluster.url()).await,
+        Proxy::to(&cluster.url()).await,
+    ];
+    let places = proxies
+        .each_ref()
+        .map(|it| format!("127.0.0.1:{}", it.port()));
+    let url = format!("postgres://guarded:wrong@{}/postgres", places.join(","));
+    let refused = RealmLocks::postgres(&url).await.unwrap_err();
+    let message = refused.to_string();
+    assert!(
+        message.contains("password authentication failed"),
+        "{message}"
+    );
+    let [first, second] = proxies.each_ref().map(Proxy::openings);
+    assert!(first.contains(&Opening::Login), "{first:?}");
+    assert_eq!(second, [], "{message}");
+}
+
+#[tokio::test]
 async fn a_pooler_that_now_leads_to_a_standby_is_left_at_once() {
     let primary = Cluster::create_primary().await;
     // Before the standby, which else may not have it yet.
@@ -172,29 +231,14 @@ const NAME: &str = "moves.test";
 
 /// Runs the test below in a process that has a file of its own for `/etc/hosts`.
 async fn with_own_hosts(test: &str) {
-    let may = Command::new("unshare").args(["-rm", "true"]).status();
-    assert!(
-        may.is_ok_and(|status| status.success()),
-        "`unshare -rm` is not allowed here: run the tests as root, or allow user namespaces"
-    );
     let primary = Cluster::create_primary().await;
     let (standby, other) = (Standby::of(&primary).await, Cluster::create().await);
     let ports = [primary.port(), standby.port(), other.port()];
     let hosts = tempfile::NamedTempFile::new().unwrap();
     let hosts = hosts.path().display().to_string();
-    let mut child = Command::new("unshare");
-    let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
-    child.args(["-rm", "sh", "-c", script, &hosts]);
-    child.arg(env::current_exe().unwrap());
-    child.args(["--exact", &name_of(module_path!(), test), "--nocapture"]);
-    child.env(
-        CHILD,
-        format!("{hosts} {}", ports.map(|port| port.to_string()).join(" ")),
-    );
-    let mut child = Process::spawn(&mut child);
-    let ended = child.end(6 * PATIENCE).await;
-    let said = child.stdout() + &child.stderr();
-    assert!(ended.success() && said.contains("1 passed"), "{said}");
+    let value = format!("{hosts} {}", ports.map(|port| port.to_string()).join(" "));
+    let script = ("mount --bind \"$0\" /etc/hosts", &*hosts);
+    with_namespaces("-rm", script, (module_path!(), test), (CHILD, &value)).await;
 }
 
 #[tokio::test]
@@ -228,6 +272,14 @@ async fn one_name_leads_to_the_primary_among_its_numbers_and_is_followed_where_i
     for number in ["(127.0.0.1) did not answer", "(127.0.0.3) is a standby"] {
         assert!(refused.contains(number), "{refused}");
     }
+    leads_to(&[2, 4]);
+    let fails = async || Err::<String, _>("the vault is sealed");
+    let refused = locks.clone().password_from(fails).build().await;
+    let refused = refused.unwrap_err();
+    assert!(
+        matches!(refused, ConnectError::Password { .. }),
+        "{refused}"
+    );
     accepted.store(0, Ordering::SeqCst);
     leads_to(&[1, 2, 3]);
     let found = locks.clone().build().await.unwrap();

@@ -3,6 +3,7 @@
 
 mod always_released;
 mod broadcast;
+mod broadcast_bursts;
 mod broadcast_missed;
 mod cancel_anywhere;
 mod cancelled_waiters;

@@ -101,7 +101,7 @@ async fn a_batch_that_fails_leaves_no_lock_and_takes_none_away() {
 
     // Nobody else wants these realms, so a write was in a transaction only because its session could not lock.
     let queries = proxy.queries();
-    let fell_back = |query: &&String| query.contains("pg_advisory_xact_lock");
+    let fell_back = |query: &&String| query.contains("pg_try_advisory_xact_lock");
     assert!(queries.iter().filter(fell_back).count() > 1, "{queries:?}");
 
     drop(foreign);

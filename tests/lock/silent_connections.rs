@@ -2,11 +2,16 @@
 
 use std::process::Command;
 use std::time::{Duration, Instant};
+use std::{env, fs};
 
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, UnixStream};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
+use tokio_postgres::Client;
 use tower_realm_lock::{LockError, RealmWriteLockLayer, RealmWrites};
 
+use crate::support::alone::with_namespaces;
 use crate::support::bouncer::{Bouncer, Pooling};
 use crate::support::broadcast::{expect_interruption, next_write, succeed, telling};
 use crate::support::claims::{realm, whole, work};
@@ -15,12 +20,13 @@ use crate::support::database::{
     TestDatabase, database, database_on, has_sessions, rows, try_connect,
 };
 use crate::support::gate::{
-    Gate, Gated, Outcome, answered, gate, key, patch, postgres_layer_with, postgres_locks_with,
-    queue,
+    Call, Gate, Gated, Outcome, answered, code, gate, key, patch, postgres_layer_with,
+    postgres_locks_with, queue,
 };
+use crate::support::installed;
 use crate::support::log::Log;
-use crate::support::proxy::Proxy;
-use crate::support::wait::wait_until;
+use crate::support::proxy::{Effect, Proxy};
+use crate::support::wait::{wait_for, wait_until};
 
 /// No connection is suspected that was heard of in the last second.
 const IDLE: Duration = Duration::from_millis(1100);
@@ -163,7 +169,10 @@ async fn a_connection_that_was_idle_is_asked_with_one_more_message_and_no_round_
     assert_eq!(answered(write).await.status(), 200);
     queries.extend(proxy.queries());
     assert!(queries[0].starts_with("BEGIN"), "{queries:?}");
-    assert!(queries[1].contains("pg_advisory_xact_lock"), "{queries:?}");
+    assert!(
+        queries[1].contains("pg_try_advisory_xact_lock"),
+        "{queries:?}"
+    );
     assert_eq!(queries[2..], ["COMMIT"]);
 }
 
@@ -297,23 +306,229 @@ async fn a_wait_that_breaks_off_is_asked_again_on_a_new_connection() {
     let layer = postgres_layer_with(&proxy.url(database.url()), |it| it.pool_size(5)).await;
     let (handler, mut gate) = gate();
     let idle = all_inside(&database, (&handler, &mut gate), &layer).await;
-    let holder = database.hold(key(PATH)).await;
+    let waits = Waits::begin(&database, &layer).await;
+    // The others of the pool were heard a moment ago, and may be dead too.
+    assert!(idle.contains(&waits.pid));
+    waits.break_off(&database, |pid| !idle.contains(&pid)).await;
+    waits.let_in().await;
+}
+
+#[tokio::test]
+async fn a_move_to_another_connection_gives_no_more_time() {
+    const LIMIT: Duration = Duration::from_secs(3);
+    let cluster = Cluster::create().await;
+    let (database, proxy, layer, _) = one_backend(&cluster, 0).await;
+    let layer = layer.map_locks(|locks| locks.acquire_timeout(LIMIT));
+    let (handler, gate) = gate();
+    let _holder = database.hold(key(PATH)).await;
+    proxy.black_hole();
+    sleep(IDLE).await;
+    let asked = Instant::now();
     let write = patch(&layer, &handler, PATH);
     database.wait_for_waiting(key(PATH), 1).await;
-    let waiting = "SELECT pid FROM pg_locks JOIN pg_database ON pg_database.oid = database \
-         WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted";
-    let pid: i32 = holder.query_one(waiting, &[]).await.unwrap().get(0);
-    // The others of the pool were heard a moment ago, and may be dead too.
-    assert!(idle.contains(&pid));
-    database.terminate(pid).await;
-    wait_until("a new backend waits", async || {
-        let row = holder.query_opt(waiting, &[]).await.unwrap();
-        row.is_some_and(|row| !idle.contains(&row.get(0)))
+    assert_eq!(code(&answered(write).await), "lock-timeout");
+    let waited = asked.elapsed();
+    assert!(LIMIT <= waited && waited < LIMIT + SOON / 2, "{waited:?}");
+    assert!(gate.is_empty());
+    database.wait_for_waiting(key(PATH), 0).await;
+    // The server has ended the wait by itself, in time.
+    let log = fs::read_to_string(cluster.dir().join("server.log")).unwrap();
+    assert!(log.contains("due to lock timeout"), "{log}");
+    assert!(!log.contains("due to user request"), "{log}");
+}
+
+/// A write that waits for the lock of another program.
+struct Waits {
+    write: JoinHandle<Outcome>,
+    pid: i32,
+    holder: Client,
+    gate: Gate,
+}
+
+impl Waits {
+    async fn begin(database: &TestDatabase, layer: &RealmWriteLockLayer) -> Self {
+        let (handler, gate) = gate();
+        let holder = database.hold(key(PATH)).await;
+        let write = patch(layer, &handler, PATH);
+        database.wait_for_waiting(key(PATH), 1).await;
+        let pid = holder.query_one(WAITING, &[]).await.unwrap().get(0);
+        Self {
+            write,
+            pid,
+            holder,
+            gate,
+        }
+    }
+
+    /// Ends its backend, and waits until it waits on one like this.
+    async fn break_off(&self, database: &TestDatabase, is_right: impl Fn(i32) -> bool) {
+        database.terminate(self.pid).await;
+        wait_until("another backend waits", async || {
+            let row = self.holder.query_opt(WAITING, &[]).await.unwrap();
+            row.is_some_and(|row| is_right(row.get(0)))
+        })
+        .await;
+    }
+
+    async fn let_in(mut self) {
+        self.holder.batch_execute("COMMIT").await.unwrap();
+        self.gate.entered().await.answer(200);
+        assert_eq!(answered(self.write).await.status(), 200);
+    }
+}
+
+/// The only backend that waits for a lock.
+const WAITING: &str = "SELECT pid FROM pg_locks JOIN pg_database ON pg_database.oid = database \
+     WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted";
+
+/// A write that waits, and one of another realm that is inside, on another backend.
+async fn one_waits_and_one_is_inside(
+    database: &TestDatabase,
+    proxy: &Proxy,
+) -> (Waits, Call, JoinHandle<Outcome>, i32) {
+    const OTHER: &str = "/luke/b/card";
+    let layer = postgres_layer_with(&proxy.url(database.url()), |it| it.pool_size(2)).await;
+    let (handler, mut gate) = gate();
+    let write = patch(&layer, &handler, OTHER);
+    let call = gate.entered().await;
+    let pid = database.holder_pid(key(OTHER)).await.unwrap();
+    (Waits::begin(database, &layer).await, call, write, pid)
+}
+
+#[tokio::test]
+async fn a_connection_that_makes_way_for_a_new_one_has_its_commit_answered() {
+    let cluster = Cluster::create().await;
+    let database = database_on(&cluster).await;
+    let proxy = Proxy::to(database.url()).await;
+    let (waits, call, write, idle) = one_waits_and_one_is_inside(&database, &proxy).await;
+    let stopped = Stopped::backend(idle);
+    proxy.queries();
+    call.answer(200);
+    wait_until("its COMMIT", async || !proxy.queries().is_empty()).await;
+    let (before, taken) = (waits.pid, idle);
+    waits
+        .break_off(&database, |pid| pid != before && pid != taken)
+        .await;
+    drop(stopped);
+    assert_eq!(answered(write).await.status(), 200);
+    waits.let_in().await;
+}
+
+#[tokio::test]
+async fn a_login_without_an_answer_is_not_waited_for_where_the_pool_has_a_connection() {
+    let database = database().await;
+    let proxy = Proxy::to(database.url()).await;
+    let (waits, call, write, idle) = one_waits_and_one_is_inside(&database, &proxy).await;
+    call.answer(200);
+    assert_eq!(answered(write).await.status(), 200);
+    proxy.hold_logins(true);
+    let ended = Instant::now();
+    waits.break_off(&database, |pid| pid == idle).await;
+    assert!(ended.elapsed() < SOON, "{:?}", ended.elapsed());
+    assert_eq!(proxy.count(Effect::LoginHeld), 1);
+    waits.let_in().await;
+}
+
+/// The address through which the test below reaches the server, until it is taken away.
+const VANISHES: &str = "10.99.99.99";
+
+/// Set in the process of that test, to the server's Unix socket.
+const SOCKET: &str = "VANISHING_ADDRESS_TEST";
+
+/// Passes everything on from a port of either address to a Unix socket.
+#[cfg(target_os = "linux")]
+async fn forward(socket: &str) -> u16 {
+    let vanishing = TcpListener::bind((VANISHES, 0)).await.unwrap();
+    let port = vanishing.local_addr().unwrap().port();
+    let lasting = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+    for listener in [vanishing, lasting] {
+        let socket = socket.to_owned();
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let mut server = UnixStream::connect(&socket).await.unwrap();
+                tokio::spawn(async move { copy_bidirectional(&mut client, &mut server).await });
+            }
+        });
+    }
+    port
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_wait_on_a_peer_that_is_gone_ends_as_tcp_is_set_to_find_out() {
+    let Ok(socket) = env::var(SOCKET) else {
+        let test = "a_wait_on_a_peer_that_is_gone_ends_as_tcp_is_set_to_find_out";
+        let cluster = Cluster::create().await;
+        let place = cluster.dir().display().to_string();
+        let value = format!("{place}/.s.PGSQL.{}", cluster.port());
+        let prepare = format!("ip link set lo up && ip address add {VANISHES} dev lo");
+        // The server's directory is another user's where root runs the tests.
+        let flags = if installed::server_user().is_some() {
+            "-n"
+        } else {
+            "-rn"
+        };
+        let test = (module_path!(), test);
+        return with_namespaces(flags, (&prepare, "sh"), test, (SOCKET, &value)).await;
+    };
+    let port = forward(&socket).await;
+    let server = format!("postgres://postgres@127.0.0.1:{port}/postgres");
+    // What the URL says, and how soon it is noticed, the time for a new connection included.
+    let ways = [
+        (
+            "keepalives_idle=1&keepalives_interval=1&keepalives_count=2",
+            6,
+        ),
+        (
+            "keepalives_idle=1&keepalives_interval=1&keepalives_count=99&tcp_user_timeout=2000",
+            6,
+        ),
+        // The default is 8 seconds, and so before `acquire_timeout`.
+        ("", 10),
+    ];
+    let mut all = Vec::new();
+    for (parameters, seconds) in ways {
+        let database = TestDatabase::create(&server).await.unwrap();
+        let url = format!(
+            "postgres://postgres@{VANISHES}:{port},127.0.0.1:{port}/{}?{parameters}",
+            database.name()
+        );
+        let layer = postgres_layer_with(&url, |builder| builder).await;
+        let waits = Waits::begin(&database, &layer).await;
+        all.push((database, waits, Duration::from_secs(seconds)));
+    }
+    // Until what was sent is acknowledged, which the kernel puts off for up to 200 ms, it is sent
+    // again instead of a keepalive.
+    sleep(Duration::from_millis(300)).await;
+    let vanished = Instant::now();
+    let remove = ["address", "del", VANISHES, "dev", "lo"];
+    let removed = Command::new("ip").args(remove).status().unwrap();
+    assert!(removed.success());
+    for (database, waits, soon) in all {
+        // The server itself does not know.
+        database.wait_for_waiting(key(PATH), 2).await;
+        assert!(vanished.elapsed() < soon, "{:?}", vanished.elapsed());
+        database.terminate(waits.pid).await;
+        waits.let_in().await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "takes three and a half minutes"]
+async fn a_connection_that_nobody_uses_is_closed_before_a_load_balancer_forgets_it() {
+    // Azure's.
+    const FORGOTTEN: Duration = Duration::from_secs(240);
+    let database = database().await;
+    let locks = postgres_locks_with(database.url(), |builder| builder).await;
+    work(&locks, &whole(["a"])).inside().await.end().await;
+    assert_eq!(database.backends().await, 1);
+    wait_for("its end", FORGOTTEN, async || {
+        match database.backends().await {
+            0 => Ok(()),
+            count => Err(format!("{count} connections")),
+        }
     })
     .await;
-    holder.batch_execute("COMMIT").await.unwrap();
-    gate.entered().await.answer(200);
-    assert_eq!(answered(write).await.status(), 200);
 }
 
 #[tokio::test]
@@ -399,14 +614,22 @@ async fn a_session_that_was_replaced_serves_its_holds_when_it_answers_again() {
 async fn a_listener_is_interrupted_and_resumes() {
     let database = database().await;
     let proxy = Proxy::to(database.url()).await;
-    let url = proxy.url(database.url());
+    let url = proxy.url(database.url()) + "?application_name=listener";
     let mut writes = RealmWrites::listen(&url).await.unwrap();
     let [locks, _] = telling(&database).await;
+    let admin = database.connect().await;
+    let listens = "SELECT pid FROM pg_stat_activity WHERE application_name = 'listener' \
+         ORDER BY backend_start DESC LIMIT 1";
+    let log = Log::collect();
     for _ in 0..2 {
+        let pid: i32 = admin.query_one(listens, &[]).await.unwrap().get(0);
         proxy.black_hole();
         let silent = Instant::now();
         expect_interruption(&mut writes).await;
         assert!(silent.elapsed() < SOON * 5 / 2, "{:?}", silent.elapsed());
+        let warnings = log.take_at("WARN");
+        assert_named(&warnings, &proxy, &[pid]);
+        assert!(warnings[0].contains("a listener's connection is silent, and is replaced"));
         succeed(&locks, "a").await;
         assert_eq!(next_write(&mut writes).await.realm(), &realm("a"));
     }
@@ -431,18 +654,28 @@ fn timers(port: u16) -> Vec<(String, u32)> {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn sockets_are_kept_alive() {
+async fn sockets_are_kept_alive_as_the_url_says() {
     /// What Linux calls a timer for keepalive.
     const KEEPALIVE: &str = "02";
-    /// In hundredths of a second.
-    const THREE_SECONDS: u32 = 300;
     let database = database().await;
-    let proxy = Proxy::to(database.url()).await;
-    let _locks = postgres_locks_with(&proxy.url(database.url()), |it| it.sessions(1)).await;
-    wait_until("all is acknowledged", async || {
-        let timers = timers(proxy.port());
-        let kept = |(timer, due): &(String, u32)| timer == KEEPALIVE && *due <= THREE_SECONDS;
-        timers.len() == 2 && timers.iter().all(kept)
-    })
-    .await;
+    let sessions = u32::from(has_sessions(&database.connect().await).await);
+    // The seconds until the first probe.
+    for (parameters, due) in [
+        ("", Some(0..=3)),
+        ("?keepalives_idle=100", Some(50..=100)),
+        ("?keepalives=0", None),
+    ] {
+        let proxy = Proxy::to(database.url()).await;
+        let url = proxy.url(database.url()) + parameters;
+        let _locks = postgres_locks_with(&url, |it| it.sessions(sessions)).await;
+        let is_right = |(timer, hundredths): &(String, u32)| match &due {
+            Some(due) => timer == KEEPALIVE && due.contains(&(hundredths / 100)),
+            None => timer == "00",
+        };
+        wait_until("all is acknowledged", async || {
+            let timers = timers(proxy.port());
+            timers.len() == 1 + sessions as usize && timers.iter().all(is_right)
+        })
+        .await;
+    }
 }

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use crate::support::client::{CardClient, card};
-use crate::support::database::{TestDatabase, database};
+use crate::support::database::{TestDatabase, database, has_what_is_needed};
 use crate::support::gate::{ORIGIN, key};
 use crate::support::replica::Replica;
 use crate::support::wait::wait_until;
@@ -149,13 +149,20 @@ async fn without_fencing_the_late_write_is_not_made() {
 
 #[tokio::test]
 async fn the_next_writer_comes_within_a_lease_of_a_frozen_session() {
-    let scene = Scene::start(&["--fencing", "--sessions", "1"]).await;
+    let flags = ["--fencing", "--sessions", "1"];
+    if !has_what_is_needed(&flags).await {
+        return;
+    }
+    let scene = Scene::start(&flags).await;
     assert_eq!(scene.value_after_a_frozen_write().await, "second");
 }
 
 #[tokio::test]
 async fn a_replica_that_is_frozen_for_less_than_its_lease_goes_on() {
     for flags in [&["--fencing"][..], &["--fencing", "--sessions", "1"]] {
+        if !has_what_is_needed(flags).await {
+            continue;
+        }
         let scene = Scene::start(flags).await;
         let write = scene.write_begun().await;
         scene.slow.pause().await;

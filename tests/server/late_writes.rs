@@ -13,7 +13,7 @@ use tempfile::{NamedTempFile, TempDir};
 use tokio::task::JoinHandle;
 
 use crate::support::client::{CardClient, card};
-use crate::support::database::{TestDatabase, database};
+use crate::support::database::{TestDatabase, database, has_what_is_needed};
 use crate::support::gate::{ORIGIN, key};
 use crate::support::realms::{World, changes};
 use crate::support::replica::Replica;
@@ -150,6 +150,9 @@ fn assert_code(answer: &(StatusCode, Value), status: u16, code: &str) {
 #[tokio::test]
 async fn a_write_that_has_lost_its_lock_does_not_land_on_a_later_one() {
     for flags in [&[][..], &["--fencing"], &["--sessions", "1"]] {
+        if !has_what_is_needed(flags).await {
+            continue;
+        }
         let scene = Scene::start(flags, "").await;
         for write in writes() {
             scene.fill().await;
@@ -167,6 +170,9 @@ async fn a_write_that_has_lost_its_lock_does_not_land_on_a_later_one() {
 #[tokio::test]
 async fn a_write_that_has_run_out_of_time_keeps_the_next_one_out_and_does_not_land() {
     for flags in [&[][..], &["--fencing"], &["--sessions", "1"]] {
+        if !has_what_is_needed(flags).await {
+            continue;
+        }
         let scene = Scene::start(flags, "[limits]\nmax_hold = '300ms'\n").await;
         for write in writes() {
             scene.fill().await;
@@ -188,6 +194,9 @@ async fn a_write_that_has_run_out_of_time_keeps_the_next_one_out_and_does_not_la
 #[tokio::test]
 async fn a_change_to_a_realm_that_has_lost_its_lock_does_not_undo_a_later_one() {
     for flags in [&[][..], &["--fencing"], &["--sessions", "1"]] {
+        if !has_what_is_needed(flags).await {
+            continue;
+        }
         let world = World::new(true).await;
         let slow = world
             .replica(&[flags, &["--write-delay", DELAY]].concat())

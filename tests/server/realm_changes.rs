@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use crate::support::database::has_what_is_needed;
 use crate::support::gate::{ORIGIN, key};
 use crate::support::realms::{Snapshot, World, changes, url};
 use crate::support::wait::{PATIENCE, wait_for};
@@ -17,6 +18,9 @@ async fn each_change_is_made_to_files_and_rows() {
         &["--lock", "in-process", "--fencing"],
         &["--lock", "off"],
     ] {
+        if !has_what_is_needed(flags).await {
+            continue;
+        }
         let with_database = !flags.contains(&"--lock");
         let world = World::new(with_database).await;
         let replica = world.replica(flags).await;

@@ -85,6 +85,11 @@ pub async fn has_sessions(client: &Client) -> bool {
     version >= 14
 }
 
+/// Whether the tests' server has what a replica with these flags needs: see [`has_sessions`].
+pub async fn has_what_is_needed(flags: &[&str]) -> bool {
+    !flags.contains(&"--sessions") || has_sessions(&database().await.connect().await).await
+}
+
 /// A database of one test's own.
 ///
 /// It looks at itself through an administrative connection, which comes back by itself after a restart of the server.
@@ -98,7 +103,7 @@ pub struct TestDatabase {
 }
 
 impl TestDatabase {
-    async fn create(server: &str) -> Result<Self, String> {
+    pub async fn create(server: &str) -> Result<Self, String> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let client = try_connect(server).await?;
         loop {

@@ -32,6 +32,7 @@ full_page_writes = off
 wal_level = minimal
 max_wal_senders = 0
 log_line_prefix = '%m [%p] %d '
+password_encryption = 'scram-sha-256'
 END
 }
 

@@ -37,8 +37,10 @@ struct State {
     holes: watch::Sender<u32>,
     delay: watch::Sender<Duration>,
     drops_cancels: AtomicBool,
+    hides_keys: AtomicBool,
     refuses_logins: AtomicBool,
-    effects: [AtomicUsize; 3],
+    holds_logins: AtomicBool,
+    effects: [AtomicUsize; 5],
     queries: Mutex<Vec<String>>,
     openings: Mutex<Vec<Opening>>,
 }
@@ -49,19 +51,28 @@ pub enum Effect {
     /// Something was sent on a connection in a black hole.
     Vanished,
     CancelDropped,
+    KeyHidden,
     LoginRefused,
+    LoginHeld,
 }
 
 /// How a connection ends.
-#[derive(PartialEq)]
 enum End {
     Closed,
     Refused,
+    /// It does not: both sides stay open.
+    Held,
 }
 
 /// An `ErrorResponse`: `57P03` is `cannot_connect_now`.
 const REFUSAL: &[u8] =
     b"E\0\0\0\x41SFATAL\0VFATAL\0C57P03\0Mthe proxy of the tests refuses logins\0\0";
+
+/// How a `BackendKeyData` begins, which the server sends once, with other messages of the login.
+const KEY_DATA: &[u8] = b"K\0\0\0\x0c";
+
+/// With the process id and the secret.
+const KEY_DATA_LENGTH: usize = KEY_DATA.len() + 8;
 
 /// What a connection begins with, as far as it can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,8 +100,10 @@ impl Proxy {
             holes: watch::Sender::new(0),
             delay: watch::Sender::default(),
             drops_cancels: AtomicBool::default(),
+            hides_keys: AtomicBool::default(),
             refuses_logins: AtomicBool::default(),
-            effects: <[AtomicUsize; 3]>::default(),
+            holds_logins: AtomicBool::default(),
+            effects: <[AtomicUsize; 5]>::default(),
             queries: Mutex::default(),
             openings: Mutex::default(),
         });
@@ -148,6 +161,17 @@ impl Proxy {
     /// Whether cancel requests are accepted and go nowhere, as with proxies that do not know their keys.
     pub fn drop_cancels(&self, drops: bool) {
         self.state.drops_cancels.store(drops, Ordering::Relaxed);
+    }
+
+    /// Whether clients that log in are not given the key of their cancel requests (`BackendKeyData`).
+    /// Encrypted logins are.
+    pub fn hide_keys(&self, hides: bool) {
+        self.state.hides_keys.store(hides, Ordering::Relaxed);
+    }
+
+    /// Whether clients that log in are accepted and never answered. Encrypted logins get through.
+    pub fn hold_logins(&self, holds: bool) {
+        self.state.holds_logins.store(holds, Ordering::Relaxed);
     }
 
     /// Whether the proxy itself refuses clients that log in, as a pooler does whose server is away.
@@ -218,8 +242,10 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
                 end = forward(&mut from_server, &mut to_client, &state, None) => end,
                 _ = cuts.changed() => End::Closed,
             };
-            if end == End::Refused {
-                drop(to_client.write_all(REFUSAL).await);
+            match end {
+                End::Refused => drop(to_client.write_all(REFUSAL).await),
+                End::Held => pending().await,
+                End::Closed => {}
             }
         });
     }
@@ -238,7 +264,7 @@ async fn forward(
     let is_lost = || holes.has_changed().unwrap_or(true);
     let mut buffer = vec![0; 16 * 1024];
     loop {
-        let length = from.read(&mut buffer).await.unwrap_or_default();
+        let mut length = from.read(&mut buffer).await.unwrap_or_default();
         let delay = *state.delay.borrow();
         if !delay.is_zero() {
             sleep(delay).await;
@@ -279,6 +305,18 @@ async fn forward(
                 state.note(Effect::LoginRefused);
                 return End::Refused;
             }
+            if opened.contains(&Opening::Login) && state.holds_logins.load(Ordering::Relaxed) {
+                state.note(Effect::LoginHeld);
+                return End::Held;
+            }
+        } else if state.hides_keys.load(Ordering::Relaxed)
+            && let Some(at) = buffer[..length]
+                .windows(KEY_DATA.len())
+                .position(|begin| begin == KEY_DATA)
+        {
+            state.note(Effect::KeyHidden);
+            buffer.copy_within(at + KEY_DATA_LENGTH..length, at);
+            length -= KEY_DATA_LENGTH;
         }
         if to.write_all(&buffer[..length]).await.is_err() {
             return End::Closed;

@@ -16,7 +16,8 @@ use super::confirmation::Confirmation;
 use super::connection::{Busy, LockConnection, is_disconnect};
 use super::pool::{Fresh, Pooled};
 use super::statement::{
-    AttemptTerms, LockStatement, is_busy, is_complete, lock_statement, was_contended,
+    AttemptTerms, LockStatement, is_busy, is_complete, lock_statement, wait_statement,
+    was_contended,
 };
 use super::traffic::SILENCE;
 use super::transaction::TransactionLock;
@@ -153,7 +154,7 @@ impl Attempt {
     /// Resolves when the server has answered.
     pub(in crate::lock) fn poll_answered(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.0 {
-            Some(sent) => sent.progress.poll(cx),
+            Some(sent) => sent.poll(cx),
             None => Poll::Ready(()),
         }
     }
@@ -308,6 +309,24 @@ impl Drop for Attempt {
 }
 
 impl Sent {
+    /// Resolves when the server has answered, to the message that waits too, if a key that is not
+    /// only tried was taken.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.progress.poll(cx));
+            let Progress::Answered(Ok(rows)) = &self.progress else {
+                return Poll::Ready(());
+            };
+            let Self { terms, scout, .. } = *self;
+            let wait =
+                is_busy(rows).then(|| wait_statement(&self.claim, &self.comment, terms, scout));
+            let Some(wait) = wait.flatten() else {
+                return Poll::Ready(());
+            };
+            self.progress = Progress::of(send(&self.connection, &wait).map(|it| (None, it)));
+        }
+    }
+
     fn poll_silent(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Some(Ending { answer, silence }) = &mut self.before
             && !answer.is_answered()
@@ -347,6 +366,15 @@ impl Sent {
     }
 }
 
+/// Queues a message, which is one step that waits for nothing.
+fn send(connection: &LockConnection, message: &str) -> Result<Pin<Box<SimpleQueryStream>>, Answer> {
+    match connection.client.simple_query_raw(message).now_or_never() {
+        Some(Ok(answer)) => Ok(Box::pin(answer)),
+        Some(Err(error)) => Err(Err(error)),
+        None => Err(Ok(Vec::new())),
+    }
+}
+
 /// Cancels a lock statement; whether it has ended.
 async fn cancel<C: Borrow<LockConnection>>(connection: &Busy<C>, mut progress: Progress) -> bool {
     let mut answered = poll_fn(|cx| progress.poll(cx));
@@ -368,28 +396,25 @@ async fn roll_back(connection: Busy<Pooled>) {
 
 impl Progress {
     fn start(connection: &LockConnection, statement: &LockStatement) -> Self {
-        // Queuing is one step that waits for nothing.
-        let send = |message: &str| match connection.client.simple_query_raw(message).now_or_never()
-        {
-            Some(Ok(answer)) => Ok(Box::pin(answer)),
-            Some(Err(error)) => Err(Self::Answered(Err(error))),
-            None => Err(Self::Answered(Ok(Vec::new()))),
-        };
-        let asked = if connection.traffic().idle() < SILENCE {
-            send(&statement.joined()).map(|answer| (None, answer))
+        Self::of(if connection.traffic().idle() < SILENCE {
+            send(connection, &statement.joined()).map(|answer| (None, answer))
         } else {
-            send(statement.begin).and_then(|answer| {
+            send(connection, statement.begin).and_then(|answer| {
                 let silence = Box::pin(sleep(SILENCE));
-                Ok((Some(Begin { answer, silence }), send(&statement.lock)?))
+                let begin = Begin { answer, silence };
+                Ok((Some(begin), send(connection, &statement.lock)?))
             })
-        };
-        match asked {
+        })
+    }
+
+    fn of(sent: Result<(Option<Begin>, Pin<Box<SimpleQueryStream>>), Answer>) -> Self {
+        match sent {
             Ok((begin, answer)) => Self::Reading {
                 begin,
                 answer,
                 rows: Vec::new(),
             },
-            Err(answered) => answered,
+            Err(answer) => Self::Answered(answer),
         }
     }
 

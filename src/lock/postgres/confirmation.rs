@@ -16,7 +16,9 @@ use tokio::sync::{SetOnce, mpsc};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_postgres::{Client, SimpleQueryStream};
 
+use super::publish::Publication;
 use crate::lock::lease::Lease;
+use crate::realm::claim::Claim;
 
 /// How far apart pings are sent: holds that end in between share one. A few times what a ping costs
 /// the server, and too short for a client to notice.
@@ -97,6 +99,7 @@ struct Question {
     renews: Option<(Arc<Lease>, Instant)>,
     /// Without an answer by then the connection is given up.
     deadline: Instant,
+    publishes: bool,
 }
 
 /// What reaches the task of a connection.
@@ -139,13 +142,17 @@ struct Pings(Mutex<PingState>);
 struct PingState {
     unsent: Option<Ping>,
     sent: Option<Instant>,
+    /// The last that published writes. What ends before its answer goes with the next: more than one
+    /// at a time would only wait for each other in the server.
+    publishing: Option<Confirmation>,
 }
 
-/// A query that is empty except for a comment.
+/// A query that is empty except for a comment, or one that publishes writes.
 struct Ping {
     confirmer: Confirmer,
     comment: Arc<str>,
     lease: Arc<Lease>,
+    publication: Option<(Publication, Claim)>,
 }
 
 /// Makes the two ends for a connection with this client.
@@ -190,13 +197,15 @@ impl Asker {
     }
 
     /// The answer to a ping that is sent from now on: a proof for every hold of the connection's
-    /// lock that has ended before.
+    /// lock that has ended before. It publishes the writes of these holds, under the claim that the
+    /// transaction has locked.
     pub(super) fn ping(
         &self,
         client: &Client,
         urgency: Urgency,
         comment: &Arc<str>,
         lease: &Arc<Lease>,
+        publication: Option<(Publication, &Claim)>,
     ) -> Confirmation {
         let now = Instant::now();
         let mut state = self.pings.state();
@@ -205,13 +214,25 @@ impl Asker {
             confirmer: Confirmer::new(),
             comment: Arc::clone(comment),
             lease: Arc::clone(lease),
+            publication: None,
         });
+        if let Some((publication, claim)) = publication {
+            let published = ping
+                .publication
+                .get_or_insert_with(|| (Publication::default(), claim.clone()));
+            published.0.append(publication);
+        }
         let confirmation = ping.confirmer.confirmation();
         let due = |sent| now.saturating_duration_since(sent) >= SPACING;
-        if urgency == Urgency::Now || state.sent.is_none_or(due) {
+        let is_publishing = state
+            .publishing
+            .as_ref()
+            .is_some_and(|it| !it.is_answered());
+        if urgency == Urgency::Now || !is_publishing && state.sent.is_none_or(due) {
             state.sent = Some(now);
             self.note(state.send(client, now));
-        } else if is_new && self.notes.send(Note::PingDue(now + LATEST)).is_err() {
+        } else if !is_publishing && is_new && self.notes.send(Note::PingDue(now + LATEST)).is_err()
+        {
             state.unsent = None;
         }
         confirmation
@@ -227,7 +248,7 @@ impl Asker {
 impl Reader {
     /// Reads what has been answered. Returns `Ready(true)` when it has sent something, so that the
     /// connection must be polled again, and `Ready(false)` when the server has been silent for too
-    /// long.
+    /// long, or has refused something.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         while let Poll::Ready(Some(note)) = self.notes.poll_recv(cx) {
             match note {
@@ -239,8 +260,17 @@ impl Reader {
             if question.poll(cx).is_pending() {
                 break;
             }
-            if let Some(question) = self.asked.pop_front() {
-                question.publish();
+            let Some(question) = self.asked.pop_front() else {
+                break;
+            };
+            let (positive, publishes) = (question.positive, question.publishes);
+            question.publish();
+            if !positive {
+                // Whatever was sent after it was sent in vain.
+                return Poll::Ready(false);
+            }
+            if publishes && self.flush(Instant::now()) {
+                return Poll::Ready(true);
             }
         }
         loop {
@@ -283,8 +313,12 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        // Nobody will send it any more.
-        self.pings.state().unsent = None;
+        let mut state = self.pings.state();
+        // In this order, and at once: a ping must not be left to wait for one that nobody answers.
+        self.notes.close();
+        while self.notes.try_recv().is_ok() {}
+        self.asked.clear();
+        state.unsent = None;
     }
 }
 
@@ -303,6 +337,7 @@ impl Question {
             confirmer,
             renews: None,
             deadline,
+            publishes: false,
         })
     }
 
@@ -346,9 +381,18 @@ impl PingState {
     fn send(&mut self, client: &Client, now: Instant) -> Option<Question> {
         let ping = self.unsent.take()?;
         let deadline = now + ping.lease.patience();
-        let question = Question::send(client, [&*ping.comment], ping.confirmer, deadline)?;
+        let confirmation = ping.confirmer.confirmation();
+        let publication = ping
+            .publication
+            .map(|(all, claim)| all.statement_in(&claim, &ping.comment));
+        let message = publication.as_deref().unwrap_or(&ping.comment);
+        let question = Question::send(client, [message], ping.confirmer, deadline)?;
+        if publication.is_some() {
+            self.publishing = Some(confirmation);
+        }
         Some(Question {
             renews: Some((ping.lease, now)),
+            publishes: publication.is_some(),
             ..question
         })
     }

@@ -16,11 +16,13 @@ use tokio_util::sync::CancellationToken;
 use super::answer::value;
 use super::canceller::Canceller;
 use super::confirmation::{Asker, Confirmation, Urgency, questions, send};
+use super::publish::Publication;
 use super::settings::{self, READ_COMMITTED};
 use super::traffic::{Lookout, Obstacle, Traffic, lookout};
 use crate::lock::error::{ConnectError, chain};
 use crate::lock::lease::Lease;
 use crate::lock::tasks::Tasks;
+use crate::realm::claim::Claim;
 
 /// What `DISCARD ALL` does, except for prepared statements: first for the settings, then for the
 /// rest. `DISCARD ALL` itself must be sent as a message of its own, which behind a pooler would
@@ -104,13 +106,13 @@ impl LockConnection {
                             tracing::debug!(%error, "a lock connection ended");
                         }
                         // What was answered before is a proof.
-                        let _ = reader.poll(cx);
+                        while reader.poll(cx) == Poll::Ready(true) {}
                         return Poll::Ready(());
                     }
                     match reader.poll(cx) {
                         Poll::Ready(true) => continue,
                         Poll::Ready(false) => {
-                            tracing::debug!("a lock connection was silent for too long");
+                            tracing::debug!("a lock connection was silent for too long, or failed");
                             return Poll::Ready(());
                         }
                         Poll::Pending => {}
@@ -199,14 +201,17 @@ impl LockConnection {
         self.asker.ask(&self.client, messages, patience)
     }
 
-    /// Asks for the proof that the lock of this connection was held until now.
+    /// Asks for the proof that the lock of this connection was held until now, and publishes writes
+    /// under the claim that is locked.
     pub(super) fn ping(
         &self,
         urgency: Urgency,
         comment: &Arc<str>,
         lease: &Arc<Lease>,
+        publication: Option<(Publication, &Claim)>,
     ) -> Confirmation {
-        self.asker.ping(&self.client, urgency, comment, lease)
+        let (asker, client) = (&self.asker, &self.client);
+        asker.ping(client, urgency, comment, lease, publication)
     }
 
     /// What the previous user has left open, so that no statement can be sent or answered any more.

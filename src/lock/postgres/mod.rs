@@ -4,7 +4,8 @@
 //!
 //! [`Postgres::ask`] takes an idle connection out of the pool and sends one message: it begins, and
 //! locks every key of the claim in order. Each key is tried first, so that the answer tells whether
-//! others compete for it, and waited for only if the try fails. A connection has its time limits
+//! others compete for it, and waited for only if the try fails: in the same message, or, for a claim
+//! of one key, which is mostly free, in a second one. A connection has its time limits and modes
 //! since it was opened; behind a pooler each transaction sets its own (see [`settings`]). On a
 //! connection that was not heard for a second the BEGIN goes ahead as a message of its own, so that
 //! a dead connection is not mistaken for a busy lock: see [`Attempt`]. The attempt reads the answer,

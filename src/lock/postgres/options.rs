@@ -218,18 +218,19 @@ impl PostgresBuilder {
     /// [`RealmWrites`](crate::RealmWrites).
     ///
     /// Default `false`. The NOTIFY is a part of the transaction that gives the lock back; with
-    /// [`sessions`](Self::sessions) it comes right after the unlock. It names the realm, the
-    /// [resource](crate::Claim::resources) if the claim has any, the fencing token and the
-    /// [sender](crate::RealmLocks::sender), in 7,900 bytes at most: a path that has no room is left
-    /// out, so that any may have been written, and a realm URL that has none interrupts the
-    /// listeners.
+    /// [`sessions`](Self::sessions) it comes right after the unlock. While the lock is handed on,
+    /// writes that succeeded one after the other are committed together, and each is answered once
+    /// its own is. A NOTIFY names the realm, the [resource](crate::Claim::resources) if the claim has
+    /// any, the fencing tokens and the [sender](crate::RealmLocks::sender), in 7,900 bytes at most: a
+    /// path that has no room is left out, so that any may have been written, and a realm URL that
+    /// has none interrupts the listeners.
     ///
     /// A write that could not be told is answered as one whose lock was lost: others may go on with
     /// what it has changed.
     ///
-    /// What it costs: a lock is not handed on after a write that is told, but given back; and
-    /// PostgreSQL lets only one transaction with a NOTIFY commit at a time, in all databases of the
-    /// server together. See `docs/benchmarks.md`.
+    /// What it costs: PostgreSQL lets only one transaction with a NOTIFY commit at a time, in all
+    /// databases of the server together; and through a pooler a lock is not handed on after a write
+    /// that is told, but given back. See `docs/benchmarks.md`.
     pub fn broadcast(mut self, broadcast: bool) -> Self {
         self.broadcast = broadcast;
         self

@@ -14,17 +14,18 @@ use std::time::Duration;
 /// a serializable transaction fails on a standby, and one that is deferrable too waits for others.
 pub(super) const READ_COMMITTED: &str = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED";
 
-/// What a transaction cannot state in its BEGIN.
+/// What a transaction behind a pooler cannot state in its BEGIN.
 const OF_TRANSACTION: [(&str, &str); 3] = [
     ("statement_timeout", "0"),
     ("lock_timeout", "0"),
     ("transaction_timeout", "0"),
 ];
 
-/// What else a session needs, whose statements have no BEGIN.
-const OF_SESSION: [(&str, &str); 2] = [
+/// What else a session needs: its BEGIN states nothing, and the locks of sessions have none.
+const OF_SESSION: [(&str, &str); 3] = [
     ("idle_session_timeout", "300000"),
     ("default_transaction_isolation", "read committed"),
+    ("default_transaction_read_only", "off"),
 ];
 
 /// The statement that a connection to the server itself sends once. `is_local` is an SQL

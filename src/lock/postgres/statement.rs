@@ -44,12 +44,14 @@ pub(super) struct LockStatement {
 /// lock.
 ///
 /// Each key is tried first, to know whether others want it too, and the wait limited only if there
-/// is one. A try does not overtake those who wait. Keys have a statement each, as nothing else says
-/// in what order they are locked; the claim has them in the order that all others take them in.
-/// Only a `scout` waits to share a key, and a request that tries waits for none.
+/// is one. A try does not overtake those who wait. A [lone key](lone_lock) that is taken is waited
+/// for with [a message of its own](wait_statement). Keys of other claims have a statement each, as
+/// nothing else says in what order they are locked; the claim has them in the order that all others
+/// take them in. Only a `scout` waits to share a key, and a request that tries waits for none.
 ///
 /// Read committed, whatever the server's default: under a stricter level the snapshot of the
-/// transaction would be older than the lock. `set_config` with `true` ends with the transaction.
+/// transaction would be older than the lock. A connection to the server itself has set that for its
+/// session. `set_config` with `true` ends with the transaction.
 pub(super) fn lock_statement(
     claim: &Claim,
     comment: &str,
@@ -57,28 +59,34 @@ pub(super) fn lock_statement(
     terms: AttemptTerms,
     scout: bool,
 ) -> LockStatement {
-    let remaining = terms.deadline.saturating_duration_since(Instant::now());
-    let lock_timeout = milliseconds(remaining);
+    let begin = match of_pooler {
+        Some(_) => "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+        None => "BEGIN",
+    };
     // The comment is not the first, or pg_stat_statements would count every realm's BEGIN by itself.
     let mut statement = format!("{comment} ");
     if let Some(settings) = of_pooler {
         statement = statement + settings + "; ";
+    } else if let Some(lock) = lone_lock(claim, terms) {
+        let lock = format!("{statement}SELECT {} AS {FREE}", call("try_", lock));
+        return LockStatement { begin, lock };
     }
+    let lock_timeout = lock_timeout(terms);
     let was_busy = format!("current_setting('{BUSY}', true) = 't'");
-    let only_tried = |lock: &Lock| terms.tries || !scout && lock.is_shared();
-    let tries = claim.locks().iter().any(only_tried);
+    let tries = claim
+        .locks()
+        .iter()
+        .any(|it| is_only_tried(it, terms, scout));
     let mut separator = "";
     for lock in claim.locks() {
-        let Lock { key, .. } = lock;
-        let shared = if lock.is_shared() { "_shared" } else { "" };
         let unless_busy = if tries && !separator.is_empty() {
             format!("WHEN {was_busy} THEN 'f' ")
         } else {
             String::new()
         };
-        let taken = format!("pg_try_advisory_xact_lock{shared}({key})");
+        let (taken, waited) = (call("try_", lock), call("", lock));
         // Writing to a `String` does not fail.
-        let _ = if only_tried(lock) {
+        let _ = if is_only_tried(lock, terms, scout) {
             write!(
                 statement,
                 "{separator}SELECT set_config('{BUSY}', \
@@ -88,8 +96,7 @@ pub(super) fn lock_statement(
             write!(
                 statement,
                 "{separator}SELECT CASE {unless_busy}WHEN {taken} THEN 't' ELSE \
-                 set_config('lock_timeout', '{lock_timeout}', true) \
-                 || pg_advisory_xact_lock{shared}({key})::text END AS {FREE}"
+                 {lock_timeout} || {waited}::text END AS {FREE}"
             )
         };
         separator = "; ";
@@ -102,9 +109,50 @@ pub(super) fn lock_statement(
         statement += SHARE;
     }
     LockStatement {
-        begin: "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+        begin,
         lock: statement,
     }
+}
+
+/// The message that waits for a [lone key](lone_lock), which was tried in the same transaction;
+/// `None` if it is not to be waited for.
+pub(super) fn wait_statement(
+    claim: &Claim,
+    comment: &str,
+    terms: AttemptTerms,
+    scout: bool,
+) -> Option<String> {
+    let lock = lone_lock(claim, terms).filter(|it| !is_only_tried(it, terms, scout))?;
+    let (lock_timeout, waited) = (lock_timeout(terms), call("", lock));
+    Some(format!(
+        "{comment} SELECT {lock_timeout}; SELECT {waited} AS {FREE}"
+    ))
+}
+
+/// The only lock of a claim, if nothing else is asked for with it. Mostly it is free, and a bare
+/// try costs the server least.
+fn lone_lock(claim: &Claim, terms: AttemptTerms) -> Option<&Lock> {
+    match claim.locks() {
+        [lock] if !terms.fencing && !terms.share => Some(lock),
+        _ => None,
+    }
+}
+
+fn is_only_tried(lock: &Lock, terms: AttemptTerms, scout: bool) -> bool {
+    terms.tries || !scout && lock.is_shared()
+}
+
+/// The expression that locks, or with `try_` tries to.
+fn call(tries: &str, lock: &Lock) -> String {
+    let shared = if lock.is_shared() { "_shared" } else { "" };
+    format!("pg_{tries}advisory_xact_lock{shared}({})", lock.key)
+}
+
+/// The expression that has the server end a wait by itself.
+fn lock_timeout(terms: AttemptTerms) -> String {
+    let remaining = terms.deadline.saturating_duration_since(Instant::now());
+    let lock_timeout = milliseconds(remaining);
+    format!("set_config('lock_timeout', '{lock_timeout}', true)")
 }
 
 impl LockStatement {
@@ -118,7 +166,7 @@ impl LockStatement {
 /// Whether a key that was only tried is taken. The transaction then has a part of the claim at
 /// most.
 pub(super) fn is_busy(rows: &[SimpleQueryMessage]) -> bool {
-    values(rows, BUSY).any(|busy| busy == "t")
+    values(rows, BUSY).any(|busy| busy == "t") || values(rows, FREE).any(|free| free == "f")
 }
 
 /// Whether somebody else had one of the locks, or waited for it.

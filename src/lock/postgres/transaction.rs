@@ -7,6 +7,7 @@ use tokio_postgres::{Client, Error, SimpleQueryMessage};
 use super::confirmation::{Confirmation, Unconfirmed, Urgency};
 use super::connection::{Busy, is_disconnect};
 use super::pool::Pooled;
+use super::publish::Publication;
 use super::shared::LockTransaction;
 use crate::lock::error::chain;
 use crate::lock::lease::Lease;
@@ -28,6 +29,9 @@ pub(super) const SHARE: &str = "; SET LOCAL statement_timeout TO DEFAULT; \
 const COMMIT_SHARED: &str = "SELECT 1 / (current_setting('tower_realm_lock.shared', true) \
      IS NOT DISTINCT FROM 'yes')::int AS tower_realm_lock_commits; COMMIT";
 
+/// How many locks are named in one list. PostgreSQL takes no more than 1,664 columns.
+const MOST_LOCKS: usize = 500;
+
 /// The column before a COMMIT.
 const COMMITS: &str = "tower_realm_lock_commits";
 
@@ -38,6 +42,7 @@ const COMMITS: &str = "tower_realm_lock_commits";
 /// [`roll_back`](Self::roll_back). Dropping it closes its connection, which ends it too.
 pub(in crate::lock) struct TransactionLock {
     heart: Arc<Heart>,
+    claim: Claim,
     connection: Busy<Pooled>,
     token: Option<FencingToken>,
     shared: Option<LockTransaction>,
@@ -71,6 +76,7 @@ impl TransactionLock {
         };
         Self {
             heart: Arc::new(heart),
+            claim: claim.clone(),
             connection,
             token,
             shared,
@@ -106,16 +112,35 @@ impl TransactionLock {
         confirmed
     }
 
-    /// Asks for the proof that the lock was held until now; others may use the lock meanwhile.
-    pub(in crate::lock) fn ping(&self, urgency: Urgency) -> Confirmation {
+    /// Whether it can publish a write and keep its locks, of which each is then named three times
+    /// in a list. Behind a pooler the session's locks could stay with a server that it lends to
+    /// others.
+    pub(in crate::lock) fn can_publish(&self) -> bool {
+        self.connection.of_pooler().is_none() && self.claim.locks().len() <= MOST_LOCKS
+    }
+
+    /// Asks for the proof that the lock was held until now, and publishes a write if it
+    /// [can](Self::can_publish); others may use the lock meanwhile.
+    pub(in crate::lock) fn ping(
+        &self,
+        urgency: Urgency,
+        publication: Option<Publication>,
+    ) -> Confirmation {
         let Heart { comment, lease, .. } = &*self.heart;
-        self.connection.ping(urgency, comment, lease)
+        let publication = publication.map(|it| (it, &self.claim));
+        self.connection.ping(urgency, comment, lease, publication)
     }
 
     /// Releases the lock, and publishes a write; the answer proves that the lock was held until now.
     pub(in crate::lock) fn commit(self, publication: Option<&str>) -> Confirmation {
-        // A message of its own: if it fails, the COMMIT still releases the lock.
-        self.end(publication.into_iter().chain(["COMMIT"]))
+        let Some(publication) = publication else {
+            return self.end(["COMMIT"]);
+        };
+        if self.connection.of_pooler().is_some() {
+            // A pooler must see the COMMIT.
+            return self.end([publication, "COMMIT"]);
+        }
+        self.end([&*format!("{publication}; COMMIT")])
     }
 
     /// Ends the transaction, and gives the connection back before the server has answered: what is

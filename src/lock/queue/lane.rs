@@ -1,81 +1,110 @@
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use tokio::sync::Notify;
 
+use super::{Baton, Slot};
 use crate::realm::claim::Lock;
 
 /// The lane of one key.
 ///
 /// Invariant: the first waiter, if there is one, cannot share the key with those who are let in.
-#[derive(Debug, Default)]
-pub(super) struct Lane {
+pub(super) struct Lane<B: Baton> {
+    /// In order of arrival: those who are let in, and behind them the waiters.
+    places: VecDeque<Place<B>>,
     /// How many are let in: one, or several who share the key.
     inside: usize,
-    shared: bool,
-    /// Whether each of the waiters wants to share the key, by ticket.
-    waiters: BTreeMap<u64, bool>,
     /// Notified when a newcomer waits here.
     watcher: Option<Arc<Notify>>,
 }
 
-impl Lane {
+struct Place<B: Baton> {
+    slot: Arc<Slot<B>>,
+    /// Whether it wants to share the key.
+    shared: bool,
+}
+
+impl<B: Baton> Lane<B> {
     /// Whether a newcomer is let in without a wait.
     pub(super) fn is_open_to(&self, lock: &Lock) -> bool {
-        self.waiters.is_empty() && self.admits(lock.is_shared())
+        self.waiters() == 0 && self.admits(lock.is_shared())
     }
 
     /// Whether a newcomer would have to wait behind `max_waiters` others.
     pub(super) fn is_full_for(&self, lock: &Lock, max_waiters: usize) -> bool {
-        !self.is_open_to(lock) && self.waiters.len() >= max_waiters
+        !self.is_open_to(lock) && self.waiters() >= max_waiters
     }
 
     /// Whether nobody is let in, and so nobody waits either.
     pub(super) fn is_empty(&self) -> bool {
-        self.inside == 0
+        self.places.is_empty()
+    }
+
+    fn waiters(&self) -> usize {
+        self.places.len() - self.inside
     }
 
     fn admits(&self, shared: bool) -> bool {
-        self.inside == 0 || (self.shared && shared)
+        self.inside == 0 || (shared && self.places.front().is_some_and(|first| first.shared))
     }
 
-    /// Returns the watcher to notify once the queue's mutex is released.
-    pub(super) fn wait(&mut self, ticket: u64, shared: bool) -> Option<Arc<Notify>> {
-        self.waiters.insert(ticket, shared);
-        self.watcher.clone()
+    /// Adds a newcomer, which [is let in](Self::is_open_to) or waits.
+    pub(super) fn enter(&mut self, slot: &Arc<Slot<B>>, lock: &Lock) {
+        self.inside += usize::from(self.is_open_to(lock));
+        self.places.push_back(Place {
+            slot: Arc::clone(slot),
+            shared: lock.is_shared(),
+        });
+    }
+
+    /// To be notified of a waiter once the queue's mutexes are released.
+    pub(super) fn watcher(&self) -> Option<&Arc<Notify>> {
+        self.watcher.as_ref()
     }
 
     /// Replaces the watcher; whether somebody waits already.
     pub(super) fn watch(&mut self, watcher: &Arc<Notify>) -> bool {
         self.watcher = Some(Arc::clone(watcher));
-        !self.waiters.is_empty()
+        self.waiters() > 0
     }
 
-    /// Removes the waiter with this ticket, or else one of those who are let in.
+    /// Removes one of those who are let in, or a waiter.
     pub(super) fn depart(&mut self, ticket: u64) {
-        if self.waiters.remove(&ticket).is_none() {
-            self.inside -= 1;
+        let places = &mut self.places;
+        if let Ok(at) = places.binary_search_by_key(&ticket, |place| place.slot.ticket) {
+            places.remove(at);
+            self.inside -= usize::from(at < self.inside);
         }
     }
 
-    pub(super) fn let_in(&mut self, shared: bool) {
-        self.inside += 1;
-        self.shared = shared;
-    }
-
-    pub(super) fn first(&self) -> Option<u64> {
-        self.waiters.keys().next().copied()
+    /// The first waiter.
+    pub(super) fn first(&self) -> Option<&Arc<Slot<B>>> {
+        self.places.get(self.inside).map(|place| &place.slot)
     }
 
     /// Lets the first waiter in, if it can share the key with those inside. Nobody overtakes it,
     /// so nobody starves it.
-    pub(super) fn let_next_in(&mut self) -> Option<u64> {
-        let (&ticket, &shared) = self.waiters.first_key_value()?;
-        if !self.admits(shared) {
+    pub(super) fn let_next_in(&mut self) -> Option<&Arc<Slot<B>>> {
+        let next = self.places.get(self.inside)?;
+        if !self.admits(next.shared) {
             return None;
         }
-        self.waiters.remove(&ticket);
-        self.let_in(shared);
-        Some(ticket)
+        self.inside += 1;
+        Some(&next.slot)
+    }
+
+    /// All who are let in or wait.
+    pub(super) fn slots(&self) -> impl Iterator<Item = &Arc<Slot<B>>> {
+        self.places.iter().map(|place| &place.slot)
+    }
+}
+
+impl<B: Baton> Default for Lane<B> {
+    fn default() -> Self {
+        Self {
+            places: VecDeque::new(),
+            inside: 0,
+            watcher: None,
+        }
     }
 }

@@ -11,37 +11,44 @@
 //! one lane a claim that it must wait for in another. A claim that is let in everywhere gets the
 //! turn. Callers that share a key go in together, but no newcomer passes a waiter.
 //!
+//! The lanes are in shards by key, each with a mutex of its own: callers of distinct realms rarely
+//! meet. A claim of several keys takes the mutexes of all of them, in one order.
+//!
 //! # Slots
 //!
 //! A caller's [`Slot`] is its mailbox. It starts as *waiting*, becomes *turn* when the queue offers
-//! the turn, and ends as *over*. The turn, and the baton with it, stay in the slot and never move
-//! into the caller's future. So whoever finds the slot abandoned can take them out: the caller's
+//! the turn, and ends as *over*. The right to the turn, and the baton with it, stay in the slot and
+//! never move into the caller's future. So whoever finds the slot abandoned can take them out: the caller's
 //! destructor, or the watchdog that visits slots whose callers neither poll nor drop their calls.
 //!
 //! # Batons
 //!
 //! A turn can carry a baton to the next waiter *for the same claim*: a lock that the backend has
 //! granted already, or a lock statement that is still in flight. A baton is never lost silently. It
-//! is given to the next waiter under the queue's mutex, or stays with its owner; when the owner
+//! is given to the next waiter under the mutexes of its lanes, or stays with its owner; when the owner
 //! leaves, [`Baton::orphan`] decides what becomes of the pair.
 //!
 //! # Invariants
 //!
 //! - A key has a lane if and only if somebody is let in there.
-//! - The sum of a place's `missing` lanes is zero exactly for those who own a turn, or to whom one
-//!   is being offered.
-//! - Tickets grow and are never reused, so a waiter that leaves late cannot remove another's place.
-//! - No foreign code runs under the mutex: wakers and destructors of batons run after it.
-//! - A slot's mutex is never taken under the queue's mutex, nor the other way round.
+//! - The number of a slot's `missing` lanes is zero exactly for those who own a turn, or to whom one
+//!   is being offered. It changes only under the mutex of one of its lanes.
+//! - Tickets grow in every lane and are never reused, so a waiter that leaves late cannot remove
+//!   another's place.
+//! - No foreign code runs under a shard's mutex: wakers and destructors of batons run after it.
+//! - A slot's mutex is never taken under a shard's mutex, nor the other way round.
+//! - Once the queue is [closed](Queue::close), nobody enters and nobody waits.
 
 mod lane;
 mod life;
 #[cfg(all(test, shuttle))]
 mod schedules;
+mod shards;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError};
 #[cfg(not(shuttle))]
 use std::sync::{Mutex, MutexGuard};
@@ -56,9 +63,9 @@ use tokio::time::Instant;
 
 use self::lane::Lane;
 use self::life::Life;
+use self::shards::{Locked, Shards};
 use super::status::ClaimStatus;
 use crate::realm::claim::{Claim, Lock};
-use crate::realm::key::LockKey;
 
 /// What a turn can carry to the next waiter for the same claim.
 pub(super) trait Baton: Sized + Send + 'static {
@@ -68,29 +75,21 @@ pub(super) trait Baton: Sized + Send + 'static {
 }
 
 pub(super) struct Queue<B: Baton> {
-    places: Mutex<Places<B>>,
-}
-
-struct Places<B: Baton> {
-    lanes: HashMap<LockKey, Lane>,
-    /// All waiters and owners of a turn, by ticket: in order of arrival.
-    claims: BTreeMap<u64, Place<B>>,
-    next_ticket: u64,
-}
-
-struct Place<B: Baton> {
-    slot: Arc<Slot<B>>,
-    /// In how many lanes it is not let in yet.
-    missing: usize,
-    /// When the watchdog visits it next; `None` where nothing bounds it.
-    visit: Option<Instant>,
+    shards: Shards<B>,
+    next_ticket: AtomicU64,
+    closed: AtomicBool,
 }
 
 /// One caller's place in the queue, and what it has obtained there.
 pub(super) struct Slot<B: Baton> {
+    queue: Arc<Queue<B>>,
     ticket: u64,
     claim: Claim,
     since: Instant,
+    /// In how many lanes it is not let in yet.
+    missing: AtomicUsize,
+    /// When the watchdog visits it next; `None` where nothing bounds it.
+    visit: Mutex<Option<Instant>>,
     /// For how long the owner of the turn may leave its call unpolled.
     bound: Option<Duration>,
     /// When the lock was granted, by the backend too.
@@ -101,7 +100,7 @@ pub(super) struct Slot<B: Baton> {
 
 enum Stage<B: Baton> {
     Waiting(Option<Waker>),
-    Turn(Turn<B>, Option<B>),
+    Turn(Option<B>),
     Over,
 }
 
@@ -110,128 +109,123 @@ enum Stage<B: Baton> {
 ///
 /// Dropping it passes it on.
 pub(super) struct Turn<B: Baton> {
-    queue: Arc<Queue<B>>,
-    ticket: u64,
-    claim: Claim,
-    /// Whether dropping passes it on.
-    armed: bool,
+    /// `None` once it is passed on.
+    slot: Option<Arc<Slot<B>>>,
 }
 
-/// As many waiters as allowed stand in a lane.
+/// Why nobody can enter.
 #[derive(Debug)]
-pub(super) struct Full;
+pub(super) enum Refused {
+    /// As many waiters as allowed stand in a lane.
+    Full,
+    Closed,
+}
 
 /// The slot of a caller that has not received its lock yet.
 ///
 /// Dropping it gives the place up. A turn that is in the slot already goes to the next waiter.
 pub(super) struct Entry<B: Baton> {
-    queue: Arc<Queue<B>>,
     /// `None` once it is kept.
     slot: Option<Arc<Slot<B>>>,
 }
 
 impl<B: Baton> Queue<B> {
     /// Takes a place in the lanes of all keys of the claim, in each behind at most
-    /// `max_waiters - 1` other waiters.
+    /// `max_waiters - 1` other waiters. `since` is when the caller arrived.
     pub(super) fn enter(
         self: &Arc<Self>,
         claim: &Claim,
         max_waiters: usize,
+        since: Instant,
         bound: Option<Duration>,
-    ) -> Result<Entry<B>, Full> {
-        let since = Instant::now();
-        let mut watchers = Vec::new();
-        let mut places = self.places();
-        let Places {
-            lanes,
-            claims,
-            next_ticket,
-        } = &mut *places;
-        let full = |lock: &Lock| {
-            let lane = lanes.get(&lock.key);
-            lane.is_some_and(|lane| lane.is_full_for(lock, max_waiters))
-        };
-        if claim.locks().iter().any(full) {
-            return Err(Full);
+    ) -> Result<Entry<B>, Refused> {
+        let mut lanes = self.shards.lock(claim);
+        if self.is_closed() {
+            return Err(Refused::Closed);
         }
-        let ticket = *next_ticket;
-        *next_ticket += 1;
         let mut missing = 0;
         for lock in claim.locks() {
-            let lane = lanes.entry(lock.key).or_default();
-            if lane.is_open_to(lock) {
-                lane.let_in(lock.is_shared());
-            } else {
-                watchers.extend(lane.wait(ticket, lock.is_shared()));
-                missing += 1;
+            if let Some(lane) = lanes.lane(lock.key) {
+                if lane.is_full_for(lock, max_waiters) {
+                    return Err(Refused::Full);
+                }
+                missing += usize::from(!lane.is_open_to(lock));
             }
         }
-        let stage = if missing == 0 {
-            Stage::Turn(Turn::new(Arc::clone(self), ticket, claim.clone()), None)
-        } else {
-            Stage::Waiting(None)
-        };
         let slot = Arc::new(Slot {
-            ticket,
+            queue: Arc::clone(self),
+            // Under the mutexes, so that it is the last one in each of the lanes.
+            ticket: self.next_ticket.fetch_add(1, Ordering::Relaxed),
             claim: claim.clone(),
             since,
+            missing: AtomicUsize::new(missing),
+            visit: Mutex::new(bound.and_then(|bound| since.checked_add(bound / 2))),
             bound,
             granted: OnceLock::new(),
             life: Life::new(),
-            stage: Mutex::new(stage),
+            stage: Mutex::new(if missing == 0 {
+                Stage::Turn(None)
+            } else {
+                Stage::Waiting(None)
+            }),
         });
-        let visit = bound.and_then(|bound| since.checked_add(bound / 2));
-        let place = Place {
-            slot: Arc::clone(&slot),
-            missing,
-            visit,
-        };
-        claims.insert(ticket, place);
-        drop(places);
+        let mut watchers = Vec::new();
+        for lock in claim.locks() {
+            let lane = lanes.lanes_of(lock.key).entry(lock.key).or_default();
+            if !lane.is_open_to(lock) {
+                watchers.extend(lane.watcher().cloned());
+            }
+            lane.enter(&slot, lock);
+        }
+        drop(lanes);
         for watcher in watchers {
             watcher.notify_one();
         }
-        Ok(Entry {
-            queue: Arc::clone(self),
-            slot: Some(slot),
-        })
+        Ok(Entry { slot: Some(slot) })
+    }
+
+    /// Lets nobody in any more, and ends the wait of all waiters. Who owns a turn keeps it.
+    pub(super) fn close(&self) {
+        // Whoever enters afterwards sees it, under the mutex of its lane.
+        self.closed.store(true, Ordering::Release);
+        for slot in self.slots() {
+            slot.end_wait();
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// All waiters and owners of a turn, in order of arrival.
+    fn slots(&self) -> Vec<Arc<Slot<B>>> {
+        let shards = self.shards.lock_all();
+        let lanes = shards.iter().flat_map(|lanes| lanes.values());
+        let mut slots: Vec<_> = lanes.flat_map(Lane::slots).cloned().collect();
+        drop(shards);
+        slots.sort_unstable_by_key(|slot| slot.ticket);
+        slots.dedup_by_key(|slot| slot.ticket);
+        slots
     }
 
     /// The holders and waiters, in order of arrival.
     pub(super) fn status(&self) -> Vec<ClaimStatus> {
-        let places = self.places();
-        let status = |place: &Place<B>| {
-            let slot = &place.slot;
+        let status = |slot: Arc<Slot<B>>| {
             let granted = slot.granted.get();
             let since = granted.copied().unwrap_or(slot.since);
             ClaimStatus::new(slot.claim.clone(), granted.is_some(), since)
         };
-        places.claims.values().map(status).collect()
+        self.slots().into_iter().map(status).collect()
     }
 
     /// Visits the owners of turns that are due, and revokes those that were not polled since the
     /// last visit. Returns when the next visit is due; `None` if there is none.
     pub(super) fn visit(&self, now: Instant) -> Option<Instant> {
-        let mut due = Vec::new();
         let mut next: Option<Instant> = None;
-        let mut places = self.places();
-        for place in places.claims.values_mut() {
-            let (Some(visit), Some(bound)) = (place.visit, place.slot.bound) else {
-                continue;
-            };
-            if visit <= now {
-                place.visit = now.checked_add(bound / 2);
-                // A visit that comes late says nothing: the process stood still, callers too.
-                let is_late = now - visit > bound / 4;
-                if place.missing == 0 && !is_late {
-                    due.push(Arc::clone(&place.slot));
-                }
-            }
-            next = next.into_iter().chain(place.visit).min();
-        }
-        drop(places);
-        for slot in due {
-            if slot.life.visit() {
+        for slot in self.slots() {
+            let (is_due, visit) = slot.next_visit(now);
+            next = next.into_iter().chain(visit).min();
+            if is_due && slot.life.visit() {
                 tracing::warn!(
                     claim = %slot.claim,
                     "a call was neither polled nor dropped, and loses its lock"
@@ -243,164 +237,91 @@ impl<B: Baton> Queue<B> {
     }
 
     /// The next waiter, if it wants the same claim and waits for this ticket alone.
-    fn heir(places: &Places<B>, claim: &Claim) -> Option<u64> {
+    fn heir(lanes: &mut Locked<'_, B>, claim: &Claim) -> Option<Arc<Slot<B>>> {
         let mut exclusive = claim.locks().iter().filter(|lock| !lock.is_shared());
-        let first_in = |lock: &Lock| places.lanes.get(&lock.key).and_then(Lane::first);
+        let mut first_in =
+            |lock: &Lock| lanes.lane(lock.key).and_then(|lane| lane.first().cloned());
         let heir = first_in(exclusive.next()?)?;
         let mut missing = 1;
         for lock in exclusive {
-            if first_in(lock) != Some(heir) {
+            if first_in(lock)?.ticket != heir.ticket {
                 return None;
             }
             missing += 1;
         }
-        let place = places.claims.get(&heir)?;
-        (place.missing == missing && place.slot.claim == *claim).then_some(heir)
+        let is_next = heir.missing.load(Ordering::Relaxed) == missing && heir.claim == *claim;
+        is_next.then_some(heir)
     }
 
-    /// Ends a turn in favour of the next waiter for the same claim, which comes first, and of the
-    /// others that need wait no longer. `None`, with nothing changed, if there is no such waiter.
-    fn bequeath(&self, ticket: u64, claim: &Claim) -> Option<(Arc<Slot<B>>, Ready<B>)> {
-        let mut places = self.places();
-        let heir = Self::heir(&places, claim)?;
-        let mut ready = Ready::new();
-        places.depart(ticket, &mut ready);
-        let at = ready.iter().position(|slot| slot.ticket == heir)?;
-        let heir = ready.remove(at)?;
-        Some((heir, ready))
-    }
-
-    /// Ends a turn, or a place of a waiter; those of the others that need wait no longer.
-    fn release(&self, ticket: u64) -> Ready<B> {
-        let mut ready = Ready::new();
-        self.places().depart(ticket, &mut ready);
-        ready
-    }
-
-    /// Removes a waiter from its lanes, unless its turn is being offered.
-    fn leave(self: &Arc<Self>, ticket: u64) {
-        let mut places = self.places();
-        if places.claims.get(&ticket).is_none_or(|it| it.missing == 0) {
-            return;
-        }
-        let mut ready = Ready::new();
-        places.depart(ticket, &mut ready);
-        drop(places);
-        self.offer_all(ready);
-    }
-
-    fn offer_all(self: &Arc<Self>, mut ready: Ready<B>) {
+    fn offer_all(mut ready: Ready<B>) {
         while let Some(slot) = ready.pop_front() {
-            if let Err((turn, _)) = self.offer(&slot, None) {
-                ready.extend(self.release(turn.disarm()));
+            if let Err((mut turn, _)) = slot.offer(None) {
+                ready.extend(turn.release());
             }
         }
-    }
-
-    /// Puts the turn into a waiter's slot, unless that waiter has left since.
-    fn offer(
-        self: &Arc<Self>,
-        slot: &Slot<B>,
-        baton: Option<B>,
-    ) -> Result<(), (Turn<B>, Option<B>)> {
-        let turn = Turn::new(Arc::clone(self), slot.ticket, slot.claim.clone());
-        let mut stage = slot.stage();
-        let Stage::Waiting(waker) = &mut *stage else {
-            return Err((turn, baton));
-        };
-        let waker = waker.take();
-        slot.life.note();
-        *stage = Stage::Turn(turn, baton);
-        drop(stage);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-        Ok(())
-    }
-
-    fn places(&self) -> MutexGuard<'_, Places<B>> {
-        // No code that can panic runs under this mutex, so a poisoned one is whole.
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The slots whose turn has come.
 type Ready<B> = VecDeque<Arc<Slot<B>>>;
 
-impl<B: Baton> Places<B> {
-    /// Removes a claim from its lanes, and lets in whoever can be.
-    fn depart(&mut self, ticket: u64, ready: &mut Ready<B>) {
-        let Some(place) = self.claims.remove(&ticket) else {
-            return;
-        };
-        for Lock { key, .. } in place.slot.claim.locks() {
-            let Some(lane) = self.lanes.get_mut(key) else {
-                continue;
-            };
-            lane.depart(ticket);
-            while let Some(next) = lane.let_next_in() {
-                if let Some(place) = self.claims.get_mut(&next) {
-                    place.missing -= 1;
-                    if place.missing == 0 {
-                        ready.push_back(Arc::clone(&place.slot));
-                    }
-                }
-            }
-            if lane.is_empty() {
-                self.lanes.remove(key);
-            }
-        }
-    }
-}
-
 impl<B: Baton> Turn<B> {
-    fn new(queue: Arc<Queue<B>>, ticket: u64, claim: Claim) -> Self {
-        Self {
-            queue,
-            ticket,
-            claim,
-            armed: true,
-        }
-    }
-
     /// Whether the next waiter wants the same claim. That may change before the answer is used.
     pub(super) fn is_awaited(&self) -> bool {
-        let places = self.queue.places();
-        Queue::heir(&places, &self.claim).is_some()
+        let Some(slot) = &self.slot else {
+            return false;
+        };
+        let mut lanes = slot.queue.shards.lock(&slot.claim);
+        Queue::heir(&mut lanes, &slot.claim).is_some()
     }
 
     /// Passes the turn on with a baton; gives both back if no waiter wants the same claim.
     pub(super) fn hand_on(self, baton: B) -> Result<(), (Self, B)> {
-        let queue = Arc::clone(&self.queue);
         let mut others = Ready::new();
         let (mut turn, mut baton) = (self, baton);
         let handed_on = loop {
-            let Some((heir, ready)) = queue.bequeath(turn.ticket, &turn.claim) else {
+            let Some((heir, ready)) = turn.bequeath() else {
                 break Err((turn, baton));
             };
-            turn.disarm();
             others.extend(ready);
             // Between the two steps the heir may leave: a point for the model checker.
-            match queue.offer(&heir, Some(baton)) {
+            match heir.offer(Some(baton)) {
                 Err((of_heir, Some(back))) => (turn, baton) = (of_heir, back),
                 _ => break Ok(()),
             }
         };
-        queue.offer_all(others);
+        Queue::offer_all(others);
         handed_on
+    }
+
+    /// Ends the turn in favour of the next waiter for the same claim, which comes first, and of the
+    /// others that need wait no longer. `None`, with nothing changed, if there is no such waiter.
+    fn bequeath(&mut self) -> Option<(Arc<Slot<B>>, Ready<B>)> {
+        let slot = self.slot.as_ref()?;
+        let mut lanes = slot.queue.shards.lock(&slot.claim);
+        let heir = Queue::heir(&mut lanes, &slot.claim)?;
+        let mut ready = slot.depart(&mut lanes);
+        drop(lanes);
+        self.slot = None;
+        let at = ready.iter().position(|slot| slot.ticket == heir.ticket)?;
+        let heir = ready.remove(at)?;
+        Some((heir, ready))
     }
 
     /// Is notified when a newcomer waits for one of the keys, or at once if one does already.
     pub(super) fn watch(&self) -> Arc<Notify> {
         let watcher = Arc::new(Notify::new());
+        let Some(slot) = &self.slot else {
+            return watcher;
+        };
         let mut awaited = false;
-        let mut places = self.queue.places();
-        for lock in self.claim.locks() {
-            if let Some(lane) = places.lanes.get_mut(&lock.key) {
+        let mut lanes = slot.queue.shards.lock(&slot.claim);
+        for lock in slot.claim.locks() {
+            if let Some(lane) = lanes.lane(lock.key) {
                 awaited |= lane.watch(&watcher);
             }
         }
-        drop(places);
+        drop(lanes);
         if awaited {
             watcher.notify_one();
         }
@@ -409,17 +330,16 @@ impl<B: Baton> Turn<B> {
 
     /// Passes the turn on without a baton.
     fn pass_on(&mut self) {
-        if self.armed {
-            self.armed = false;
-            let ready = self.queue.release(self.ticket);
-            self.queue.offer_all(ready);
-        }
+        Queue::offer_all(self.release());
     }
 
-    /// Makes dropping do nothing, for a ticket that is released in another way.
-    fn disarm(mut self) -> u64 {
-        self.armed = false;
-        self.ticket
+    /// Ends the turn; those that need wait no longer.
+    fn release(&mut self) -> Ready<B> {
+        let Some(slot) = self.slot.take() else {
+            return Ready::new();
+        };
+        let mut lanes = slot.queue.shards.lock(&slot.claim);
+        slot.depart(&mut lanes)
     }
 }
 
@@ -459,37 +379,122 @@ impl<B: Baton> Slot<B> {
         self.bound.map(|bound| bound / 3)
     }
 
-    pub(super) fn mark_granted(&self) {
-        let _ = self.granted.set(Instant::now());
+    pub(super) fn mark_granted(&self, at: Instant) {
+        let _ = self.granted.set(at);
     }
 
-    /// Looks at the turn and its baton; `None` if the slot has none.
-    pub(super) fn with<T>(&self, look: impl FnOnce(&Turn<B>, &mut Option<B>) -> T) -> Option<T> {
+    /// Looks at what the turn carries; `None` if the slot has no turn.
+    pub(super) fn with<T>(&self, look: impl FnOnce(&mut Option<B>) -> T) -> Option<T> {
         match &mut *self.stage() {
-            Stage::Turn(turn, baton) => Some(look(turn, baton)),
+            Stage::Turn(baton) => Some(look(baton)),
             Stage::Waiting(_) | Stage::Over => None,
         }
     }
 
     /// Takes the turn and the baton out, which ends the slot; `None` if it has none.
-    pub(super) fn take(&self) -> Option<(Turn<B>, Option<B>)> {
+    pub(super) fn take(self: &Arc<Self>) -> Option<(Turn<B>, Option<B>)> {
         let mut stage = self.stage();
-        if matches!(&*stage, Stage::Turn(..))
-            && let Stage::Turn(turn, baton) = std::mem::replace(&mut *stage, Stage::Over)
-        {
-            return Some((turn, baton));
+        let Stage::Turn(baton) = &mut *stage else {
+            return None;
+        };
+        let baton = baton.take();
+        *stage = Stage::Over;
+        Some((self.turn(), baton))
+    }
+
+    /// Puts the turn into the slot, unless the waiter has left since.
+    fn offer(self: &Arc<Self>, baton: Option<B>) -> Result<(), (Turn<B>, Option<B>)> {
+        let mut stage = self.stage();
+        let Stage::Waiting(waker) = &mut *stage else {
+            return Err((self.turn(), baton));
+        };
+        let waker = waker.take();
+        self.life.note();
+        *stage = Stage::Turn(baton);
+        drop(stage);
+        if let Some(waker) = waker {
+            waker.wake();
         }
-        None
+        Ok(())
+    }
+
+    /// The turn that this slot's caller owns, or is offered.
+    fn turn(self: &Arc<Self>) -> Turn<B> {
+        Turn {
+            slot: Some(Arc::clone(self)),
+        }
     }
 
     /// Ends the slot of a caller that has left. What was in it goes to others.
-    fn leave(&self) {
+    fn leave(self: &Arc<Self>) {
+        // In one step: between two of them the turn may be offered, and would stay here for ever.
         let stage = std::mem::replace(&mut *self.stage(), Stage::Over);
         match stage {
-            Stage::Turn(turn, Some(baton)) => baton.orphan(turn),
-            Stage::Turn(mut turn, None) => turn.pass_on(),
+            Stage::Turn(Some(baton)) => baton.orphan(self.turn()),
+            Stage::Turn(None) => self.turn().pass_on(),
             Stage::Waiting(_) | Stage::Over => {}
         }
+    }
+
+    /// Makes a waiter's caller stop waiting.
+    fn end_wait(&self) {
+        let mut stage = self.stage();
+        if let Stage::Waiting(waker) = &mut *stage {
+            let waker = waker.take();
+            *stage = Stage::Over;
+            drop(stage);
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Removes a waiter from its lanes, unless its turn is being offered.
+    fn leave_lanes(&self) {
+        let mut lanes = self.queue.shards.lock(&self.claim);
+        if self.missing.load(Ordering::Relaxed) > 0 {
+            let ready = self.depart(&mut lanes);
+            drop(lanes);
+            Queue::offer_all(ready);
+        }
+    }
+
+    /// Removes the claim from its lanes, and lets in whoever can be; those whose turn that is.
+    fn depart(&self, lanes: &mut Locked<'_, B>) -> Ready<B> {
+        let mut ready = Ready::new();
+        for Lock { key, .. } in self.claim.locks() {
+            let lanes = lanes.lanes_of(*key);
+            let Some(lane) = lanes.get_mut(key) else {
+                continue;
+            };
+            lane.depart(self.ticket);
+            while let Some(next) = lane.let_next_in() {
+                // Another lane of a claim of several keys may let it in meanwhile.
+                if next.missing.fetch_sub(1, Ordering::Relaxed) == 1 {
+                    ready.push_back(Arc::clone(next));
+                }
+            }
+            if lane.is_empty() {
+                lanes.remove(key);
+            }
+        }
+        ready
+    }
+
+    /// Whether the owner of a turn is due for a visit, and when the next one is.
+    fn next_visit(&self, now: Instant) -> (bool, Option<Instant>) {
+        let mut next = self.visit.lock().unwrap_or_else(PoisonError::into_inner);
+        let (Some(visit), Some(bound)) = (*next, self.bound) else {
+            return (false, None);
+        };
+        if visit > now {
+            return (false, Some(visit));
+        }
+        *next = now.checked_add(bound / 2);
+        // A visit that comes late says nothing: the process stood still, callers too.
+        let is_late = now - visit > bound / 4;
+        let has_turn = self.missing.load(Ordering::Relaxed) == 0;
+        (has_turn && !is_late, *next)
     }
 
     fn stage(&self) -> MutexGuard<'_, Stage<B>> {
@@ -503,7 +508,14 @@ impl<B: Baton> Entry<B> {
         self.slot.as_ref()
     }
 
-    /// Waits until the turn is in the slot; `false` if it was revoked since.
+    /// Whether the turn is in the slot.
+    pub(super) fn has_turn(&self) -> bool {
+        self.slot
+            .as_ref()
+            .is_some_and(|slot| slot.with(|_| ()).is_some())
+    }
+
+    /// Waits until the turn is in the slot; `false` if it was revoked since, or the queue closed.
     ///
     /// # Cancel safety
     ///
@@ -536,7 +548,7 @@ impl<B: Baton> Entry<B> {
     fn leave(&mut self) {
         if let Some(slot) = self.slot.take() {
             slot.leave();
-            self.queue.leave(slot.ticket);
+            slot.leave_lanes();
         }
     }
 }
@@ -550,11 +562,9 @@ impl<B: Baton> Drop for Entry<B> {
 impl<B: Baton> Default for Queue<B> {
     fn default() -> Self {
         Self {
-            places: Mutex::new(Places {
-                lanes: HashMap::new(),
-                claims: BTreeMap::new(),
-                next_ticket: 0,
-            }),
+            shards: Shards::default(),
+            next_ticket: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
         }
     }
 }
@@ -567,10 +577,7 @@ impl<B: Baton> fmt::Debug for Queue<B> {
 
 impl<B: Baton> fmt::Debug for Turn<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Turn")
-            .field("ticket", &self.ticket)
-            .field("claim", &self.claim)
-            .finish_non_exhaustive()
+        f.debug_tuple("Turn").field(&self.slot).finish()
     }
 }
 

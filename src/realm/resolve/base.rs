@@ -1,5 +1,3 @@
-use std::borrow::Cow;
-
 use crate::config::ConfigError;
 use crate::realm::error::{RealmError, shown};
 use crate::realm::path::ParsedPath;
@@ -7,10 +5,10 @@ use crate::realm::template::Segment;
 use crate::realm::url::RealmUrl;
 
 /// The parameters of a pattern with their values in a request, decoded.
-pub(super) type Captures<'a> = Vec<(&'a str, Cow<'a, str>)>;
+pub(super) type Captures<'a> = Vec<(&'a str, &'a str)>;
 
 /// The value of a parameter.
-pub(super) fn captured<'c>(captures: &'c Captures<'_>, name: &str) -> Option<&'c str> {
+pub(super) fn captured<'c>(captures: &Captures<'c>, name: &str) -> Option<&'c str> {
     let (_, value) = captures.iter().find(|(key, _)| *key == name)?;
     Some(value)
 }
@@ -97,11 +95,12 @@ impl BaseUrl {
     /// The values of the parameters in the host of a URL; none if the URL has another
     /// scheme, port or host.
     pub(super) fn captures<'a>(&'a self, url: &'a RealmUrl) -> Option<Captures<'a>> {
+        if self.labels.is_empty() {
+            let fits = self.url == *url || self.url.origin() == url.origin();
+            return fits.then(Vec::new);
+        }
         let own = split_origin(self.url.origin());
         let other = split_origin(url.origin());
-        if self.labels.is_empty() {
-            return (own == other).then(Vec::new);
-        }
         if (own.0, own.2) != (other.0, other.2) {
             return None;
         }
@@ -111,7 +110,7 @@ impl BaseUrl {
             match (expected, labels.next()?) {
                 (Segment::Literal(literal), label) if **literal == *label => {}
                 (Segment::Parameter(name), label) if !label.is_empty() => {
-                    captures.push((&**name, label.into()));
+                    captures.push((&**name, label));
                 }
                 _ => return None,
             }
@@ -138,12 +137,12 @@ impl BaseUrl {
     }
 
     /// The URL with these parameters; none if one is missing, or is no label of a host.
-    pub(super) fn with(&self, captures: &Captures<'_>) -> Option<RealmUrl> {
+    pub(super) fn with<'a>(&self, value: impl Fn(&str) -> Option<&'a str>) -> Option<RealmUrl> {
         if self.labels.is_empty() {
             return Some(self.url.clone());
         }
         let host = filled(&self.labels, |_, name| {
-            let value = captured(captures, name)?;
+            let value = value(name)?;
             // Not a second label, nor what ends a host.
             let is_label = !value.is_empty()
                 && value

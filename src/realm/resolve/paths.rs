@@ -411,6 +411,11 @@ impl RealmPaths {
         (!names.is_empty()).then(|| names.join(" and "))
     }
 
+    /// Whether routes decide which requests are for a realm, in a build that reads them.
+    pub(in crate::realm) fn read_routes(&self) -> bool {
+        self.needed_in_routes().next().is_some()
+    }
+
     /// Whether a route that lacks a parameter may be meant to be one of a realm: it has another one
     /// of the name, or as many as the name.
     pub(in crate::realm) fn resembles(&self, route: &MatchedRoute) -> bool {
@@ -429,8 +434,8 @@ impl RealmPaths {
     }
 
     fn needed_in_routes(&self) -> impl Iterator<Item = &str> {
-        let needed = self.0.needed().filter(|name| self.0.needs(name));
-        needed.filter(|_| cfg!(feature = "axum"))
+        let needed = self.0.needed().filter(|_| cfg!(feature = "axum"));
+        needed.filter(|name| self.0.needs(name))
     }
 }
 
@@ -611,7 +616,7 @@ impl Paths {
         self.patterns.iter().find_map(|pattern| {
             let mut segments = segments.clone();
             let mut beginning = Beginning {
-                captures: Captures::new(),
+                captures: Captures::with_capacity(pattern.segments().len()),
                 depth: 0,
             };
             for expected in base.iter().chain(pattern.segments()) {
@@ -621,7 +626,7 @@ impl Paths {
                 let segment = segments.next()?;
                 match expected {
                     Segment::Parameter(name) => {
-                        beginning.captures.push((name, Cow::Borrowed(segment)));
+                        beginning.captures.push((name, segment));
                     }
                     expected if fits(expected, Some(segment)) => {}
                     _ => return None,
@@ -652,7 +657,6 @@ impl Paths {
         // Collected only then: a request of another route passes, and allocates nothing here.
         if is_named {
             let captures = needed().filter_map(|name| route.parameter(name).ok().flatten());
-            let captures = captures.map(|(name, value)| (name, Cow::Borrowed(value)));
             return Ok(Some((route, Standing::Named(captures.collect()))));
         }
         // A proxy that is trusted may say that it has removed the path of the base URL.
@@ -690,21 +694,20 @@ impl Paths {
                 .and_then(|()| refuse_separators(value))
                 .map_err(|problem| ambiguous(path, problem))?;
         }
-        let mut all = self.base.captures(&origin.url).unwrap_or_default();
-        all.extend(captures.iter().cloned());
+        let of_host = self.base.captures(&origin.url).unwrap_or_default();
+        let value = |name: &str| captured(&of_host, name).or_else(|| captured(captures, name));
         let no_realm = || self.no_realm(path);
         let base = match &self.name.base {
-            Some(base) => Cow::Owned(base.with(&all).ok_or_else(no_realm)?),
+            Some(base) => Cow::Owned(base.with(value).ok_or_else(no_realm)?),
             None => Cow::Borrowed(&*origin.url),
         };
         let segments = self.name.path.segments().iter();
         let segments = segments.filter_map(|segment| match segment {
             Segment::Literal(text) => Some(Some(&**text)),
-            Segment::Parameter(name) => Some(captured(&all, name)),
+            Segment::Parameter(name) => Some(value(name)),
             Segment::Rest(_) | Segment::TrailingSlash => None,
         });
-        let segments: Option<Vec<&str>> = segments.collect();
-        Ok(base.below(segments.ok_or_else(no_realm)?))
+        base.below(segments).ok_or_else(no_realm)
     }
 
     /// The realm that the parameters of a route name. As much of the path names it as a pattern
@@ -747,8 +750,8 @@ impl Paths {
         path: &ParsedPath<'_>,
         mut names: impl Iterator<Item = &'n str>,
     ) -> Depth {
-        let is_whole = path.segments().is_ok_and(|all| all.count() == depth);
-        if is_whole && names.any(|name| !self.needs(name)) {
+        let is_whole = || path.segments().is_ok_and(|all| all.count() == depth);
+        if names.any(|name| !self.needs(name)) && is_whole() {
             return Depth::Unknown;
         }
         Depth::Segments(depth)
@@ -828,7 +831,7 @@ fn begins_as_route<'a>(
         match (*segment, path.next()?) {
             (RouteSegment::Literal(literal), text) if literal == text => {}
             (RouteSegment::Parameter(name), text) if is_needed(name) => {
-                captures.push((name, Cow::Borrowed(text)));
+                captures.push((name, text));
             }
             (RouteSegment::Parameter(_), _) => {}
             _ => return None,
@@ -838,7 +841,7 @@ fn begins_as_route<'a>(
 }
 
 fn is_same(one: &Captures<'_>, other: &Captures<'_>) -> bool {
-    let has = |(name, value): &(&str, Cow<'_, str>)| captured(one, name) == Some(value);
+    let has = |(name, value): &(&str, &str)| captured(one, name) == Some(value);
     one.len() == other.len() && other.iter().all(has)
 }
 

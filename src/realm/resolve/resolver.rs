@@ -416,6 +416,23 @@ impl<B> Routes<B> {
         Box::new(of_routes.chain([(None, &self.base)]))
     }
 
+    /// The first result for one of the patterns by which realms are found in paths. Allocates
+    /// nothing: each locked request comes here.
+    pub(in crate::realm) fn find_template<T>(
+        &self,
+        find: impl Fn(&RealmPaths) -> Option<T>,
+    ) -> Option<T> {
+        fn seek<B, T>(routes: &Routes<B>, find: &dyn Fn(&RealmPaths) -> Option<T>) -> Option<T> {
+            let mut of_routes = routes.routes.iter();
+            let found = of_routes.find_map(|route| seek(&route.resolver, find));
+            found.or_else(|| match &routes.base {
+                Source::Path(PathSource::Template(paths)) => find(paths),
+                _ => None,
+            })
+        }
+        seek(self, &find)
+    }
+
     /// The way to find the realms of a request that can be read with each of `methods`, and may
     /// be read with still another one if they are `unclear`. It must be the same for each of them,
     /// and for every way to read the path.
@@ -425,6 +442,9 @@ impl<B> Routes<B> {
         unclear: bool,
         path: &ParsedPath<'_>,
     ) -> Result<&Source<B>, RealmError> {
+        if self.routes.is_empty() {
+            return Ok(&self.base);
+        }
         let mut of_each = methods
             .clone()
             .map(|method| self.source_for(method, path, PathTemplate::matches_exactly));

@@ -31,11 +31,11 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// cache needs to stay right.
 ///
 /// Replicas publish their writes if their locks were built with
-/// [`broadcast(true)`](crate::PostgresBuilder::broadcast). An event follows soon after the lock of a
-/// successful write is released. Events of one realm come in the order of its writes; from replicas
-/// with [sessions](crate::PostgresBuilder::sessions) two may change places, and equal ones become
-/// one: where that matters, compare the tokens. A write that was not confirmed may be published or
-/// not.
+/// [`broadcast(true)`](crate::PostgresBuilder::broadcast). Each successful write is an event, which
+/// follows soon after its hold has ended. It is committed before a confirmed write is answered.
+/// Events of one realm come in the order of its writes; from replicas with
+/// [sessions](crate::PostgresBuilder::sessions) two may change places: where that matters, compare
+/// the tokens. A write that was not confirmed may be published or not.
 ///
 /// The stream never ends: it reconnects by itself, and yields an interruption when it may have
 /// missed events. That is at once for a lost connection, within 4 seconds for a silent network, and
@@ -245,8 +245,10 @@ impl Events {
         if notification.channel() != CHANNEL {
             return;
         }
-        if let Some(write) = read(notification.payload()) {
-            self.push(RealmEvent::Write(write));
+        if let Some(writes) = read(notification.payload()) {
+            for write in writes {
+                self.push(RealmEvent::Write(write));
+            }
         } else {
             // A realm too long to be named, or another version's notice: it may be about anything.
             self.push(RealmEvent::Interrupted);
@@ -283,12 +285,16 @@ fn interrupt(queue: &mut VecDeque<RealmEvent>, is_over: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lock::postgres::publish::event::payload;
+    use crate::lock::postgres::publish::event::Notice;
 
     fn write(path: &str) -> RealmEvent {
-        let realm = "http://h/a/".parse().unwrap();
-        let write = read(&payload(Some(&realm), Some(path), None, "me"));
-        RealmEvent::Write(write.unwrap())
+        let notice = Notice {
+            realm: "http://h/a/".parse().ok(),
+            path: Some(path.into()),
+            sender: "me".into(),
+            tokens: vec![None],
+        };
+        RealmEvent::Write(read(&notice.parts()[0].payload(0)).unwrap().remove(0))
     }
 
     fn taken(events: &Events) -> Vec<RealmEvent> {

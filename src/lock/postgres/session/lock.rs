@@ -7,6 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::lock::lease::Lease;
 use crate::lock::postgres::confirmation::{Confirmation, Confirmer};
+use crate::lock::postgres::publish::Publication;
 use crate::lock::postgres::traffic::{SILENCE, Traffic};
 use crate::lock::token::FencingToken;
 use crate::realm::claim::{Claim, Lock};
@@ -29,8 +30,8 @@ pub(super) struct Session {
 pub(super) enum Command {
     Lock(Asked),
     Unlock(Release),
-    /// Confirmed when anything that was sent later is answered.
-    Confirm(Confirmer),
+    /// Confirmed when anything that was sent later is answered, and the write is published.
+    Confirm(Confirmer, Option<Publication>),
 }
 
 /// A claim that is asked for.
@@ -49,9 +50,8 @@ pub(super) struct Release {
     pub(super) locks: Vec<Lock>,
     /// Gets the proof that they were held until now, if somebody waits for it.
     pub(super) confirmer: Option<Confirmer>,
-    /// The statement that publishes a write. It is sent after the unlock, and its answer is a part
-    /// of the proof.
-    pub(super) publication: Option<String>,
+    /// Sent after the unlock; its answer is a part of the proof.
+    pub(super) publication: Option<Publication>,
 }
 
 /// A claim, locked on a session that it may share with many others.
@@ -143,17 +143,18 @@ impl SessionLock {
         self.token
     }
 
-    /// Asks for the proof that the session was alive after now, and with it every lock that it held.
-    /// Many share one answer. The lock may meanwhile serve its next holder.
-    pub(in crate::lock) fn confirm(&self) -> Confirmation {
+    /// Asks for the proof that the session was alive after now, and with it every lock that it held,
+    /// and publishes a write. Many share one answer. The lock may meanwhile serve its next holder.
+    pub(in crate::lock) fn confirm(&self, publication: Option<Publication>) -> Confirmation {
         let confirmer = Confirmer::new();
         let confirmation = confirmer.confirmation();
-        self.session.send(Command::Confirm(confirmer));
+        let command = Command::Confirm(confirmer, publication);
+        self.session.send(command);
         confirmation
     }
 
     /// Unlocks, and publishes a write; the answer proves that the lock was held until now.
-    pub(in crate::lock) fn unlock(mut self, publication: Option<String>) -> Confirmation {
+    pub(in crate::lock) fn unlock(mut self, publication: Option<Publication>) -> Confirmation {
         let confirmer = Confirmer::new();
         let confirmation = confirmer.confirmation();
         self.release(Some(confirmer), publication);
@@ -166,7 +167,7 @@ impl SessionLock {
     }
 
     /// Unlocks, unless that was done before.
-    fn release(&mut self, confirmer: Option<Confirmer>, publication: Option<String>) {
+    fn release(&mut self, confirmer: Option<Confirmer>, publication: Option<Publication>) {
         if mem::replace(&mut self.is_locked, false) {
             self.session.send(Command::Unlock(Release {
                 locks: self.claim.locks().to_vec(),

@@ -1,12 +1,14 @@
 use std::fmt;
-use std::pin::Pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::{Shared, ready};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 
 use super::Options;
 use super::lock::{Session, SessionLock};
@@ -80,7 +82,8 @@ impl Sessions {
     /// One try for all keys of a claim. `None` if somebody holds one, or no session is to be had: a
     /// transaction waits, and reports what is wrong.
     ///
-    /// A silent session is replaced. It goes on for its holders, who lose it with its lease.
+    /// A silent session is replaced. It goes on for its holders, who lose it with its lease. The
+    /// caller must poll this when `deadline` has come.
     ///
     /// # Errors
     ///
@@ -112,7 +115,12 @@ impl Sessions {
             }
             Ok(None)
         };
-        timeout_at(deadline, tried).await.unwrap_or(Ok(None))
+        let mut tried = pin!(tried);
+        poll_fn(|cx| match tried.as_mut().poll(cx) {
+            Poll::Pending if Instant::now() >= deadline => Poll::Ready(Ok(None)),
+            polled => polled,
+        })
+        .await
     }
 
     /// Grants nothing more. A session ends when its last lock has been unlocked.

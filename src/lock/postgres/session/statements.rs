@@ -1,55 +1,111 @@
-use std::fmt::Write;
+use std::pin::pin;
+use std::sync::Arc;
 
-use tokio_postgres::SimpleQueryMessage;
+use futures_util::future::{BoxFuture, try_join};
+use futures_util::{FutureExt, TryStreamExt};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Error, SimpleQueryMessage, Statement};
 
-use crate::lock::postgres::answer::value;
+use crate::lock::token;
 use crate::realm::claim::Lock;
 
-/// The column with an answer for each key.
-const COLUMN: &str = "done";
-
-/// Takes each lock that nobody else holds, and waits for none.
-pub(super) fn try_lock<'a>(locks: impl IntoIterator<Item = &'a Lock>) -> String {
-    for_each(locks, "pg_try_advisory_lock")
+/// What a session asks again and again, prepared.
+pub(super) struct Statements {
+    client: Arc<Client>,
+    try_lock: Statement,
+    unlock: Statement,
 }
 
-/// Gives locks back.
-pub(super) fn unlock<'a>(locks: impl IntoIterator<Item = &'a Lock>) -> String {
-    for_each(locks, "pg_advisory_unlock")
+/// What the server answers to one message, or to several that belong together.
+#[derive(Default)]
+pub(super) struct Answer {
+    /// What was done for each key, in their order.
+    pub(super) done: Vec<bool>,
+    pub(super) rows: Vec<SimpleQueryMessage>,
 }
 
-/// One statement for any number of keys: to `pg_stat_statements` it is always the same, and the
-/// server plans one call instead of hundreds.
-fn for_each<'a>(locks: impl IntoIterator<Item = &'a Lock>, function: &str) -> String {
-    let mut statement = format!(
-        "SELECT array_agg(CASE WHEN shared THEN {function}_shared(key) ELSE {function}(key) END) \
-         AS {COLUMN} FROM unnest('"
-    );
-    let mut modes = String::new();
-    let mut separator = '{';
-    for lock in locks {
-        let mode = if lock.is_shared() { 't' } else { 'f' };
-        // Writing to a `String` does not fail.
-        let _ = write!(statement, "{separator}{}", lock.key);
-        let _ = write!(modes, "{separator}{mode}");
-        separator = ',';
+/// Sends its messages when it is polled for the first time.
+pub(super) type Answered = BoxFuture<'static, Result<Answer, Error>>;
+
+impl Statements {
+    pub(super) async fn prepare(client: &Arc<Client>) -> Result<Self, Error> {
+        let try_lock = for_each("pg_try_advisory_lock");
+        let unlock = for_each("pg_advisory_unlock");
+        let (try_lock, unlock) =
+            try_join(client.prepare(&try_lock), client.prepare(&unlock)).await?;
+        let client = Arc::clone(client);
+        Ok(Self {
+            client,
+            try_lock,
+            unlock,
+        })
     }
-    statement + "}'::bigint[], '" + &modes + "}'::boolean[]) AS lock (key, shared)"
+
+    /// Takes each lock that nobody else holds, and waits for none. A token is asked for after the
+    /// locks, so that the holders before have theirs already.
+    pub(super) fn try_lock<'a>(
+        &self,
+        locks: impl IntoIterator<Item = &'a Lock>,
+        fencing: bool,
+    ) -> Answered {
+        let locked = self.execute(&self.try_lock, locks);
+        if fencing {
+            let token = self.simple(token::ASK.to_owned());
+            let both = try_join(locked, token);
+            both.map(|answer| {
+                answer.map(|(Answer { done, .. }, Answer { rows, .. })| Answer { done, rows })
+            })
+            .boxed()
+        } else {
+            locked
+        }
+    }
+
+    /// Gives locks back.
+    pub(super) fn unlock<'a>(&self, locks: impl IntoIterator<Item = &'a Lock>) -> Answered {
+        self.execute(&self.unlock, locks)
+    }
+
+    /// Sends text, of any number of statements.
+    pub(super) fn simple(&self, text: String) -> Answered {
+        let client = Arc::clone(&self.client);
+        async move {
+            let rows = client.simple_query(&text).await?;
+            let done = Vec::new();
+            Ok(Answer { done, rows })
+        }
+        .boxed()
+    }
+
+    fn execute<'a>(
+        &self,
+        statement: &Statement,
+        locks: impl IntoIterator<Item = &'a Lock>,
+    ) -> Answered {
+        let (client, statement) = (Arc::clone(&self.client), statement.clone());
+        let (keys, shared): (Vec<i64>, Vec<bool>) = locks
+            .into_iter()
+            .map(|lock| (lock.key.value(), lock.is_shared()))
+            .unzip();
+        async move {
+            let parameters: [&(dyn ToSql + Sync); 2] = [&keys, &shared];
+            let rows = client.query_raw(&statement, parameters).await?;
+            let mut rows = pin!(rows);
+            let mut answer = Answer::default();
+            while let Some(row) = rows.try_next().await? {
+                // What is no flag is missing: the number of answers shows it.
+                answer.done.extend(row.try_get::<_, bool>(0).ok());
+            }
+            Ok(answer)
+        }
+        .boxed()
+    }
 }
 
-/// What the statement did for each of `count` keys, in their order; `None` if that is not what was
-/// answered.
-pub(super) fn answers(messages: &[SimpleQueryMessage], count: usize) -> Option<Vec<bool>> {
-    flags(value(messages, COLUMN)?).filter(|flags| flags.len() == count)
-}
-
-/// Reads PostgreSQL's text of an array of booleans.
-fn flags(list: &str) -> Option<Vec<bool>> {
-    let inner = list.strip_prefix('{')?.strip_suffix('}')?;
-    let flag = |text| match text {
-        "t" => Some(true),
-        "f" => Some(false),
-        _ => None,
-    };
-    inner.split(',').map(flag).collect()
+/// One statement for any number of keys: to `pg_stat_statements` it is always the same.
+fn for_each(function: &str) -> String {
+    format!(
+        "SELECT CASE WHEN shared THEN {function}_shared(key) ELSE {function}(key) END FROM \
+         (SELECT unnest($1::bigint[]), unnest($2::boolean[])) AS lock (key, shared)"
+    )
 }

@@ -1,25 +1,29 @@
-use std::pin::Pin;
+use std::collections::VecDeque;
+use std::future::{poll_fn, ready};
+use std::mem;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use futures_util::stream::FuturesOrdered;
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::FutureExt;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_postgres::Error;
 use tokio_postgres::error::SqlState;
 
 use super::Options;
 use super::keys::Keys;
 use super::lock::{Asked, Command, Release, Reply, Session};
-use super::statements::{answers, try_lock, unlock};
+use super::statements::{Answer, Answered, Statements};
 use crate::lock::error::{ConnectError, chain};
 use crate::lock::lease::Lease;
-use crate::lock::postgres::answer::{Answer, fencing_token};
+use crate::lock::postgres::answer::fencing_token;
 use crate::lock::postgres::confirmation::{Confirmer, Unconfirmed};
 use crate::lock::postgres::connect::Connector;
 use crate::lock::postgres::connection::{Busy, LockConnection, is_disconnect};
+use crate::lock::postgres::publish::Publication;
 use crate::lock::postgres::settings::milliseconds;
-use crate::lock::token::{self, FencingToken};
+use crate::lock::token::FencingToken;
 use crate::realm::claim::Lock;
 
 /// How many commands one batch takes.
@@ -36,7 +40,9 @@ struct SessionTask {
     options: Options,
     commands: mpsc::UnboundedReceiver<Command>,
     keys: Keys,
-    in_flight: FuturesOrdered<Answered>,
+    statements: Statements,
+    /// PostgreSQL answers in the order in which it was asked.
+    in_flight: VecDeque<Sent>,
     /// Those whose keys were unlocked, and whose publication is answered next.
     unlocked: Vec<Confirmer>,
 }
@@ -46,16 +52,15 @@ struct Sent {
     message: Message,
     at: Instant,
     confirms: Vec<Confirmer>,
+    answered: Answered,
 }
-
-type Answered = Pin<Box<dyn Future<Output = (Sent, Answer)> + Send>>;
 
 /// What is sent to the server at once, and answered at once.
 enum Message {
     Lock(Vec<Asked>),
     Unlock(Vec<Release>),
-    /// The statements of the unlocks that were sent before.
-    Publish(String),
+    /// The writes of the unlocks that were sent before, and of holds whose locks were handed on.
+    Publish(Publication, Vec<Confirmer>),
     /// The smallest message that the server answers: an empty query.
     Empty,
 }
@@ -73,11 +78,21 @@ impl Session {
         // Until the server has answered.
         let connection = Busy::new(connector.open().await?);
         let prepared = prepare(&connection, options.lease);
-        let lease = connection.within(connector.timeout(), prepared).await?;
-        Ok(Self::start(connection.into_idle(), lease, options))
+        let (lease, statements) = connection.within(connector.timeout(), prepared).await?;
+        Ok(Self::start(
+            connection.into_idle(),
+            lease,
+            statements,
+            options,
+        ))
     }
 
-    pub(super) fn start(connection: LockConnection, lease: Lease, options: Options) -> Self {
+    pub(super) fn start(
+        connection: LockConnection,
+        lease: Lease,
+        statements: Statements,
+        options: Options,
+    ) -> Self {
         let lease = Arc::new(lease);
         let (commands, receiver) = mpsc::unbounded_channel();
         let session = Self {
@@ -88,21 +103,29 @@ impl Session {
             pid: connection.canceller().process_id(),
             expires: connection.expires,
         };
-        let task = SessionTask::new(connection, lease, options, receiver);
+        let task = SessionTask::new(connection, lease, statements, options, receiver);
         tokio::spawn(task.run());
         session
     }
 }
 
-/// Sets the session's own time limit.
-async fn prepare(connection: &LockConnection, period: Duration) -> Result<Lease, ConnectError> {
+/// Sets the session's own time limit, and prepares its statements.
+async fn prepare(
+    connection: &LockConnection,
+    period: Duration,
+) -> Result<(Lease, Statements), ConnectError> {
     // Before anything is changed in a session that may be somebody else's as well.
     connection.refuse_pooler()?;
     let sent = Instant::now();
     let milliseconds = milliseconds(period);
     let limit = format!("SELECT set_config('idle_session_timeout', '{milliseconds}', false)");
     match connection.client.batch_execute(&limit).await {
-        Ok(()) => Ok(Lease::new(period, sent, &connection.closed)),
+        Ok(()) => {
+            let lease = Lease::new(period, sent, &connection.closed);
+            let statements = Statements::prepare(&connection.client).await;
+            let statements = statements.map_err(|error| connection.failed(error))?;
+            Ok((lease, statements))
+        }
         Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => {
             Err(ConnectError::NoSessionTimeout {
                 server: Arc::clone(&connection.server),
@@ -116,6 +139,7 @@ impl SessionTask {
     fn new(
         connection: LockConnection,
         lease: Arc<Lease>,
+        statements: Statements,
         options: Options,
         commands: mpsc::UnboundedReceiver<Command>,
     ) -> Self {
@@ -125,7 +149,8 @@ impl SessionTask {
             options,
             commands,
             keys: Keys::new(options.share_time),
-            in_flight: FuturesOrdered::new(),
+            statements,
+            in_flight: VecDeque::new(),
             unlocked: Vec::new(),
         }
     }
@@ -154,14 +179,14 @@ impl SessionTask {
         loop {
             tokio::select! {
                 biased;
-                Some((sent, answer)) = self.in_flight.next() => self.settle(sent, answer).await?,
+                Some((sent, answer)) = next(&mut self.in_flight) => self.settle(sent, answer)?,
                 count = self.commands.recv_many(&mut batch, BATCH),
                     if self.in_flight.len() < IN_FLIGHT =>
                 {
                     if count == 0 {
                         return self.finish().await;
                     }
-                    self.send_batch(batch.drain(..)).await?;
+                    self.send_batch(batch.drain(..));
                 }
             }
         }
@@ -169,71 +194,81 @@ impl SessionTask {
 
     /// Waits for the last answers, once there can be no more commands.
     async fn finish(&mut self) -> Result<(), Lost> {
-        while let Some((sent, answer)) = self.in_flight.next().await {
-            self.settle(sent, answer).await?;
+        while let Some((sent, answer)) = next(&mut self.in_flight).await {
+            self.settle(sent, answer)?;
         }
         Ok(())
     }
 
     /// Sends the unlocks, then the locks: a key may be in both, and session locks are re-entrant, so
     /// that in the other order whoever waits for it elsewhere would be passed over.
-    async fn send_batch(&mut self, batch: impl Iterator<Item = Command>) -> Result<(), Lost> {
+    fn send_batch(&mut self, batch: impl Iterator<Item = Command>) {
         let mut releases = Vec::new();
         let mut asked = Vec::new();
         let mut confirms = Vec::new();
+        let mut publication = Publication::default();
+        let mut published = Vec::new();
         for command in batch {
             match command {
-                Command::Unlock(release) => {
+                Command::Unlock(mut release) => {
+                    publication.append(
+                        release
+                            .publication
+                            .as_mut()
+                            .map(mem::take)
+                            .unwrap_or_default(),
+                    );
                     let doubtful = unasked(self.keys.forget(&release.locks));
                     // In this order, so that the first one's answer is about the lock that it had.
                     releases.push(release);
                     releases.extend(doubtful);
                 }
-                Command::Confirm(reply) => confirms.push(reply),
+                Command::Confirm(reply, None) => confirms.push(reply),
+                Command::Confirm(reply, Some(write)) => {
+                    publication.append(write);
+                    published.push(reply);
+                }
                 Command::Lock(Asked { reply, .. }) if reply.is_closed() => {}
                 Command::Lock(ask) if self.keys.note(ask.lock.claim().locks()) => asked.push(ask),
                 Command::Lock(Asked { reply, .. }) => refuse(reply),
             }
         }
-        let publications = releases.iter().filter_map(|it| it.publication.as_deref());
-        let publications = publications.collect::<Vec<_>>().join("; ");
         if !releases.is_empty() {
-            let confirms = std::mem::take(&mut confirms);
-            self.send(Message::Unlock(releases), confirms).await?;
+            let confirms = mem::take(&mut confirms);
+            self.send(Message::Unlock(releases), confirms);
         }
         if !asked.is_empty() {
-            let confirms = std::mem::take(&mut confirms);
-            self.send(Message::Lock(asked), confirms).await?;
+            let confirms = mem::take(&mut confirms);
+            self.send(Message::Lock(asked), confirms);
         }
-        if !publications.is_empty() {
+        if !publication.is_empty() {
             // By itself: where it fails, nothing else does. One transaction, as PostgreSQL commits
             // notices one at a time.
-            let message = Message::Publish(publications);
-            self.send(message, Vec::new()).await?;
+            let message = Message::Publish(publication, published);
+            self.send(message, Vec::new());
         }
         if !confirms.is_empty() {
-            self.send(Message::Empty, confirms).await?;
+            self.send(Message::Empty, confirms);
         }
-        Ok(())
     }
 
     /// Queues a message behind those already sent; waits for nothing.
-    async fn send(&mut self, message: Message, confirms: Vec<Confirmer>) -> Result<(), Lost> {
-        let statement = message.statement(self.options.fencing);
+    fn send(&mut self, message: Message, confirms: Vec<Confirmer>) {
         let at = Instant::now();
-        let answer = self.connection.client.simple_query_raw(&statement).await;
-        let answer = answer.map_err(|_| Lost)?;
-        let sent = Sent {
+        let mut answered = message.send(&self.statements, self.options.fencing);
+        // It is sent by its first poll. Another thread may have read the answer by the end of that.
+        if let Some(answer) = (&mut answered).now_or_never() {
+            answered = Box::pin(ready(answer));
+        }
+        self.in_flight.push_back(Sent {
             message,
             at,
             confirms,
-        };
-        self.in_flight
-            .push_back(Box::pin(async { (sent, answer.try_collect().await) }));
-        Ok(())
+            answered,
+        });
     }
 
-    async fn settle(&mut self, sent: Sent, answer: Answer) -> Result<(), Lost> {
+    fn settle(&mut self, sent: Sent, answer: Result<Answer, Error>) -> Result<(), Lost> {
         if let Err(error) = &answer
             && is_disconnect(error)
         {
@@ -248,9 +283,9 @@ impl SessionTask {
             confirm.publish(Ok(()));
         }
         match sent.message {
-            Message::Lock(asked) => self.settle_locks(asked, answer).await?,
+            Message::Lock(asked) => self.settle_locks(asked, answer),
             Message::Unlock(releases) => self.settle_unlocks(releases, answer)?,
-            Message::Publish(_) => self.settle_publications(&answer),
+            Message::Publish(_, published) => self.settle_publications(published, &answer),
             Message::Empty => {}
         }
         Ok(())
@@ -258,7 +293,7 @@ impl SessionTask {
 
     /// Tells callers what they were granted, and unlocks what nobody takes: a claim is granted as a
     /// whole or not at all.
-    async fn settle_locks(&mut self, asked: Vec<Asked>, answer: Answer) -> Result<(), Lost> {
+    fn settle_locks(&mut self, asked: Vec<Asked>, answer: Result<Answer, Error>) {
         let count = asked.iter().map(|ask| ask.lock.claim().locks().len()).sum();
         let (mut grants, token) = match self.grants(answer, count) {
             Ok((grants, token)) => (Some(grants.into_iter()), token),
@@ -295,29 +330,37 @@ impl SessionTask {
             releases.extend(unasked(unwanted));
         }
         if !releases.is_empty() {
-            self.send(Message::Unlock(releases), Vec::new()).await?;
+            self.send(Message::Unlock(releases), Vec::new());
         }
         // Only now, so that the next to ask this session comes behind the unlock.
         refused.into_iter().for_each(refuse);
-        Ok(())
     }
 
     fn grants(
         &self,
-        answer: Answer,
+        answer: Result<Answer, Error>,
         count: usize,
     ) -> Result<(Vec<bool>, Option<FencingToken>), String> {
-        let rows = answer.map_err(|error| chain(&error))?;
-        let grants = answers(&rows, count).ok_or("not an answer for each key")?;
+        let Answer { done, rows } = answer.map_err(|error| chain(&error))?;
+        if done.len() != count {
+            return Err("not an answer for each key".to_owned());
+        }
         let token = self.options.fencing.then(|| fencing_token(&rows));
         let token = token.transpose().map_err(|error| error.to_string())?;
-        Ok((grants, token))
+        Ok((done, token))
     }
 
-    fn settle_unlocks(&mut self, releases: Vec<Release>, answer: Answer) -> Result<(), Lost> {
-        let rows = answer.map_err(|_| Lost)?;
-        let count = releases.iter().map(|release| release.locks.len()).sum();
-        let mut unlocked = answers(&rows, count).ok_or(Lost)?.into_iter();
+    fn settle_unlocks(
+        &mut self,
+        releases: Vec<Release>,
+        answer: Result<Answer, Error>,
+    ) -> Result<(), Lost> {
+        let done = answer.map_err(|_| Lost)?.done;
+        let count: usize = releases.iter().map(|release| release.locks.len()).sum();
+        if done.len() != count {
+            return Err(Lost);
+        }
+        let mut unlocked = done.into_iter();
         for release in releases {
             // As many answers as keys, in their order. All are taken, whatever the first is.
             let answers = unlocked.by_ref().take(release.locks.len());
@@ -334,33 +377,46 @@ impl SessionTask {
         Ok(())
     }
 
-    fn settle_publications(&mut self, answer: &Answer) {
+    fn settle_publications(&mut self, published: Vec<Confirmer>, answer: &Result<Answer, Error>) {
         if let Err(error) = answer {
             let error = chain(error);
             tracing::warn!(error, "writes could not be published to the other replicas");
         }
-        for confirmer in self.unlocked.drain(..) {
+        for confirmer in self.unlocked.drain(..).chain(published) {
             confirmer.publish(proof(answer.is_ok()));
         }
     }
 }
 
 impl Message {
-    fn statement(&self, fencing: bool) -> String {
+    /// The answer, which sends the message when it is polled.
+    fn send(&self, statements: &Statements, fencing: bool) -> Answered {
         match self {
             Self::Lock(asked) => {
-                let mut statement = try_lock(asked.iter().flat_map(|ask| ask.lock.claim().locks()));
-                if fencing {
-                    // After the locks, so that the holders before have their tokens already.
-                    statement += token::ASK;
-                }
-                statement
+                let locks = asked.iter().flat_map(|ask| ask.lock.claim().locks());
+                statements.try_lock(locks, fencing)
             }
-            Self::Unlock(releases) => unlock(releases.iter().flat_map(|release| &release.locks)),
-            Self::Publish(statements) => statements.clone(),
-            Self::Empty => String::new(),
+            Self::Unlock(releases) => {
+                statements.unlock(releases.iter().flat_map(|release| &release.locks))
+            }
+            Self::Publish(publication, _) => statements.simple(publication.statement()),
+            Self::Empty => statements.simple(String::new()),
         }
     }
+}
+
+/// The first message and its answer; `None` if nothing is in flight.
+///
+/// # Cancel safety
+///
+/// Cancel safe.
+async fn next(in_flight: &mut VecDeque<Sent>) -> Option<(Sent, Result<Answer, Error>)> {
+    let answer = poll_fn(|cx| match in_flight.front_mut() {
+        Some(sent) => sent.answered.as_mut().poll(cx).map(Some),
+        None => Poll::Ready(None),
+    });
+    let answer = answer.await?;
+    in_flight.pop_front().map(|sent| (sent, answer))
 }
 
 fn proof(is_positive: bool) -> Result<(), Unconfirmed> {

@@ -33,14 +33,27 @@ impl super::Baton for Baton {
     }
 }
 
+impl Queue {
+    fn add(
+        self: &Arc<Self>,
+        claim: &Claim,
+        max_waiters: usize,
+        bound: Option<Duration>,
+    ) -> Result<Entry, Refused> {
+        self.enter(claim, max_waiters, Instant::now(), bound)
+    }
+}
+
 impl Entry {
     fn take_baton(&self) -> Option<Baton> {
-        self.slot().unwrap().with(|_, baton| baton.take()).unwrap()
+        self.slot().unwrap().with(|baton| baton.take()).unwrap()
     }
 
     fn is_awaited(&self) -> bool {
-        let slot = self.slot().unwrap();
-        slot.with(|turn, _| turn.is_awaited()).unwrap()
+        let mut turn = self.slot().unwrap().turn();
+        let is_awaited = turn.is_awaited();
+        turn.slot = None;
+        is_awaited
     }
 
     /// Ends a turn, with a baton for the next waiter that wants the same.
@@ -67,8 +80,7 @@ impl Drop for Baton {
 }
 
 fn is_empty(queue: &Queue) -> bool {
-    let places = queue.places();
-    places.lanes.is_empty() && places.claims.is_empty()
+    queue.shards.lock_all().iter().all(|lanes| lanes.is_empty())
 }
 
 fn arrived(place: &Entry) -> bool {
@@ -80,13 +92,13 @@ fn arrive(place: Entry) -> Entry {
     place
 }
 
-fn turn(entry: Result<Entry, Full>) -> Entry {
+fn turn(entry: Result<Entry, Refused>) -> Entry {
     let entry = entry.ok().unwrap();
     assert!(arrived(&entry), "the lane was taken");
     entry
 }
 
-fn waiting(entry: Result<Entry, Full>) -> Entry {
+fn waiting(entry: Result<Entry, Refused>) -> Entry {
     let entry = entry.ok().unwrap();
     assert!(!arrived(&entry), "the lane was free");
     entry
@@ -111,9 +123,9 @@ fn alone(test: impl Fn() + Send + Sync + 'static) {
 fn turns_pass_in_order_of_arrival() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let first = turn(queue.enter(&realm("a"), 9, None));
-        let second = waiting(queue.enter(&realm("a"), 9, None));
-        let third = waiting(queue.enter(&realm("a"), 9, None));
+        let first = turn(queue.add(&realm("a"), 9, None));
+        let second = waiting(queue.add(&realm("a"), 9, None));
+        let third = waiting(queue.add(&realm("a"), 9, None));
         assert!(!arrived(&second));
 
         drop(first);
@@ -130,8 +142,8 @@ fn turns_pass_in_order_of_arrival() {
 fn keys_do_not_wait_for_each_other() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let _a = turn(queue.enter(&realm("a"), 9, None));
-        turn(queue.enter(&realm("b"), 9, None));
+        let _a = turn(queue.add(&realm("a"), 9, None));
+        turn(queue.add(&realm("b"), 9, None));
     });
 }
 
@@ -139,11 +151,11 @@ fn keys_do_not_wait_for_each_other() {
 fn a_waiter_that_leaves_gives_up_its_place_at_once() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let first = turn(queue.enter(&realm("a"), 1, None));
-        let second = waiting(queue.enter(&realm("a"), 1, None));
-        assert!(queue.enter(&realm("a"), 1, None).is_err());
+        let first = turn(queue.add(&realm("a"), 1, None));
+        let second = waiting(queue.add(&realm("a"), 1, None));
+        assert!(queue.add(&realm("a"), 1, None).is_err());
         drop(second);
-        let third = waiting(queue.enter(&realm("a"), 1, None));
+        let third = waiting(queue.add(&realm("a"), 1, None));
         drop(first);
         assert!(arrived(&third));
     });
@@ -153,9 +165,9 @@ fn a_waiter_that_leaves_gives_up_its_place_at_once() {
 fn a_turn_on_its_way_to_a_waiter_that_left_reaches_the_next() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let first = turn(queue.enter(&realm("a"), 9, None));
-        let second = waiting(queue.enter(&realm("a"), 9, None));
-        let third = waiting(queue.enter(&realm("a"), 9, None));
+        let first = turn(queue.add(&realm("a"), 9, None));
+        let second = waiting(queue.add(&realm("a"), 9, None));
+        let third = waiting(queue.add(&realm("a"), 9, None));
         drop(first);
         drop(second);
         drop(arrive(third));
@@ -167,13 +179,13 @@ fn a_turn_on_its_way_to_a_waiter_that_left_reaches_the_next() {
 fn a_late_leaver_takes_nobodys_place() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let first = turn(queue.enter(&realm("a"), 9, None));
-        let late = waiting(queue.enter(&realm("a"), 9, None));
+        let first = turn(queue.add(&realm("a"), 9, None));
+        let late = waiting(queue.add(&realm("a"), 9, None));
         drop(first);
         drop(late.slot().unwrap().take());
         // The lane was closed and opened again in the meantime.
-        let again = turn(queue.enter(&realm("a"), 9, None));
-        let next = waiting(queue.enter(&realm("a"), 9, None));
+        let again = turn(queue.add(&realm("a"), 9, None));
+        let next = waiting(queue.add(&realm("a"), 9, None));
         drop(late);
         drop(again);
         assert!(arrived(&next));
@@ -185,8 +197,8 @@ fn an_owner_that_is_not_polled_between_two_visits_loses_its_turn() {
     alone(|| {
         let bound = Duration::from_secs(8);
         let queue = Arc::new(Queue::default());
-        let owner = turn(queue.enter(&realm("a"), 9, Some(bound)));
-        let next = waiting(queue.enter(&realm("a"), 9, Some(bound)));
+        let owner = turn(queue.add(&realm("a"), 9, Some(bound)));
+        let next = waiting(queue.add(&realm("a"), 9, Some(bound)));
         let mut now = Instant::now();
         assert_eq!(queue.visit(now).map(|next| next > now), Some(true));
         let mut visit = |after: u64| {
@@ -238,9 +250,9 @@ fn enter_and_leave() {
             thread::spawn(move || {
                 for _ in 0..2 {
                     let lane = thread_rng().gen_range(0..2);
-                    let turn = match queue.enter(&realm(["a", "b"][lane]), 2, None) {
+                    let turn = match queue.add(&realm(["a", "b"][lane]), 2, None) {
                         Ok(place) => wait_or_leave(place),
-                        Err(Full) => None,
+                        Err(_) => None,
                     };
                     if let Some(turn) = turn {
                         let baton = turn.take_baton();
@@ -264,11 +276,11 @@ fn enter_and_leave() {
 /// Waiters that stand in one lane in a known order get their turns in that order, whoever leaves.
 fn keep_the_order() {
     let queue = Arc::new(Queue::default());
-    let first = turn(queue.enter(&realm("a"), 9, None));
+    let first = turn(queue.add(&realm("a"), 9, None));
     let served = Arc::new(AtomicUsize::new(0));
     let threads: Vec<_> = (1..5)
         .map(|number| {
-            let place = waiting(queue.enter(&realm("a"), 9, None));
+            let place = waiting(queue.add(&realm("a"), 9, None));
             let served = Arc::clone(&served);
             thread::spawn(move || {
                 if let Some(turn) = wait_or_leave(place) {
@@ -290,9 +302,9 @@ fn pass_on_while_leaving() {
     let queue = Arc::new(Queue::default());
     let server = Arc::default();
     let baton = Baton::take(&server);
-    let first = turn(queue.enter(&realm("a"), 9, None));
-    let leaving = waiting(queue.enter(&realm("a"), 9, None));
-    let staying = waiting(queue.enter(&realm("a"), 9, None));
+    let first = turn(queue.add(&realm("a"), 9, None));
+    let leaving = waiting(queue.add(&realm("a"), 9, None));
+    let staying = waiting(queue.add(&realm("a"), 9, None));
     let threads = [
         thread::spawn(move || first.hand_on(baton)),
         thread::spawn(move || drop(leaving)),
@@ -313,15 +325,49 @@ fn pass_on_to_one_that_leaves() {
     let queue = Arc::new(Queue::default());
     let server = Arc::default();
     let baton = Baton::take(&server);
-    let first = turn(queue.enter(&realm("a"), 9, None));
-    let leaving = waiting(queue.enter(&realm("a"), 9, None));
-    let staying = waiting(queue.enter(&realm("a"), 9, None));
+    let first = turn(queue.add(&realm("a"), 9, None));
+    let leaving = waiting(queue.add(&realm("a"), 9, None));
+    let staying = waiting(queue.add(&realm("a"), 9, None));
     let leaves = thread::spawn(move || drop(leaving));
     first.hand_on(baton);
     leaves.join().unwrap();
     assert!(arrive(staying).take_baton().is_some());
     assert!(is_empty(&queue));
     assert_eq!(server.load(Ordering::SeqCst), 0);
+}
+
+/// Callers that enter while the queue closes are refused, or get a turn, or stop waiting.
+fn close_while_entering() {
+    let queue = Arc::new(Queue::default());
+    let first = turn(queue.add(&realm("a"), 9, None));
+    let threads: Vec<_> = ["a", "a", "b"]
+        .into_iter()
+        .map(|name| {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || {
+                let entry = queue.add(&realm(name), 9, None);
+                // Nobody else ends the wait for the first one.
+                let has_turn = entry.is_ok_and(|entry| block_on(entry.turn()));
+                assert!(!has_turn || name == "b");
+            })
+        })
+        .collect();
+    queue.close();
+    assert!(matches!(
+        queue.add(&realm("c"), 9, None),
+        Err(Refused::Closed)
+    ));
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    drop(first);
+    assert!(is_empty(&queue));
+}
+
+#[test]
+fn no_schedule_forgets_a_waiter_of_a_queue_that_closes() {
+    check_random(close_while_entering, 2_000);
+    check_pct(close_while_entering, 2_000, 3);
 }
 
 #[test]

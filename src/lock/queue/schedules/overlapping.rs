@@ -1,6 +1,9 @@
 //! Claims of several keys, and keys that are shared.
 
+use std::collections::HashMap;
+
 use super::*;
+use crate::realm::key::LockKey;
 
 fn both() -> Claim {
     realm("a").and(&realm("b"))
@@ -15,14 +18,14 @@ fn card(path: &str) -> Claim {
 fn who_shares_goes_in_together_and_who_does_not_waits_for_all() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let x = turn(queue.enter(&card("x"), 9, None));
-        let y = turn(queue.enter(&card("y"), 9, None));
-        let whole = waiting(queue.enter(&realm("a"), 9, None));
+        let x = turn(queue.add(&card("x"), 9, None));
+        let y = turn(queue.add(&card("y"), 9, None));
+        let whole = waiting(queue.add(&realm("a"), 9, None));
         drop(x);
         assert!(!arrived(&whole));
         drop(y);
         let whole = arrive(whole);
-        let [x, y] = ["x", "y"].map(|path| waiting(queue.enter(&card(path), 9, None)));
+        let [x, y] = ["x", "y"].map(|path| waiting(queue.add(&card(path), 9, None)));
         drop(whole);
         let _both = [x, y].map(arrive);
     });
@@ -32,9 +35,9 @@ fn who_shares_goes_in_together_and_who_does_not_waits_for_all() {
 fn a_stream_of_sharers_does_not_starve_who_wants_it_alone() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let sharer = turn(queue.enter(&card("0"), 9, None));
-        let whole = waiting(queue.enter(&realm("a"), 9, None));
-        let later = waiting(queue.enter(&card("1"), 9, None));
+        let sharer = turn(queue.add(&card("0"), 9, None));
+        let whole = waiting(queue.add(&realm("a"), 9, None));
+        let later = waiting(queue.add(&card("1"), 9, None));
         assert!(!arrived(&later));
         assert!(sharer.take_baton().is_none());
         drop(sharer);
@@ -48,9 +51,9 @@ fn a_stream_of_sharers_does_not_starve_who_wants_it_alone() {
 fn who_wants_it_alone_and_leaves_lets_the_sharers_behind_it_in() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let _x = turn(queue.enter(&card("x"), 9, None));
-        let whole = waiting(queue.enter(&realm("a"), 9, None));
-        let y = waiting(queue.enter(&card("y"), 9, None));
+        let _x = turn(queue.add(&card("x"), 9, None));
+        let whole = waiting(queue.add(&realm("a"), 9, None));
+        let y = waiting(queue.add(&card("y"), 9, None));
         drop(whole);
         assert!(arrived(&y));
     });
@@ -60,10 +63,10 @@ fn who_wants_it_alone_and_leaves_lets_the_sharers_behind_it_in() {
 fn a_claim_of_two_realms_waits_for_both_and_keeps_its_place_in_each() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let a = turn(queue.enter(&realm("a"), 9, None));
-        let b = turn(queue.enter(&realm("b"), 9, None));
-        let two = waiting(queue.enter(&both(), 9, None));
-        let late = waiting(queue.enter(&realm("b"), 9, None));
+        let a = turn(queue.add(&realm("a"), 9, None));
+        let b = turn(queue.add(&realm("b"), 9, None));
+        let two = waiting(queue.add(&both(), 9, None));
+        let late = waiting(queue.add(&realm("b"), 9, None));
         drop(b);
         assert!(!arrived(&two));
         assert!(!arrived(&late), "it would overtake");
@@ -78,9 +81,9 @@ fn a_claim_of_two_realms_waits_for_both_and_keeps_its_place_in_each() {
 fn a_claim_that_leaves_is_out_of_all_its_lanes() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let a = turn(queue.enter(&realm("a"), 9, None));
-        let two = waiting(queue.enter(&both(), 9, None));
-        let b = waiting(queue.enter(&realm("b"), 9, None));
+        let a = turn(queue.add(&realm("a"), 9, None));
+        let two = waiting(queue.add(&both(), 9, None));
+        let b = waiting(queue.add(&realm("b"), 9, None));
         drop(two);
         drop(arrive(b));
         drop(a);
@@ -92,10 +95,10 @@ fn a_claim_that_leaves_is_out_of_all_its_lanes() {
 fn a_full_lane_refuses_a_claim_and_leaves_no_trace_of_it() {
     alone(|| {
         let queue = Arc::new(Queue::default());
-        let _b = turn(queue.enter(&realm("b"), 1, None));
-        let _waits = waiting(queue.enter(&realm("b"), 1, None));
-        assert!(queue.enter(&both(), 1, None).is_err());
-        turn(queue.enter(&realm("a"), 0, None));
+        let _b = turn(queue.add(&realm("b"), 1, None));
+        let _waits = waiting(queue.add(&realm("b"), 1, None));
+        assert!(queue.add(&both(), 1, None).is_err());
+        turn(queue.add(&realm("a"), 0, None));
     });
 }
 
@@ -104,9 +107,9 @@ fn a_baton_goes_to_the_same_claim_only_and_ends_before_others_go_on() {
     alone(|| {
         let queue = Arc::new(Queue::default());
         let server = Arc::default();
-        let first = turn(queue.enter(&both(), 9, None));
-        let same = waiting(queue.enter(&both(), 9, None));
-        let other = waiting(queue.enter(&realm("a"), 9, None));
+        let first = turn(queue.add(&both(), 9, None));
+        let same = waiting(queue.add(&both(), 9, None));
+        let other = waiting(queue.add(&realm("a"), 9, None));
         assert!(first.is_awaited());
         first.hand_on(Baton::take(&server));
         let same = arrive(same);
@@ -124,8 +127,8 @@ fn a_baton_does_not_go_to_a_claim_of_more() {
     alone(|| {
         let queue = Arc::new(Queue::default());
         let server = Arc::default();
-        let first = turn(queue.enter(&realm("a"), 9, None));
-        let more = waiting(queue.enter(&both(), 9, None));
+        let first = turn(queue.add(&realm("a"), 9, None));
+        let more = waiting(queue.add(&both(), 9, None));
         assert!(!first.is_awaited());
         first.hand_on(Baton::take(&server));
         assert!(arrive(more).take_baton().is_none());
@@ -138,9 +141,9 @@ fn a_card_is_handed_on_to_its_next_writer() {
     alone(|| {
         let queue = Arc::new(Queue::default());
         let server = Arc::default();
-        let first = turn(queue.enter(&card("x"), 9, None));
-        let _other = turn(queue.enter(&card("y"), 9, None));
-        let next = waiting(queue.enter(&card("x"), 9, None));
+        let first = turn(queue.add(&card("x"), 9, None));
+        let _other = turn(queue.add(&card("y"), 9, None));
+        let next = waiting(queue.add(&card("x"), 9, None));
         assert!(first.is_awaited());
         first.hand_on(Baton::take(&server));
         let next = arrive(next);
@@ -168,9 +171,9 @@ fn overlap_and_leave() {
             thread::spawn(move || {
                 for _ in 0..2 {
                     let claim = &claims[thread_rng().gen_range(0..claims.len())];
-                    let turn = match queue.enter(claim, 2, None) {
+                    let turn = match queue.add(claim, 2, None) {
                         Ok(place) => wait_or_leave(place),
-                        Err(Full) => None,
+                        Err(_) => None,
                     };
                     let Some(turn) = turn else { continue };
                     for lock in claim.locks() {
