@@ -35,13 +35,14 @@ const ENCODED: &AsciiSet = &CONTROLS
     .add(b'/')
     .add(b'\\');
 
-/// The name of a card for its lock, of its path below the realm: `x` and `x.json` are one card.
+/// The name of a card for its lock, of its path below the realm: `x` and `x.json` are the file
+/// `x.json`.
 ///
 /// `_atomic` is none, and has no name: a rule that takes it for a card locks the realm whole.
 pub fn lock_name(path: &str) -> String {
     match path.strip_suffix(SUFFIX).unwrap_or(path) {
         ATOMIC => String::new(),
-        name => name.to_owned(),
+        name => format!("{name}{SUFFIX}"),
     }
 }
 

@@ -16,7 +16,7 @@ use crate::notes::Notes;
 const TENANT: HeaderName = HeaderName::from_static("x-tenant-id");
 
 pub fn app(locks: RealmLocks, notes: Notes) -> Result<Router, ConfigError> {
-    let tenants = RealmResolver::from_header(TENANT, |id| Ok(LockKey::in_space("tenant", id)));
+    let tenants = RealmResolver::from_header(TENANT, |id| LockKey::in_space("tenant", id));
     let rules = LockRules::new().exempt(Method::POST, "/login")?;
     let app = Router::new()
         .route("/notes", post(add))

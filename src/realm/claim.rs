@@ -9,10 +9,16 @@ use super::error::RealmError;
 use super::key::LockKey;
 use super::url::RealmUrl;
 
+/// Above so many resources a realm is taken whole, as cardstack/boxel's realm servers do.
+pub(in crate::realm) const MAX_RESOURCES: usize = 256;
+
 /// What one caller must hold: a sorted set of lock keys, each exclusive or shared.
 ///
-/// All of it is granted or nothing, in one round trip. Keys are always taken in their order, so that callers whose claims
-/// overlap do not deadlock. Cheap to clone; two claims are equal if their keys and modes are.
+/// All of it is granted or nothing, in one round trip. Keys are always taken in one order, so that
+/// callers whose claims overlap do not deadlock: those of realms and of spaces before those of
+/// resources, and each of the two in the order of the numbers written out, character by character,
+/// as cardstack/boxel's realm servers take them. Cheap to clone; two claims are equal if their keys
+/// and modes are.
 ///
 /// ```
 /// use tower_realm_lock::{Claim, LockKey, RealmUrl};
@@ -25,7 +31,7 @@ use super::url::RealmUrl;
 /// // Two cards of one realm: the writers of its other cards go on meanwhile.
 /// let cards = Claim::resources(&source, ["cards/1", "cards/2"]);
 /// // Something that is no realm: the budget of a user.
-/// let budget = Claim::from(LockKey::in_space("user-cost", "42"));
+/// let budget = Claim::from(LockKey::in_space("user-cost", "42")?);
 /// # let _ = (cards, budget);
 /// # Ok::<(), tower_realm_lock::RealmError>(())
 /// ```
@@ -33,7 +39,7 @@ use super::url::RealmUrl;
 pub struct Claim(Arc<Parts>);
 
 struct Parts {
-    /// Sorted by key, each key once.
+    /// In the [order](Lock::order) in which they are taken, each key once.
     locks: List<Lock>,
     /// In the order in which they were named.
     realms: List<RealmUrl>,
@@ -113,8 +119,12 @@ impl Claim {
 
     /// Some resources of a realm: each exclusive, and the realm shared.
     ///
-    /// Claims on other resources of the realm go on meanwhile; a claim on the [realm](Self::realm) excludes them all. Without
-    /// any resource it is the realm shared. A path names one resource in one way only: it is compared byte for byte.
+    /// Claims on other resources of the realm go on meanwhile; a claim on the [realm](Self::realm)
+    /// excludes them all. Without any resource it is the realm shared; above 256, the realm as a
+    /// whole.
+    ///
+    /// A path has its extension, if it is that of a file: `Widget/one.json`. It names one resource
+    /// in one way only; the key is that of [cardstack/boxel's servers](LockKey).
     #[must_use]
     pub fn resources<P: AsRef<str>>(realm: &RealmUrl, paths: impl IntoIterator<Item = P>) -> Self {
         let whole = LockKey::of(realm);
@@ -136,7 +146,11 @@ impl Claim {
                 path: path.into(),
             });
         }
-        Self::new(locks, List::One(realm.clone()), resources.into())
+        let claim = Self::new(locks, List::One(realm.clone()), resources.into());
+        if claim.locks().len() > 1 + MAX_RESOURCES {
+            return Self::realm(realm);
+        }
+        claim
     }
 
     /// Several realms, each as a whole: exclusive.
@@ -180,6 +194,7 @@ impl Claim {
         // Of the same key the exclusive one comes first, and stays.
         locks.sort_unstable_by(|a, b| a.key.cmp(&b.key).then(b.mode.cmp(&a.mode)));
         locks.dedup_by_key(|lock| lock.key);
+        locks.sort_by_cached_key(Lock::order);
         let mut claim = Parts {
             locks: locks.into(),
             realms,
@@ -284,6 +299,12 @@ impl Parts {
 }
 
 impl Lock {
+    /// By this all locks are taken, here and by cardstack/boxel's realm servers: resources after
+    /// realms, and each by the number as text.
+    fn order(&self) -> (bool, String) {
+        (self.realm.is_some(), self.key.to_string())
+    }
+
     pub(crate) fn is_shared(&self) -> bool {
         self.mode == LockMode::Shared
     }
@@ -408,8 +429,27 @@ mod tests {
             .iter()
             .fold(claims[0].clone(), |all, claim| all.and(claim));
         assert_eq!(all.locks().len(), 4);
-        assert!(all.locks().is_sorted_by(|one, next| one.key < next.key));
+        let keys = all.locks().iter().map(|lock| lock.key.to_string());
+        assert!(keys.is_sorted());
         assert_eq!(all.realms(), ["a", "b", "c", "d"].map(realm));
+    }
+
+    #[test]
+    fn resources_are_taken_as_upstream_takes_files() {
+        let a = realm("a");
+        let paths = ["x.json", "y.json", "z.json", "x.json"];
+        let claim = Claim::resources(&a, paths).and(&Claim::from(LockKey::of(&realm("b"))));
+        let order: Vec<(bool, String)> = claim.locks().iter().map(Lock::order).collect();
+        // Of the numbers some are negative, and shorter than others.
+        let numbers: Vec<LockKey> = claim.locks().iter().map(|lock| lock.key).collect();
+        assert!(order.is_sorted() && !numbers.is_sorted(), "{order:?}");
+        assert_eq!(claim.locks().len(), 2 + 3);
+
+        let many = |count: usize| Claim::resources(&a, (0..count).map(|it| it.to_string()));
+        assert_eq!(many(MAX_RESOURCES).locks().len(), 1 + MAX_RESOURCES);
+        assert_eq!(many(MAX_RESOURCES + 1), Claim::realm(&a));
+        let none = many(0);
+        assert!(none.locks().len() == 1 && none.locks()[0].is_shared());
     }
 
     #[test]

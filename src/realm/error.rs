@@ -108,6 +108,14 @@ pub enum RealmError {
         /// What is wrong and what would be right.
         problem: String,
     },
+    /// A name cannot be that of a space of lock keys.
+    #[error("`{space}` cannot be the name of a space of lock keys: {problem}")]
+    InvalidSpace {
+        /// The name as given.
+        space: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
     /// A resolver of the application's own could not work: a fault of the server's, not of the
     /// request.
     #[error("the realm of the request cannot be looked up: {problem}")]

@@ -238,7 +238,7 @@ fn an_explanation_lists_what_only_a_request_can_show() {
     }
     // A request may have what is missing here, whatever becomes of one that has not.
     let header = HeaderName::from_static("x-tenant");
-    let by_header = RealmResolver::from_header(header, |id| Ok(LockKey::in_space("tenant", id)));
+    let by_header = RealmResolver::from_header(header, |id| LockKey::in_space("tenant", id));
     let by_header = RealmWriteLockLayer::new(RealmLocks::in_process(), by_header);
     for unresolved in [Unresolved::Refuse, Unresolved::Pass] {
         let layer = by_header.clone().unresolved(unresolved);
@@ -389,10 +389,10 @@ async fn what_names_no_realm_passes_if_that_is_asked_for_and_nothing_else_does()
     let lost =
         RealmResolver::from_fn(async |_| Err::<RealmUrl, _>(RealmError::unavailable("gone")));
     let header = HeaderName::from_static("x-tenant");
-    let header = RealmResolver::from_header(header, |id| Ok(LockKey::in_space("tenant", id)));
+    let header = RealmResolver::from_header(header, |id| LockKey::in_space("tenant", id));
     let extension = RealmResolver::from_extension(|url: &RealmUrl| Ok(url.clone()));
     #[cfg(feature = "axum")]
-    let by_params = RealmResolver::from_params(["id"], |[id]| Ok(LockKey::in_space("tenant", id)));
+    let by_params = RealmResolver::from_params(["id"], |[id]| LockKey::in_space("tenant", id));
     let malformed =
         RealmResolver::from_fn(async |_| Err::<RealmUrl, _>(RealmError::unresolved("no text")));
     let empty = RealmResolver::from_fn(async |_| Claim::of_realms::<RealmUrl>([]));

@@ -480,20 +480,20 @@ async fn a_body_with_an_encoding_is_not_looked_into() {
 
 #[tokio::test]
 async fn an_extension_that_is_missing_is_named() {
-    let by_id = RealmResolver::from_extension(|id: &u8| Ok(LockKey::in_space("tenant", id)));
+    let by_id = RealmResolver::from_extension(|id: &u8| LockKey::in_space("tenant", id));
     let layer = layer(by_id);
     let mut request = Request::post("/").body(String::new()).unwrap();
     let refused = decided(&layer, request.clone()).await;
     assert!(refused.contains("no extension `u8`"), "{refused}");
     request.extensions_mut().insert(7_u8);
-    let key = LockKey::in_space("tenant", 7);
+    let key = LockKey::in_space("tenant", 7).unwrap();
     assert_eq!(decided(&layer, request).await, format!("lock key {key}"));
 }
 
 #[tokio::test]
 async fn a_header_is_read_as_it_is_and_white_space_is_no_part_of_a_name() {
     let name = HeaderName::from_static("x-tenant");
-    let tenant = |id: &str| Ok(LockKey::in_space("tenant", id));
+    let tenant = |id: &str| LockKey::in_space("tenant", id);
     let layer = layer(RealmResolver::from_header(name.clone(), tenant));
     let read = async |value: &str| {
         let mut request = Request::post("/").body(String::new()).unwrap();
@@ -501,7 +501,7 @@ async fn a_header_is_read_as_it_is_and_white_space_is_no_part_of_a_name() {
         request.headers_mut().insert(&name, value);
         decided(&layer, request).await
     };
-    let key = LockKey::in_space("tenant", "büro 1");
+    let key = LockKey::in_space("tenant", "büro 1").unwrap();
     assert_eq!(read("büro 1").await, format!("lock key {key}"));
     for value in [" ", " a", "a "] {
         let refused = read(value).await;
@@ -511,7 +511,7 @@ async fn a_header_is_read_as_it_is_and_white_space_is_no_part_of_a_name() {
 
 #[test]
 fn what_is_shown_of_a_resolver_and_of_a_request_is_no_secret() {
-    let tenant = |id: &str| Ok(LockKey::in_space("tenant", id));
+    let tenant = |id: &str| LockKey::in_space("tenant", id);
     let realms = RealmResolver::from_header(HeaderName::from_static("x-tenant"), tenant)
         .route(
             Method::PUT,

@@ -33,7 +33,7 @@ use crate::support::raw::raw;
 const TENANT: HeaderName = HeaderName::from_static("x-tenant");
 
 fn tenant(id: &str) -> LockKey {
-    LockKey::in_space("tenant", id)
+    LockKey::in_space("tenant", id).expect("a space")
 }
 
 /// A lock for each tenant id in a header, which is no realm.
@@ -260,7 +260,7 @@ async fn an_auth_layer_outside_sets_the_tenant() {
     }
     // The same on a plain tower service.
     let layer = in_process(RealmResolver::from_extension(|id: &u32| {
-        Ok(LockKey::in_space("tenant", id))
+        LockKey::in_space("tenant", id)
     }));
     let insert = tower::util::MapRequestLayer::new(|mut request: Request<Incoming>| {
         request.extensions_mut().insert(7_u32);
@@ -280,7 +280,7 @@ async fn an_auth_layer_outside_sets_the_tenant() {
 #[tokio::test]
 async fn a_closure_claims_two_spaces_and_a_realm_at_once() {
     let database = database().await;
-    let (budget, acme) = (LockKey::in_space("user-cost", 42), tenant("acme"));
+    let (budget, acme) = (LockKey::in_space("user-cost", 42).unwrap(), tenant("acme"));
     let realms = RealmResolver::from_fn(move |head| async move {
         let path = head.path().trim_start_matches('/').to_owned();
         tokio::task::yield_now().await;

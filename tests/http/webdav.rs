@@ -428,7 +428,7 @@ async fn a_destination_that_cannot_be_told_is_refused_by_name_and_with_the_remed
             "is ambiguous: in another spelling",
         ),
     ] {
-        let tenant = RealmResolver::from_fn(async |_| Ok(LockKey::in_space("tenant", 1)));
+        let tenant = RealmResolver::from_fn(async |_| LockKey::in_space("tenant", 1));
         let resolver = RealmBodyResolver::from(realms())
             .route(method("MOVE"), "/luke/a/_tenant/{*rest}", tenant)
             .unwrap();

@@ -53,7 +53,7 @@ async fn a_write_is_told_with_all_that_is_known_of_it() {
         );
 
         // What is about no realm is nobody's concern.
-        work(&locks, &LockKey::in_space("user-cost", 1).into())
+        work(&locks, &LockKey::in_space("user-cost", 1).unwrap().into())
             .inside()
             .await
             .end()
@@ -193,7 +193,7 @@ async fn a_write_that_cannot_be_told_is_no_success_and_frees_its_lock() {
             database.wait_for_granted(realm_key("a"), 0).await;
         }
         // Nothing of it is left.
-        work(&locks, &LockKey::in_space("user-cost", 1).into())
+        work(&locks, &LockKey::in_space("user-cost", 1).unwrap().into())
             .inside()
             .await
             .end()

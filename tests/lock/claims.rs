@@ -169,10 +169,10 @@ async fn a_thousand_random_claims_on_three_replicas_finish_and_never_meet() {
 async fn another_space_is_serialized_alike_and_meets_no_realm() {
     let database = database().await;
     for (strategy, [one, other]) in strategies(&database).await {
-        let budget: Claim = LockKey::in_space("user-cost", 42).into();
+        let budget: Claim = LockKey::in_space("user-cost", 42).unwrap().into();
         let first = work(&one, &budget).inside().await;
         let mut second = work(&other, &budget);
-        work(&other, &LockKey::in_space("user-cost", 43).into())
+        work(&other, &LockKey::in_space("user-cost", 43).unwrap().into())
             .inside()
             .await
             .end()
@@ -206,9 +206,9 @@ fn a_claim_takes_each_realm_once_and_a_whole_one_with_its_resources() {
 fn its_name_says_what_it_is_about_and_escapes_what_a_client_wrote() {
     let url = |name: &str| RealmUrl::parse(&format!("http://h/{name}/")).unwrap();
     let (a, b) = (url("a"), url("b"));
-    let key = LockKey::in_space("user-cost", 0);
+    let key = LockKey::in_space("user-cost", 0).unwrap();
     let keys = |count| {
-        let keys = (0..count).map(|id| Claim::from(LockKey::in_space("user-cost", id)));
+        let keys = (0..count).map(|id| Claim::from(LockKey::in_space("user-cost", id).unwrap()));
         keys.reduce(|all, one| all.and(&one)).unwrap()
     };
     let forged = Claim::resources(&a, ["x\n2026 WARN forged", "y"]);

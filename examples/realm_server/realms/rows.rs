@@ -46,7 +46,7 @@ pub enum RowsError {
 /// Makes the tables. Replicas that start at the same time do so one after the other: PostgreSQL's `IF NOT EXISTS` alone can
 /// fail when two sessions make one table.
 pub async fn make_tables(locks: &RealmLocks) -> Result<(), RowsError> {
-    let schema = Claim::from(LockKey::in_space("realm_server", "schema"));
+    let schema = Claim::from(LockKey::in_space("realm_server", "schema").expect("a space"));
     let locks = locks.clone().share_transaction(true);
     locks
         .with_write_lock(schema, |held| async move {

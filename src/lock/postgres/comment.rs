@@ -50,7 +50,7 @@ mod tests {
             comment(&Claim::realm(&realm)),
             "/* realm http://h/luke/my-realm/ */"
         );
-        let key = LockKey::in_space("user-cost", 42);
+        let key = LockKey::in_space("user-cost", 42).unwrap();
         assert_eq!(comment(&key.into()), format!("/* lock key {key} */"));
     }
 

@@ -136,7 +136,7 @@ impl RealmResolver {
     ///
     /// // One lock for each tenant id: no URL is needed.
     /// let header = HeaderName::from_static("x-tenant-id");
-    /// let tenants = RealmResolver::from_header(header, |id| Ok(LockKey::in_space("tenant", id)));
+    /// let tenants = RealmResolver::from_header(header, |id| LockKey::in_space("tenant", id));
     /// let layer = RealmWriteLockLayer::new(RealmLocks::in_process(), tenants);
     /// # let _ = layer;
     /// ```

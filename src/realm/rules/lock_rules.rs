@@ -10,12 +10,10 @@ use super::scope::{RouteScope, Scope};
 use super::selector::{RuleKind, Selector, sorted};
 use crate::config::ConfigError;
 use crate::realm::body::ReadsBodies;
+use crate::realm::claim::MAX_RESOURCES;
 use crate::realm::error::shown;
 use crate::realm::head::Head;
 use crate::realm::path::ParsedPath;
-
-/// Above so many resources of one request its realm is taken whole, unless the rules say otherwise.
-const MAX_RESOURCES: usize = 16;
 
 /// Which requests are locked, by method and path, and how much of their realm.
 ///
@@ -240,7 +238,8 @@ impl LockRules {
     }
 
     /// How many resources one request may lock by themselves; one with more takes its realm whole.
-    /// Default 16.
+    /// Default 256, as cardstack/boxel's realm servers
+    /// have it.
     ///
     /// Each of them is a lock in PostgreSQL's shared lock table.
     #[must_use]

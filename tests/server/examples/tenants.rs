@@ -66,7 +66,7 @@ fn cases() -> [Case; 5] {
         Case {
             scheme: "header",
             one: vec![("/notes", Some(("x-tenant-id", "42")))],
-            key: LockKey::in_space("tenant", "42").value(),
+            key: LockKey::in_space("tenant", "42").unwrap().value(),
             other: ("/notes", Some(("x-tenant-id", "43"))),
             login: ("/login", None),
             refused: vec![

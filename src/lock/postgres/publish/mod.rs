@@ -168,7 +168,7 @@ mod tests {
         let many = Claim::resources(&realm("b"), (0..17).map(|number| number.to_string()));
         assert_eq!(notices(&announced(&many)), 1);
         assert!(announced(&Claim::resources::<&str>(&realm("b"), [])).contains(r#""path":"*""#));
-        let key = crate::realm::key::LockKey::in_space("user-cost", 1);
+        let key = crate::realm::key::LockKey::in_space("user-cost", 1).unwrap();
         assert!(of(&key.into()).is_none());
     }
 
