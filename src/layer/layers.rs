@@ -137,7 +137,10 @@ macro_rules! options {
         }
 
         fn explained(&self, method: &Method, uri: &str, route: Option<&str>) -> Explanation {
-            let explanation = self.realms.explain(method, uri, route);
+            let mut explanation = self.realms.explain(method, uri, route);
+            if self.settings.locks.has_realm_keys() {
+                explanation = explanation.with_realm_keys();
+            }
             if self.settings.enabled {
                 explanation
             } else {

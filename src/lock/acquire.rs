@@ -36,6 +36,12 @@ impl RealmLocks {
         claim: &Claim,
         outlives_response: bool,
     ) -> Result<Hold, LockError> {
+        let keyed = match &self.shared.realm_keys {
+            // Boxed so that holds without such keys do not carry space for it.
+            Some(keys) => Some(Box::pin(keys.of(claim, &self.bounds)).await?),
+            None => claim.with_default_keys(),
+        };
+        let claim = keyed.as_ref().unwrap_or(claim);
         let needs = NestedNeeds {
             transaction: self.bounds.share_transaction,
             outlives_response,

@@ -7,6 +7,8 @@ use tokio_postgres::error::SqlState;
 
 use crate::config::ConfigError;
 use crate::realm::claim::Claim;
+use crate::realm::key::LockKey;
+use crate::realm::url::RealmUrl;
 
 /// Why PostgreSQL cannot be used for locks.
 ///
@@ -168,6 +170,26 @@ pub enum LockError {
         /// What the driver said.
         source: Arc<tokio_postgres::Error>,
     },
+    /// The application's own keys have none for a realm:
+    /// [`realm_keys`](crate::PostgresBuilder::realm_keys) failed.
+    #[error("no lock key for {realm}, as `realm_keys` fails: {}", chain(source))]
+    RealmKey {
+        /// The realm.
+        realm: RealmUrl,
+        /// What the closure returned.
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// The application's own keys have two for one realm, which would exclude nobody.
+    #[error(
+        "`realm_keys` gives {realm} the lock key {}, while a claim on it has {}: give each realm \
+         one key", keys[1], keys[0]
+    )]
+    TwoKeys {
+        /// The realm.
+        realm: RealmUrl,
+        /// The key of the claims that are held or wait, and the other one.
+        keys: [LockKey; 2],
+    },
     /// The acquire timeout passed before the lock was granted.
     #[error("no lock on {claim} within {after:?}: another write holds it; try again later")]
     Timeout {
@@ -272,7 +294,8 @@ pub enum LockErrorKind {
     Taken,
     /// As many callers as allowed wait for the lock already. Trying again may help.
     QueueFull,
-    /// PostgreSQL cannot be used, or has no connection to spare. Nothing was written.
+    /// PostgreSQL cannot be used or has no connection to spare, or a realm's own key is not to be
+    /// had. Nothing was written.
     Unavailable,
     /// The process is shutting down.
     ShuttingDown,
@@ -284,7 +307,8 @@ pub enum LockErrorKind {
     CommitFailed,
     /// The handle of a hold, or of its transaction, was used after the hold.
     Ended,
-    /// The call itself is wrong: an option, a text, or a claim that would wait for itself.
+    /// The call itself is wrong: an option, a text, a second key of a realm, or a claim that would
+    /// wait for itself.
     Invalid,
 }
 
@@ -297,9 +321,10 @@ impl LockError {
             Self::Timeout { .. } => LockErrorKind::Timeout,
             Self::Taken { .. } => LockErrorKind::Taken,
             Self::QueueFull { .. } => LockErrorKind::QueueFull,
-            Self::Connect(_) | Self::PoolExhausted { .. } | Self::Database { .. } => {
-                LockErrorKind::Unavailable
-            }
+            Self::Connect(_)
+            | Self::PoolExhausted { .. }
+            | Self::Database { .. }
+            | Self::RealmKey { .. } => LockErrorKind::Unavailable,
             Self::ShuttingDown | Self::ShutdownIncomplete { .. } => LockErrorKind::ShuttingDown,
             Self::Lost { .. } => LockErrorKind::Lost,
             Self::Expired { .. } => LockErrorKind::Expired,
@@ -309,6 +334,7 @@ impl LockError {
             Self::Config(_)
             | Self::InvalidFencingToken { .. }
             | Self::OwnLock { .. }
+            | Self::TwoKeys { .. }
             | Self::Nested { .. } => LockErrorKind::Invalid,
         }
     }

@@ -16,12 +16,14 @@ use super::in_place::InPlace;
 use super::postgres::Postgres;
 use super::postgres::fleet::Membership;
 use super::postgres::options::PostgresBuilder;
+use super::realm_keys::RealmKeys;
 use super::request::Bounds;
 use super::status::ClaimStatus;
 use super::tasks::{TaskGroup, Tasks};
 use super::watchdog::Watchdog;
 use crate::config::ConfigError;
 use crate::realm::claim::Claim;
+use crate::realm::classify::KEYS;
 
 /// The locks of all realms, as this process sees them.
 ///
@@ -40,6 +42,8 @@ pub(super) struct Shared {
     pub(super) watchdog: Arc<Watchdog>,
     /// `None` for locks in process only.
     pub(super) database: Option<Database>,
+    /// `None` where a realm's key is made of its URL.
+    pub(super) realm_keys: Option<RealmKeys>,
     sender: Arc<str>,
     /// Holds, and the tasks that run, end and cancel them.
     pub(super) group: TaskGroup,
@@ -94,15 +98,21 @@ impl RealmLocks {
     /// a [`FencingToken`](crate::FencingToken).
     #[must_use]
     pub fn in_process() -> Self {
-        Self::new(None, Self::new_sender(), TaskGroup::default())
+        Self::new(None, None, Self::new_sender(), TaskGroup::default())
     }
 
-    fn new(database: Option<Database>, sender: Arc<str>, group: TaskGroup) -> Self {
+    fn new(
+        database: Option<Database>,
+        realm_keys: Option<RealmKeys>,
+        sender: Arc<str>,
+        group: TaskGroup,
+    ) -> Self {
         Self {
             shared: Arc::new(Shared {
                 queue: Arc::default(),
                 watchdog: Watchdog::new(),
                 database,
+                realm_keys,
                 sender,
                 group,
             }),
@@ -342,7 +352,11 @@ impl RealmLocks {
 
     /// Publishes what a layer locks by to the other replicas of its fleet, and logs an error for
     /// each one that locks by something else.
-    pub(crate) fn join_fleet(&self, fleet: &Arc<str>, fingerprint: Vec<(&'static str, String)>) {
+    pub(crate) fn join_fleet(
+        &self,
+        fleet: &Arc<str>,
+        mut fingerprint: Vec<(&'static str, String)>,
+    ) {
         let Some(database) = &self.shared.database else {
             tracing::warn!(
                 fleet = &**fleet,
@@ -351,10 +365,19 @@ impl RealmLocks {
             );
             return;
         };
+        if self.has_realm_keys() {
+            let keys = fingerprint.iter_mut().filter(|(name, _)| *name == KEYS);
+            keys.for_each(|(_, text)| *text += "; those of realms by `realm_keys`");
+        }
         database.join_fleet(Membership {
             fleet: Arc::clone(fleet),
             fingerprint,
         });
+    }
+
+    /// Whether the keys of realms are those of [`PostgresBuilder::realm_keys`].
+    pub(crate) fn has_realm_keys(&self) -> bool {
+        self.shared.realm_keys.is_some()
     }
 
     /// Where the locks are, for people.
@@ -444,6 +467,11 @@ impl PostgresBuilder {
             tasks: Tasks::new(&group),
         };
         let database = Database::new(postgres, terms);
-        Ok(RealmLocks::new(Some(database), sender, group))
+        Ok(RealmLocks::new(
+            Some(database),
+            self.realm_keys,
+            sender,
+            group,
+        ))
     }
 }

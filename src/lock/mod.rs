@@ -6,7 +6,7 @@
 //!
 //! Imports point one way: `locks`, `acquire`, `hold` and the other files of the face use `queue`
 //! and `postgres`, which know nothing of each other; all of them use the values `token`, `lease`,
-//! `error`, `request`, `status` and `tasks`. The manual of `hold.rs` explains the life of a
+//! `error`, `request`, `realm_keys`, `status` and `tasks`. The manual of `hold.rs` explains the life of a
 //! hold.
 
 mod acquire;
@@ -20,6 +20,7 @@ mod lease;
 pub(crate) mod locks;
 pub(crate) mod postgres;
 mod queue;
+mod realm_keys;
 mod request;
 pub(crate) mod status;
 mod tasks;

@@ -43,6 +43,10 @@ struct Parts {
     locks: List<Lock>,
     /// In the order in which they were named.
     realms: List<RealmUrl>,
+    /// The key of each realm.
+    keys: List<LockKey>,
+    /// The keys that are not made of URLs: they live as long as a claim that has them.
+    own_keys: Box<[Arc<LockKey>]>,
     /// In the order in which they were named, without those of a realm that is taken whole.
     resources: Box<[Resource]>,
 }
@@ -99,12 +103,13 @@ impl Claim {
     /// A realm as a whole: exclusive.
     #[must_use]
     pub fn realm(realm: &RealmUrl) -> Self {
-        Self::whole(LockKey::of(realm), List::One(realm.clone()))
+        let key = LockKey::of(realm);
+        Self::whole(key, List::One(realm.clone()), List::One(key))
     }
 
     /// One key exclusively. Nothing to sort or to leave out: the claim of most requests takes no
     /// detour.
-    fn whole(key: LockKey, realms: List<RealmUrl>) -> Self {
+    fn whole(key: LockKey, realms: List<RealmUrl>, keys: List<LockKey>) -> Self {
         let lock = Lock {
             key,
             mode: LockMode::Exclusive,
@@ -113,6 +118,8 @@ impl Claim {
         Self(Arc::new(Parts {
             locks: List::One(lock),
             realms,
+            keys,
+            own_keys: Box::default(),
             resources: Box::default(),
         }))
     }
@@ -146,7 +153,13 @@ impl Claim {
                 path: path.into(),
             });
         }
-        let claim = Self::new(locks, List::One(realm.clone()), resources.into());
+        let claim = Self::new(Parts {
+            locks: locks.into(),
+            realms: List::One(realm.clone()),
+            keys: List::One(whole),
+            own_keys: Box::default(),
+            resources: resources.into(),
+        });
         if claim.locks().len() > 1 + MAX_RESOURCES {
             return Self::realm(realm);
         }
@@ -179,44 +192,54 @@ impl Claim {
     /// This claim and another one together. What one of them wants exclusively is exclusive.
     #[must_use]
     pub fn and(&self, other: &Self) -> Self {
-        let mut realms = self.0.realms.to_vec();
-        for realm in other.realms() {
+        let (mut realms, mut keys) = (self.0.realms.to_vec(), self.0.keys.to_vec());
+        for (realm, key) in other.realms().iter().zip(&*other.0.keys) {
             if !realms.contains(realm) {
                 realms.push(realm.clone());
+                keys.push(*key);
             }
         }
-        let locks = [&*self.0.locks, &*other.0.locks].concat();
-        let resources = [&*self.0.resources, &*other.0.resources].concat();
-        Self::new(locks, realms.into(), resources.into())
+        Self::new(Parts {
+            locks: [&*self.0.locks, &*other.0.locks].concat().into(),
+            realms: realms.into(),
+            keys: keys.into(),
+            own_keys: [&*self.0.own_keys, &*other.0.own_keys].concat().into(),
+            resources: [&*self.0.resources, &*other.0.resources].concat().into(),
+        })
     }
 
-    fn new(mut locks: Vec<Lock>, realms: List<RealmUrl>, resources: Box<[Resource]>) -> Self {
-        // Of the same key the exclusive one comes first, and stays.
+    /// Sorts the locks, and leaves out what is there twice or in a realm that is taken whole.
+    fn new(mut parts: Parts) -> Self {
+        let mut locks = parts.locks.to_vec();
+        // Of the same key the exclusive one comes first, and stays. A realm's key of one's own may
+        // be that of a resource: then it is taken among the realms'.
         locks.sort_unstable_by(|a, b| a.key.cmp(&b.key).then(b.mode.cmp(&a.mode)));
-        locks.dedup_by_key(|lock| lock.key);
+        locks.dedup_by(|later, kept| {
+            let same = later.key == kept.key;
+            if same {
+                kept.realm = kept.realm.and(later.realm);
+            }
+            same
+        });
         locks.sort_by_cached_key(Lock::order);
-        let mut claim = Parts {
-            locks: locks.into(),
-            realms,
-            resources: Box::default(),
-        };
-        let mut kept: Vec<Resource> = Vec::with_capacity(resources.len());
-        for resource in resources {
-            if !claim.has_whole(LockKey::of(&resource.realm)) && !kept.contains(&resource) {
+        parts.locks = locks.into();
+        let mut kept: Vec<Resource> = Vec::with_capacity(parts.resources.len());
+        for resource in std::mem::take(&mut parts.resources) {
+            if !parts.takes_whole(&resource.realm) && !kept.contains(&resource) {
                 kept.push(resource);
             }
         }
         // Taken with their realm already.
-        let whole = |lock: &Lock| lock.realm.is_some_and(|realm| claim.has_whole(realm));
-        let locks: Vec<Lock> = claim
+        let whole = |lock: &&Lock| lock.realm.is_some_and(|realm| parts.has_whole(realm));
+        let locks: Vec<Lock> = parts
             .locks
             .iter()
+            .filter(|it| !whole(it))
             .copied()
-            .filter(|lock| !whole(lock))
             .collect();
-        claim.locks = locks.into();
-        claim.resources = kept.into();
-        Self(Arc::new(claim))
+        parts.locks = locks.into();
+        parts.resources = kept.into();
+        Self(Arc::new(parts))
     }
 
     /// The realms that it is about, whole or in part.
@@ -225,7 +248,8 @@ impl Claim {
         &self.0.realms
     }
 
-    /// The resources of a realm that it is about: `None` if it takes that realm whole, or names no resource of it.
+    /// The resources of a realm that it is about: `None` if it takes that realm whole, or names no
+    /// resource of it.
     #[must_use]
     pub fn resources_of(&self, realm: &RealmUrl) -> Option<Vec<&str>> {
         let of_realm = self.0.resources.iter().filter(|it| it.realm == *realm);
@@ -244,18 +268,59 @@ impl Claim {
 
     /// The same with each realm shared that is taken whole here.
     pub(in crate::realm) fn with_shared_realms(&self) -> Self {
-        let realms: Vec<LockKey> = self.realms().iter().map(LockKey::of).collect();
         let mut locks = self.locks().to_vec();
         for lock in &mut locks {
-            if realms.contains(&lock.key) {
+            if self.0.keys.contains(&lock.key) {
                 lock.mode = LockMode::Shared;
             }
         }
-        Self::new(
-            locks,
-            self.realms().to_vec().into(),
-            self.0.resources.clone(),
-        )
+        self.with(locks, self.0.keys.to_vec(), self.0.own_keys.clone())
+    }
+
+    /// The same where the realms have these keys, in the order of [`realms`](Self::realms).
+    pub(crate) fn with_realm_keys(&self, keys: Vec<Arc<LockKey>>) -> Self {
+        self.renamed(keys.iter().map(|key| **key).collect(), keys.into())
+    }
+
+    /// The same where the realms have the keys of their URLs; `None` if they have those already.
+    pub(crate) fn with_default_keys(&self) -> Option<Self> {
+        let has_own = !self.0.own_keys.is_empty();
+        has_own.then(|| self.renamed(self.realms().iter().map(LockKey::of).collect(), [].into()))
+    }
+
+    fn renamed(&self, keys: Vec<LockKey>, own_keys: Box<[Arc<LockKey>]>) -> Self {
+        let other = |key: LockKey| {
+            let mut pairs = self.0.keys.iter().zip(&keys);
+            let found = pairs.find(|(before, _)| **before == key);
+            found.map_or(key, |(_, after)| *after)
+        };
+        let renamed = |lock: &Lock| match lock.realm {
+            Some(realm) => Lock {
+                realm: Some(other(realm)),
+                ..*lock
+            },
+            None => Lock {
+                key: other(lock.key),
+                ..*lock
+            },
+        };
+        let locks = self.locks().iter().map(renamed).collect();
+        self.with(locks, keys, own_keys)
+    }
+
+    fn with(&self, locks: Vec<Lock>, keys: Vec<LockKey>, own_keys: Box<[Arc<LockKey>]>) -> Self {
+        Self::new(Parts {
+            locks: locks.into(),
+            realms: self.realms().to_vec().into(),
+            keys: keys.into(),
+            own_keys,
+            resources: self.0.resources.clone(),
+        })
+    }
+
+    /// Each realm that it is about, and its key.
+    pub(crate) fn keyed_realms(&self) -> impl Iterator<Item = (&RealmUrl, LockKey)> {
+        self.realms().iter().zip(self.0.keys.iter().copied())
     }
 
     /// Its keys, in their order.
@@ -291,6 +356,11 @@ impl Claim {
 }
 
 impl Parts {
+    fn takes_whole(&self, realm: &RealmUrl) -> bool {
+        let at = self.realms.iter().position(|it| it == realm);
+        at.is_some_and(|at| self.has_whole(self.keys[at]))
+    }
+
     fn has_whole(&self, key: LockKey) -> bool {
         self.locks
             .iter()
@@ -339,7 +409,7 @@ impl From<RealmUrl> for Claim {
 /// A key exclusively: for what is no realm.
 impl From<LockKey> for Claim {
     fn from(key: LockKey) -> Self {
-        Self::whole(key, Vec::new().into())
+        Self::whole(key, Vec::new().into(), Vec::new().into())
     }
 }
 
@@ -361,16 +431,13 @@ const LONGEST_REALM: usize = 500;
 impl fmt::Display for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "";
-        let mut of_realms = Vec::with_capacity(self.realms().len());
-        for realm in self.realms() {
+        for (realm, key) in self.keyed_realms() {
             // It is ASCII.
             match realm.as_str().get(..LONGEST_REALM) {
                 Some(start) => write!(f, "{separator}{start}...")?,
                 None => write!(f, "{separator}{realm}")?,
             }
             separator = " and ";
-            let key = LockKey::of(realm);
-            of_realms.push(key);
             if let Some(paths) = self.resources_of(realm) {
                 let mut bracket = " (";
                 for path in paths.iter().take(MOST_NAMES) {
@@ -389,7 +456,7 @@ impl fmt::Display for Claim {
                 f.write_str(" (shared)")?;
             }
         }
-        let of_none = |lock: &&Lock| lock.realm.is_none() && !of_realms.contains(&lock.key);
+        let of_none = |lock: &&Lock| lock.realm.is_none() && !self.0.keys.contains(&lock.key);
         let mut keys = self.locks().iter().filter(of_none);
         for (at, lock) in keys.by_ref().take(MOST_NAMES).enumerate() {
             match at {

@@ -30,6 +30,8 @@ use crate::config::ConfigError;
 
 /// The component of a [fingerprint](Realms::fingerprint) that decides which requests are locked.
 pub(crate) const RULES: &str = "rules";
+/// The one that decides by which keys.
+pub(crate) const KEYS: &str = "keys";
 
 /// What decides on requests: which are locked, for which realms, and how much of these.
 ///
@@ -166,7 +168,7 @@ impl<B> Realms<B> {
                     self.unresolved
                 ),
             ),
-            ("keys", SCHEME.into()),
+            (KEYS, SCHEME.into()),
         ]
     }
 
@@ -598,7 +600,7 @@ mod tests {
             }
         }
         let components: Vec<&str> = plain.iter().map(|(component, _)| *component).collect();
-        assert_eq!(components, ["realms", RULES, "keys"]);
+        assert_eq!(components, ["realms", RULES, KEYS]);
         assert_eq!(plain[2].1, SCHEME);
     }
 

@@ -52,6 +52,8 @@ pub struct Explanation {
     /// The rule that narrows or shares its realm.
     scope: Option<String>,
     limits: Option<(String, RouteLimits)>,
+    /// Whether the keys of realms are the application's own, which only a request is given.
+    has_realm_keys: bool,
     /// The facts that the layer knows only when the request comes.
     at_run_time: Vec<String>,
 }
@@ -78,6 +80,7 @@ impl<B: Copy> Realms<B> {
             source: None,
             scope: None,
             limits: None,
+            has_realm_keys: false,
             at_run_time: Vec::new(),
         };
         let request = match request(method, uri) {
@@ -196,6 +199,14 @@ impl Explanation {
         }
     }
 
+    /// The same where realms have other keys than those of their URLs.
+    pub(crate) fn with_realm_keys(self) -> Self {
+        Self {
+            has_realm_keys: true,
+            ..self
+        }
+    }
+
     /// Whether the request passes without a lock.
     #[must_use]
     pub fn passes(&self) -> bool {
@@ -219,11 +230,21 @@ impl Explanation {
         self.claim().map_or(&[], Claim::realms)
     }
 
-    /// The keys that the request locks, sorted, as far as [`claim`](Self::claim) knows them.
+    /// The keys that the request locks, in the order in which they are taken, as far as
+    /// [`claim`](Self::claim) knows them; without those that
+    /// [`realm_keys`](crate::PostgresBuilder::realm_keys) gives.
     #[must_use]
     pub fn lock_keys(&self) -> Vec<LockKey> {
-        let locks = self.claim().map_or(&[][..], Claim::locks);
-        locks.iter().map(|lock| lock.key).collect()
+        self.locks().map(|lock| lock.key).collect()
+    }
+
+    fn locks(&self) -> impl Iterator<Item = &Lock> {
+        let claims = self.claim().into_iter();
+        claims.flat_map(move |claim| {
+            let of_realm = |lock: &Lock| claim.keyed_realms().any(|(_, key)| key == lock.key);
+            let locks = claim.locks().iter();
+            locks.filter(move |lock| !self.has_realm_keys || !of_realm(lock))
+        })
     }
 
     /// Why the request is rejected with 400 `realm-unresolved`, if it is.
@@ -256,29 +277,21 @@ impl Explanation {
     }
 }
 
-fn write_claim(f: &mut fmt::Formatter<'_>, claim: &Claim) -> fmt::Result {
-    if !claim.realms().is_empty() {
-        write!(f, "\n  locks: {claim}")?;
-    }
-    for lock in claim.locks() {
-        write_key(f, lock)?;
-    }
-    Ok(())
-}
-
-/// The number that PostgreSQL gets, and the two halves of it that `pg_locks` shows.
+/// The number or pair that PostgreSQL gets, and how `pg_locks` shows it.
 fn write_key(f: &mut fmt::Formatter<'_>, lock: &Lock) -> fmt::Result {
     let mode = if lock.is_shared() {
         "shared"
     } else {
         "exclusive"
     };
-    let bits = lock.key.value().cast_unsigned();
+    let (bits, is_pair) = lock.key.bits();
+    let bits = bits.cast_unsigned();
     let (class, object) = (bits >> 32, bits & 0xffff_ffff);
     let key = lock.key;
+    let of_pair = if is_pair { ", objsubid 2" } else { "" };
     write!(
         f,
-        "\n  lock key: {key}, {mode} (in pg_locks: classid {class}, objid {object})"
+        "\n  lock key: {key}, {mode} (in pg_locks: classid {class}, objid {object}{of_pair})"
     )
 }
 
@@ -302,8 +315,14 @@ impl fmt::Display for Explanation {
         if let Some(source) = self.source.as_ref().filter(|_| !self.passes()) {
             write!(f, "\n  realm found by: {source}")?;
         }
-        if let Some(claim) = self.claim() {
-            write_claim(f, claim)?;
+        if let Some(claim) = self.claim().filter(|it| !it.realms().is_empty()) {
+            write!(f, "\n  locks: {claim}")?;
+            if self.has_realm_keys {
+                f.write_str("\n  lock key of a realm: what `realm_keys` gives then")?;
+            }
+        }
+        for lock in self.locks() {
+            write_key(f, lock)?;
         }
         if self.refusal().is_none() && !self.passes() {
             match &self.scope {

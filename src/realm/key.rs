@@ -13,6 +13,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
 use sha2::{Digest, Sha256};
 
@@ -26,28 +27,67 @@ pub(crate) const SCHEME: &str = "sha256-8/2";
 /// What the key of a resource is made of begins with this and a colon.
 const RESOURCES: &str = "file-write";
 
-/// The signed 64-bit number that PostgreSQL locks: for a realm, or for
-/// [something else](Self::in_space).
+/// What PostgreSQL locks: a signed 64-bit number, or a [pair](Self::from_pair) of 32-bit ones.
 ///
 /// For a realm it is the first 8 bytes, big-endian, of the SHA-256 of the realm URL: the key that
 /// cardstack/boxel's realm servers take, so both exclude each other on one database. The URL is
 /// hashed as JavaScript's `decodeURI` returns it: `/luke/b%C3%BCro/` as `/luke/büro/`.
+/// [`PostgresBuilder::realm_keys`](crate::PostgresBuilder::realm_keys) gives realms other keys.
+///
+/// A number and a pair are never the same key, whatever their bits: PostgreSQL keeps them apart.
 ///
 /// ```
 /// use tower_realm_lock::{LockKey, RealmUrl};
 ///
 /// let realm = RealmUrl::parse("http://localhost:4201/luke/my-realm/")?;
-/// assert_eq!(LockKey::of(&realm).value(), 77_324_559_412_694_263);
+/// assert_eq!(LockKey::of(&realm), LockKey::from_raw(77_324_559_412_694_263));
 /// # Ok::<(), tower_realm_lock::RealmError>(())
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LockKey(i64);
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LockKey {
+    /// The number; or the first number of a pair above the second, as `pg_locks` has them.
+    bits: i64,
+    is_pair: bool,
+}
 
 impl LockKey {
     /// The key of a realm.
     #[must_use]
     pub fn of(realm: &RealmUrl) -> Self {
         Self::hash([&*decode_uri(realm.as_str())])
+    }
+
+    /// The key that is this number: for locks that other programs take by a number of their own, as
+    /// `pg_advisory_xact_lock(4711)` or `pg_advisory_xact_lock(hashtext('42'))` do.
+    ///
+    /// Keys of realms, of resources and of [spaces](Self::in_space) are spread over all numbers. A
+    /// number that is chosen by hand meets one of them only by a rare chance, and then both wait
+    /// for each other.
+    #[must_use]
+    pub const fn from_raw(number: i64) -> Self {
+        Self {
+            bits: number,
+            is_pair: false,
+        }
+    }
+
+    /// The key of two numbers, as `pg_advisory_xact_lock(first, second)` takes it.
+    ///
+    /// ```
+    /// use tower_realm_lock::{Claim, LockKey};
+    ///
+    /// let key = LockKey::from_pair(7, -1);
+    /// assert_eq!((key.pair(), key.value()), (Some((7, -1)), None));
+    /// let claim = Claim::from(key);
+    /// # let _ = claim;
+    /// ```
+    #[must_use]
+    pub const fn from_pair(first: i32, second: i32) -> Self {
+        let ([a, b, c, d], [e, f, g, h]) = (first.to_be_bytes(), second.to_be_bytes());
+        Self {
+            bits: i64::from_be_bytes([a, b, c, d, e, f, g, h]),
+            is_pair: true,
+        }
     }
 
     /// The key of something else that is to be locked in the same way, such as a user's budget:
@@ -104,40 +144,85 @@ impl LockKey {
             .iter()
             .take(8)
             .fold(0_u64, |head, byte| head << 8 | u64::from(*byte));
-        Self(head.cast_signed())
+        Self::from_raw(head.cast_signed())
     }
 
-    /// The number to pass to `pg_advisory_xact_lock`.
+    /// The number to pass to `pg_advisory_xact_lock`; `None` for a [pair](Self::pair).
     #[must_use]
-    pub fn value(self) -> i64 {
-        self.0
+    pub const fn value(self) -> Option<i64> {
+        if self.is_pair { None } else { Some(self.bits) }
+    }
+
+    /// The two numbers to pass to `pg_advisory_xact_lock`; `None` for a [single one](Self::value).
+    #[must_use]
+    pub const fn pair(self) -> Option<(i32, i32)> {
+        let [a, b, c, d, e, f, g, h] = self.bits.to_be_bytes();
+        if self.is_pair {
+            Some((
+                i32::from_be_bytes([a, b, c, d]),
+                i32::from_be_bytes([e, f, g, h]),
+            ))
+        } else {
+            None
+        }
+    }
+
+    /// Its 64 bits, and whether they are those of a pair.
+    pub(crate) const fn bits(self) -> (i64, bool) {
+        (self.bits, self.is_pair)
     }
 }
 
-impl From<LockKey> for i64 {
-    fn from(key: LockKey) -> Self {
-        key.0
+/// A key and a pair with the same bits are rare: the bits will do.
+impl Hash for LockKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.bits.hash(state);
     }
 }
 
-/// As the number.
+/// As the number, or as an array of two.
 #[cfg(feature = "serde")]
 impl serde::Serialize for LockKey {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_i64(self.0)
+        match self.pair() {
+            Some(pair) => pair.serialize(serializer),
+            None => serializer.serialize_i64(self.bits),
+        }
     }
 }
 
 #[cfg(feature = "serde")]
 impl<'de> serde::Deserialize<'de> for LockKey {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        i64::deserialize(deserializer).map(Self)
+        #[derive(serde::Deserialize)]
+        #[serde(
+            untagged,
+            expecting = "a 64-bit number, or an array of two 32-bit numbers"
+        )]
+        enum Written {
+            Number(i64),
+            Pair(i32, i32),
+        }
+        Ok(match Written::deserialize(deserializer)? {
+            Written::Number(number) => Self::from_raw(number),
+            Written::Pair(first, second) => Self::from_pair(first, second),
+        })
     }
 }
 
+/// `4711`, or `(47, 11)`.
 impl fmt::Display for LockKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        match self.pair() {
+            Some((first, second)) => write!(f, "({first}, {second})"),
+            None => self.bits.fmt(f),
+        }
+    }
+}
+
+impl fmt::Debug for LockKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LockKey({self})")
     }
 }
 
@@ -196,13 +281,13 @@ mod tests {
     #[test]
     fn keys_are_those_of_upstream() {
         let mine = realm("http://localhost:4201/luke/my-realm/");
-        assert_eq!(LockKey::of(&mine).value(), 77_324_559_412_694_263);
-        let file = LockKey::of_resource(&mine, "a.json").value();
-        assert_eq!(file, -5_426_830_607_933_948_504);
-        let escaped = LockKey::of_resource(&realm(BURO), "caf%C3%A9/a%20b%23.json").value();
-        assert_eq!(escaped, -353_031_082_377_276_250);
+        assert_eq!(LockKey::of(&mine).value(), Some(77_324_559_412_694_263));
+        let file = LockKey::of_resource(&mine, "a.json");
+        assert_eq!(file.value(), Some(-5_426_830_607_933_948_504));
+        let escaped = LockKey::of_resource(&realm(BURO), "caf%C3%A9/a%20b%23.json");
+        assert_eq!(escaped.value(), Some(-353_031_082_377_276_250));
         let cost = LockKey::in_space("cost-barrier", "@luke:localhost").unwrap();
-        assert_eq!(cost.value(), 5_239_355_513_831_397_237);
+        assert_eq!(cost.value(), Some(5_239_355_513_831_397_237));
     }
 
     #[test]
@@ -242,7 +327,7 @@ mod tests {
                 7_565_190_801_142_723_079,
             ),
         ] {
-            assert_eq!(LockKey::of(&realm(url)).value(), key, "{url}");
+            assert_eq!(LockKey::of(&realm(url)).value(), Some(key), "{url}");
         }
     }
 
@@ -272,5 +357,34 @@ mod tests {
             LockKey::in_space("user-cost", 42),
         ];
         assert_eq!(text, number);
+    }
+
+    #[test]
+    fn a_pair_is_no_number_with_the_same_bits() {
+        let least = LockKey::from_pair(i32::MIN, i32::MIN);
+        for (first, second) in [(0, 1), (7, -1), (-1, 7), (-1, -1), (i32::MIN, i32::MIN)] {
+            let pair = LockKey::from_pair(first, second);
+            assert_eq!((pair.pair(), pair.value()), (Some((first, second)), None));
+            let number = LockKey::from_raw(pair.bits().0);
+            assert_eq!((number.pair(), number.value()), (None, Some(pair.bits().0)));
+            assert_ne!(pair, number);
+            assert_eq!(HashSet::from([pair, number]).len(), 2);
+            assert_eq!(pair.to_string(), format!("({first}, {second})"));
+        }
+        assert_eq!(least.bits().0, i64::from(i32::MIN) << 32 | 1 << 31);
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn a_key_is_read_as_it_was_written() {
+        for (key, text) in [
+            (LockKey::from_raw(i64::MIN), "-9223372036854775808"),
+            (LockKey::from_pair(-1, 7), "[-1,7]"),
+        ] {
+            assert_eq!(serde_json::to_string(&key).unwrap(), text);
+            assert_eq!(serde_json::from_str::<LockKey>(text).unwrap(), key);
+        }
+        let error = serde_json::from_str::<LockKey>("[1,2147483648]").unwrap_err();
+        assert!(error.to_string().contains("two 32-bit numbers"), "{error}");
     }
 }

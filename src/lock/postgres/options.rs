@@ -10,7 +10,10 @@ use super::password::Passwords;
 use super::tls::Tls;
 use super::url::{Database, NOT_AT_ONCE, Source};
 use crate::config::ConfigError;
+use crate::lock::realm_keys::RealmKeys;
 use crate::lock::tasks::TaskGroup;
+use crate::realm::key::LockKey;
+use crate::realm::url::RealmUrl;
 
 /// PostgreSQL keeps a time-out as 31 bits of milliseconds.
 const MAX_LEASE: Duration = Duration::from_secs(24 * 24 * 3600);
@@ -97,6 +100,7 @@ pub struct PostgresBuilder {
     pub(in crate::lock) broadcast: bool,
     pub(super) tls: Option<Tls>,
     pub(super) passwords: Option<Passwords>,
+    pub(in crate::lock) realm_keys: Option<RealmKeys>,
 }
 
 impl PostgresBuilder {
@@ -124,6 +128,7 @@ impl PostgresBuilder {
             broadcast: false,
             tls: None,
             passwords: None,
+            realm_keys: None,
         }
     }
 
@@ -312,6 +317,52 @@ impl PostgresBuilder {
         self
     }
 
+    /// Gives realms lock keys of the application's own, instead of those of [`LockKey::of`]: for a
+    /// service that has locked them by other numbers, and moves to this crate in one deploy.
+    ///
+    /// `derive` is called with each realm of each claim, for requests and for jobs, before the
+    /// claim queues. It may look the key up; keep what costs a query. It has as long as the
+    /// [acquire timeout](crate::RealmLocks::acquire_timeout), or 5 seconds for a lock that is only
+    /// tried. Keys of resources and of spaces stay as they are.
+    ///
+    /// **All replicas must derive the same key.** Two realms with one key exclude each other. A
+    /// [fleet](crate::RealmWriteLockLayer::fleet) notices replicas without such keys, and cannot
+    /// compare those that have them.
+    ///
+    /// An error, or no answer in time, refuses the lock with
+    /// [`LockError::RealmKey`](crate::LockError::RealmKey), and another key than that of a claim
+    /// which this process still holds or waits for with
+    /// [`LockError::TwoKeys`](crate::LockError::TwoKeys). Requests get 503 `lock-unavailable`.
+    ///
+    /// ```no_run
+    /// use tower_realm_lock::{LockKey, RealmLocks, RealmUrl};
+    ///
+    /// # async fn run(client: std::sync::Arc<tower_realm_lock::tokio_postgres::Client>) -> Result<(), Box<dyn std::error::Error>> {
+    /// // As `pg_advisory_xact_lock(hashtext(url))` did.
+    /// let locks = RealmLocks::postgres_builder("postgres://localhost/realms")
+    ///     .realm_keys(move |realm: RealmUrl| {
+    ///         let client = client.clone();
+    ///         async move {
+    ///             let row = client.query_one("SELECT hashtext($1)", &[&realm.as_str()]).await?;
+    ///             Ok::<_, tower_realm_lock::tokio_postgres::Error>(LockKey::from_raw(row.get::<_, i32>(0).into()))
+    ///         }
+    ///     })
+    ///     .build()
+    ///     .await?;
+    /// # let _ = locks;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn realm_keys<F, R, E>(mut self, derive: F) -> Self
+    where
+        F: Fn(RealmUrl) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<LockKey, E>> + Send + 'static,
+        E: Into<Box<dyn Error + Send + Sync>> + 'static,
+    {
+        self.realm_keys = Some(RealmKeys::new(derive));
+        self
+    }
+
     /// How long a connection is used before another one, with the credentials, the certificates and
     /// the address of then, takes its place.
     ///
@@ -383,6 +434,7 @@ impl std::fmt::Debug for PostgresBuilder {
             .field("broadcast", &self.broadcast)
             .field("tls", &self.tls.is_some())
             .field("password_from", &self.passwords.is_some())
+            .field("realm_keys", &self.realm_keys.is_some())
             .finish_non_exhaustive()
     }
 }

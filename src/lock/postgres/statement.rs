@@ -144,8 +144,17 @@ fn is_only_tried(lock: &Lock, terms: AttemptTerms, scout: bool) -> bool {
 
 /// The expression that locks, or with `try_` tries to.
 fn call(tries: &str, lock: &Lock) -> String {
+    called(&format!("pg_{tries}advisory_xact_lock"), lock)
+}
+
+/// The call of a function of advisory locks. Its arguments are quoted: the least numbers have no
+/// literal of their type.
+pub(super) fn called(function: &str, lock: &Lock) -> String {
     let shared = if lock.is_shared() { "_shared" } else { "" };
-    format!("pg_{tries}advisory_xact_lock{shared}({})", lock.key)
+    match lock.key.pair() {
+        Some((first, second)) => format!("{function}{shared}('{first}', '{second}')"),
+        None => format!("{function}{shared}('{}')", lock.key),
+    }
 }
 
 /// The expression that has the server end a wait by itself.

@@ -13,8 +13,9 @@ pub(in crate::lock) mod listen;
 use std::sync::Arc;
 
 use self::event::Notice;
+use super::statement::called;
 use crate::lock::token::FencingToken;
-use crate::realm::claim::{Claim, Lock};
+use crate::realm::claim::Claim;
 use crate::realm::url::RealmUrl;
 
 /// One for each database, as locks are.
@@ -101,16 +102,8 @@ impl Publication {
     /// between. If any of it fails, the connection must be closed.
     pub(super) fn statement_in(&self, claim: &Claim, comment: &str) -> String {
         let call = |function: &str| {
-            let call = |lock: &Lock| {
-                let shared = if lock.is_shared() { "_shared" } else { "" };
-                format!("{function}{shared}({})", lock.key)
-            };
-            claim
-                .locks()
-                .iter()
-                .map(call)
-                .collect::<Vec<_>>()
-                .join(", ")
+            let calls = claim.locks().iter().map(|lock| called(function, lock));
+            calls.collect::<Vec<_>>().join(", ")
         };
         format!(
             "SELECT {}; {comment} {}; COMMIT AND CHAIN; SELECT {}; SELECT {}",

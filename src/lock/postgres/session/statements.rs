@@ -6,6 +6,8 @@ use futures_util::{FutureExt, TryStreamExt};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Error, SimpleQueryMessage, Statement};
 
+use crate::lock::postgres::answer::values;
+use crate::lock::postgres::statement::called;
 use crate::lock::token;
 use crate::realm::claim::Lock;
 
@@ -29,8 +31,7 @@ pub(super) type Answered = BoxFuture<'static, Result<Answer, Error>>;
 
 impl Statements {
     pub(super) async fn prepare(client: &Arc<Client>) -> Result<Self, Error> {
-        let try_lock = for_each("pg_try_advisory_lock");
-        let unlock = for_each("pg_advisory_unlock");
+        let (try_lock, unlock) = (for_each(TRY_LOCK), for_each(UNLOCK));
         let (try_lock, unlock) =
             try_join(client.prepare(&try_lock), client.prepare(&unlock)).await?;
         let client = Arc::clone(client);
@@ -48,7 +49,7 @@ impl Statements {
         locks: impl IntoIterator<Item = &'a Lock>,
         fencing: bool,
     ) -> Answered {
-        let locked = self.execute(&self.try_lock, locks);
+        let locked = self.execute(TRY_LOCK, &self.try_lock, locks);
         if fencing {
             let token = self.simple(token::ASK.to_owned());
             let both = try_join(locked, token);
@@ -63,7 +64,7 @@ impl Statements {
 
     /// Gives locks back.
     pub(super) fn unlock<'a>(&self, locks: impl IntoIterator<Item = &'a Lock>) -> Answered {
-        self.execute(&self.unlock, locks)
+        self.execute(UNLOCK, &self.unlock, locks)
     }
 
     /// Sends text, of any number of statements.
@@ -79,14 +80,18 @@ impl Statements {
 
     fn execute<'a>(
         &self,
+        function: &str,
         statement: &Statement,
         locks: impl IntoIterator<Item = &'a Lock>,
     ) -> Answered {
         let (client, statement) = (Arc::clone(&self.client), statement.clone());
-        let (keys, shared): (Vec<i64>, Vec<bool>) = locks
-            .into_iter()
-            .map(|lock| (lock.key.value(), lock.is_shared()))
-            .unzip();
+        let locks: Vec<&Lock> = locks.into_iter().collect();
+        let numbers = locks
+            .iter()
+            .map(|lock| Some((lock.key.value()?, lock.is_shared())));
+        let Some((keys, shared)): Option<(Vec<i64>, Vec<bool>)> = numbers.collect() else {
+            return self.spelled_out(function, &locks);
+        };
         async move {
             let parameters: [&(dyn ToSql + Sync); 2] = [&keys, &shared];
             let rows = client.query_raw(&statement, parameters).await?;
@@ -100,7 +105,23 @@ impl Statements {
         }
         .boxed()
     }
+
+    /// A statement for each of the locks: pairs, which few use, are not worth prepared ones.
+    fn spelled_out(&self, function: &str, locks: &[&Lock]) -> Answered {
+        let call = |lock: &&Lock| format!("SELECT {} AS done", called(function, lock));
+        let calls: Vec<String> = locks.iter().map(call).collect();
+        let asked = self.simple(calls.join("; "));
+        async move {
+            let rows = asked.await?.rows;
+            let done = values(&rows, "done").map(|done| done == "t").collect();
+            Ok(Answer { done, rows })
+        }
+        .boxed()
+    }
 }
+
+const TRY_LOCK: &str = "pg_try_advisory_lock";
+const UNLOCK: &str = "pg_advisory_unlock";
 
 /// One statement for any number of keys: to `pg_stat_statements` it is always the same.
 fn for_each(function: &str) -> String {
