@@ -26,7 +26,8 @@ struct Keys(RealmPaths);
 impl Keys {
     fn of(&self, request: &Request<String>) -> Result<i64, RealmError> {
         let realm = self.0.resolve(request.uri().path())?;
-        Ok(LockKey::of(&realm).value())
+        let key = LockKey::of(&realm).value();
+        Ok(key.expect("a realm's key is one number"))
     }
 }
 

@@ -34,7 +34,7 @@ impl Naive {
         let failed = |error: tokio_postgres::Error| error.to_string();
         let transaction = client.transaction().await.map_err(failed)?;
         transaction
-            .execute("SELECT pg_advisory_xact_lock($1)", &[&key.value()])
+            .execute("SELECT pg_advisory_xact_lock($1)", &[&key.value().unwrap()])
             .await
             .map_err(failed)?;
         let response = next.run(request).await;

@@ -92,11 +92,9 @@ fn equal_claims_are_one_in_a_set() {
 }
 
 #[test]
-fn a_realm_url_and_a_key_become_what_other_libraries_take() {
+fn a_realm_url_becomes_what_other_libraries_take() {
     let realm = RealmUrl::try_from("HTTPS://H/a").unwrap();
     assert_eq!(realm.as_ref(), "https://h/a/");
-    let key = LockKey::of(&realm);
-    assert_eq!(i64::from(key), key.value());
     assert_eq!(String::from(realm), "https://h/a/");
     assert!(RealmUrl::try_from("/a/").is_err());
 }

@@ -164,7 +164,7 @@ async fn writers_of_one_tenant_take_turns_and_tenants_run_side_by_side_on_two_re
         "the id is the lock"
     );
     let second = write(1, "/second", "acme");
-    database.wait_for_waiting(acme.value(), 1).await;
+    database.wait_for_waiting(acme.value().unwrap(), 1).await;
     let other = write(1, "/other", "zeta");
     let in_other = gate.entered().await;
     assert_eq!(in_other.path, "/other");
@@ -297,7 +297,11 @@ async fn a_closure_claims_two_spaces_and_a_realm_at_once() {
     let inside = gate.entered().await;
     let keys = [budget, acme, LockKey::of(&realm("a"))];
     for key in keys {
-        assert_eq!(database.advisory_locks(key.value()).await, (1, 0), "{key}");
+        assert_eq!(
+            database.advisory_locks(key.value().unwrap()).await,
+            (1, 0),
+            "{key}"
+        );
     }
     // An operator reads all of it.
     let mut spaces = [budget, acme];
@@ -312,7 +316,7 @@ async fn a_closure_claims_two_spaces_and_a_realm_at_once() {
     let jobs = [Claim::from(budget), acme.into(), realm("a").into()];
     let mut waiting = jobs.map(|claim| work(&own, &claim));
     for key in keys {
-        database.wait_for_waiting(key.value(), 1).await;
+        database.wait_for_waiting(key.value().unwrap(), 1).await;
     }
     assert!(waiting.iter_mut().all(crate::support::claims::Work::waits));
     inside.answer(200);
@@ -326,7 +330,7 @@ async fn a_closure_claims_two_spaces_and_a_realm_at_once() {
 
 /// What PostgreSQL shows of the holder of a key.
 async fn shown(database: &TestDatabase, key: LockKey) -> String {
-    let pid = database.holder_pid(key.value()).await.unwrap();
+    let pid = database.holder_pid(key.value().unwrap()).await.unwrap();
     let client = database.connect().await;
     let query = "SELECT query FROM pg_stat_activity WHERE pid = $1";
     client.query_one(query, &[&pid]).await.unwrap().get(0)

@@ -28,6 +28,7 @@ mod late_database;
 mod lost_lock;
 mod nested;
 mod noisy_neighbour;
+mod own_keys;
 mod parallel_realms;
 mod pgbouncer;
 mod pgbouncer_cancelled;

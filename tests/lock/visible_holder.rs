@@ -84,7 +84,7 @@ async fn no_name_can_do_more_than_be_shown() {
         let claim = Claim::resources(&realm.parse().unwrap(), [path]);
         let key = claim.realms().first().map(LockKey::of).unwrap();
         let inside = work(&locks, &claim).inside().await;
-        let shown = shown(&database, key.value()).await.unwrap();
+        let shown = shown(&database, key.value().unwrap()).await.unwrap();
         assert!(
             shown.contains("/* realm http://realms.test/%2A%2A"),
             "{shown}"

@@ -17,7 +17,9 @@ pub fn realm(name: &str) -> RealmUrl {
 
 /// The number that PostgreSQL locks for it.
 pub fn realm_key(name: &str) -> i64 {
-    tower_realm_lock::LockKey::of(&realm(name)).value()
+    tower_realm_lock::LockKey::of(&realm(name))
+        .value()
+        .expect("one number")
 }
 
 /// Some realms, whole.

@@ -32,7 +32,9 @@ pub fn realms() -> RealmPaths {
 /// The number that PostgreSQL locks for a realm of these tests, given its path.
 pub fn key(path: &str) -> i64 {
     let realm = realms().resolve(path).expect("the path names a realm");
-    tower_realm_lock::LockKey::of(&realm).value()
+    tower_realm_lock::LockKey::of(&realm)
+        .value()
+        .expect("one number")
 }
 
 /// A layer over locks in PostgreSQL, with the defaults of both.

@@ -158,14 +158,14 @@ fn an_href_that_leaves_the_realm_is_refused() {
 #[test]
 fn a_card_has_one_name_for_its_lock() {
     for (path, name) in [
-        ("x", "x"),
-        ("x.json", "x"),
-        ("a.json/x", "a.json/x"),
-        ("a/x.json", "a/x"),
+        ("x", "x.json"),
+        ("x.json", "x.json"),
+        ("a.json/x", "a.json/x.json"),
+        ("a/x.json", "a/x.json"),
         // No card, and so the whole realm.
         ("_atomic", ""),
         ("_atomic.json", ""),
-        ("a/_atomic", "a/_atomic"),
+        ("a/_atomic", "a/_atomic.json"),
     ] {
         assert_eq!(lock_name(path), name, "{path}");
     }

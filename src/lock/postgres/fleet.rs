@@ -4,7 +4,8 @@
 //! first stands for a fleet and a component, such as its rules, and the second for the text of that
 //! component. They are held in one open transaction on a connection of its own. Now and then the
 //! process looks into `pg_locks`: another second key under a first key of its own is a replica that
-//! disagrees. Realms are locked by one key, which PostgreSQL keeps apart from two.
+//! disagrees. Realms are locked by one key, which PostgreSQL keeps apart from two. A [pair of
+//! the application's own](crate::LockKey::from_pair) meets a fingerprint once in 2⁶⁴.
 //!
 //! The transaction is read committed and writes nothing, so between two looks it has no snapshot
 //! and no transaction id, and holds back no VACUUM. A look is its sign of life: without one the
@@ -209,7 +210,8 @@ impl Lookout {
             .flat_map(|(class, view)| view.own.keys().map(move |object| (class, object)));
         let locks = keys.map(|(class, object)| {
             let [class, object] = [class.cast_signed(), object.cast_signed()];
-            format!("pg_advisory_xact_lock_shared({class}, {object})")
+            // Quoted, since -2147483648 would be no `integer`.
+            format!("pg_advisory_xact_lock_shared('{class}', '{object}')")
         });
         let locks: Vec<String> = locks.collect();
         let publish = format!("SELECT {}", locks.join(", "));

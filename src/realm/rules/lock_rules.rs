@@ -238,8 +238,7 @@ impl LockRules {
     }
 
     /// How many resources one request may lock by themselves; one with more takes its realm whole.
-    /// Default 256, as cardstack/boxel's realm servers
-    /// have it.
+    /// Default 256, as cardstack/boxel's realm servers have it; more than that always take it whole.
     ///
     /// Each of them is a lock in PostgreSQL's shared lock table.
     #[must_use]

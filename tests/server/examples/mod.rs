@@ -77,5 +77,5 @@ impl Server {
 /// The key of the realm that the examples' first lines speak of.
 fn key() -> i64 {
     let realm = RealmUrl::parse("https://realms.example.com/luke/my-realm/").unwrap();
-    LockKey::of(&realm).value()
+    LockKey::of(&realm).value().expect("one number")
 }

@@ -28,7 +28,7 @@ struct Case {
 }
 
 fn of_realm(url: &str) -> i64 {
-    LockKey::of(&RealmUrl::parse(url).unwrap()).value()
+    LockKey::of(&RealmUrl::parse(url).unwrap()).value().unwrap()
 }
 
 fn cases() -> [Case; 5] {
@@ -66,7 +66,7 @@ fn cases() -> [Case; 5] {
         Case {
             scheme: "header",
             one: vec![("/notes", Some(("x-tenant-id", "42")))],
-            key: LockKey::in_space("tenant", "42").unwrap().value(),
+            key: LockKey::in_space("tenant", "42").unwrap().value().unwrap(),
             other: ("/notes", Some(("x-tenant-id", "43"))),
             login: ("/login", None),
             refused: vec![

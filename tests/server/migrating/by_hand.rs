@@ -78,7 +78,7 @@ async fn other_numbers_and_pairs_and_databases_exclude_no_request() {
 #[tokio::test]
 async fn two_deploys_lead_from_one_number_to_the_other() {
     let mut world = World::new().await;
-    let number = LockKey::in_space("old", 1).unwrap().value();
+    let number = LockKey::in_space("old", 1).unwrap().value().unwrap();
     let lock = format!("BEGIN; SELECT pg_advisory_xact_lock({number})");
     let before = world.database.connect().await;
     before.batch_execute(&lock).await.unwrap();

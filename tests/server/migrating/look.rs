@@ -61,7 +61,7 @@ async fn the_numbers_of_the_page_are_those_of_the_crate_and_of_postgresql() {
             let realm: RealmUrl = row[0].parse().unwrap();
             assert_eq!(
                 (LockKey::of(&realm).value(), realm.as_str()),
-                (number, row[0])
+                (Some(number), row[0])
             );
             number
         })
