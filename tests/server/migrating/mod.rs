@@ -4,6 +4,7 @@ mod by_hand;
 mod look;
 mod node;
 mod sqlx;
+mod upstream;
 use tokio::task::JoinHandle;
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
