@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::time::{Instant, sleep, timeout_at};
+use tokio_postgres::error::SqlState;
 
 use super::error::LockError;
 use super::grant::{Grant, GrantTerms, Obtained, Slot, with_grant};
@@ -120,6 +121,17 @@ impl Database {
                 // It died in the pool, or the server restarts: one more try, on a new connection,
                 // as others of the pool may be dead too.
                 Settled::Disconnected(_) if !retried => retried = true,
+                Settled::Failed(error) if Instant::now() < request.deadline => {
+                    let Some(detail) = deadlock(&error) else {
+                        return Err(error);
+                    };
+                    tracing::warn!(
+                        claim = %request.claim,
+                        detail,
+                        "another program takes these lock keys in another order: PostgreSQL broke \
+                         the deadlock, and this side asks again"
+                    );
+                }
                 Settled::Disconnected(error) | Settled::Failed(error) => return Err(error),
             }
         }
@@ -180,6 +192,16 @@ impl Database {
             _ => Err(request.timed_out()),
         }
     }
+}
+
+/// What PostgreSQL reports of the processes of a deadlock, if that is the error.
+fn deadlock(error: &LockError) -> Option<&str> {
+    let LockError::Database { source, .. } = error else {
+        return None;
+    };
+    let refused = source.as_db_error()?;
+    let is_deadlock = *refused.code() == SqlState::T_R_DEADLOCK_DETECTED;
+    is_deadlock.then(|| refused.detail().unwrap_or_default())
 }
 
 /// Whether a grant that this caller can use is in the slot.

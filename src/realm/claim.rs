@@ -520,6 +520,33 @@ mod tests {
     }
 
     #[test]
+    fn other_keys_of_realms_are_sorted_and_known_as_theirs() {
+        let (a, b) = (realm("a"), realm("b"));
+        let claim = Claim::realm(&b).and(&Claim::resources(&a, ["x", "y"]));
+        let keys = [LockKey::from_raw(9), LockKey::from_pair(1, 2)].map(Arc::new);
+        let own = claim.with_realm_keys(keys.to_vec());
+        let locks: Vec<String> = own
+            .locks()
+            .iter()
+            .map(|lock| lock.key.to_string())
+            .collect();
+        assert_eq!(locks[..2], ["(1, 2)", "9"]);
+        assert_eq!(own.to_string(), claim.to_string());
+        assert_eq!(own.with_default_keys().as_ref(), Some(&claim));
+        assert!(claim.with_default_keys().is_none());
+        // With the realm whole, its resources are.
+        let whole = own.and(&LockKey::from_pair(1, 2).into());
+        assert_eq!(whole.locks().len(), 2);
+        assert!(whole.resources_of(&a).is_none());
+        assert!(Arc::strong_count(&keys[0]) > 1);
+        // One that is a resource's is taken among the realms' all the same.
+        let x = Arc::new(LockKey::of_resource(&a, "x"));
+        let odd = Claim::resources(&a, ["x"]).with_realm_keys(vec![x]);
+        assert!(odd.locks().len() == 1 && !odd.locks()[0].is_shared());
+        assert!(odd.anchor().is_some());
+    }
+
+    #[test]
     fn a_claim_covers_what_its_holder_need_not_wait_for() {
         let a = realm("a");
         let whole = Claim::realm(&a);

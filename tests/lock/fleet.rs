@@ -11,7 +11,8 @@ use http::Method;
 use tokio_postgres::Client;
 use tower::{Layer, service_fn};
 use tower_realm_lock::{
-    LockRules, RealmBodyLockLayer, RealmLocks, RealmPaths, RealmWriteLockLayer, Scope, Unresolved,
+    LockKey, LockRules, RealmBodyLockLayer, RealmLocks, RealmPaths, RealmWriteLockLayer, Scope,
+    Unresolved,
 };
 use tracing::subscriber::DefaultGuard;
 
@@ -323,6 +324,23 @@ async fn replicas_with_other_rules_are_logged_with_the_component() {
         "{errors:#?}"
     );
     assert_eq!(log.lines(&["ERROR"]).len(), 2);
+}
+
+#[tokio::test]
+async fn a_replica_with_lock_keys_of_its_own_is_logged_by_those_without() {
+    let database = database().await;
+    let (log, _guard) = Log::start();
+    let own = postgres_locks_with(database.url(), |builder| {
+        builder.realm_keys(async |realm| Ok::<_, String>(LockKey::of(&realm)))
+    });
+    let own = join(&own.await, "keys", ORIGIN);
+    let plain = join(&locks(database.url(), "plain").await, "keys", ORIGIN);
+    let errors = log.wait_for(2, &["ERROR", "component=\"keys\""]).await;
+    assert!(
+        errors.iter().any(|it| it.contains("by `realm_keys`")),
+        "{errors:#?}"
+    );
+    drop((own, plain));
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ mod client_disconnect;
 mod come_and_go;
 mod confirmation;
 mod database_outage;
+mod deadlocks;
 mod early_release;
 mod fencing;
 mod fleet;
