@@ -193,7 +193,8 @@ impl Scope {
     ///
     /// `name` gets the path below the realm, percent-encoded in its one spelling and without a
     /// slash at its beginning or end. An empty name takes the realm whole. Give the same closure to
-    /// every scope of a realm.
+    /// every scope of a realm. Where cardstack/boxel's servers write the same realm, the name is
+    /// that of the file: `Widget/one.json`.
     ///
     /// ```
     /// use tower_realm_lock::Scope;
