@@ -284,11 +284,10 @@ fn write_key(f: &mut fmt::Formatter<'_>, lock: &Lock) -> fmt::Result {
     } else {
         "exclusive"
     };
-    let (bits, is_pair) = lock.key.bits();
-    let bits = bits.cast_unsigned();
+    let bits = lock.key.bits().cast_unsigned();
     let (class, object) = (bits >> 32, bits & 0xffff_ffff);
     let key = lock.key;
-    let of_pair = if is_pair { ", objsubid 2" } else { "" };
+    let of_pair = lock.key.pair().map_or("", |_| ", objsubid 2");
     write!(
         f,
         "\n  lock key: {key}, {mode} (in pg_locks: classid {class}, objid {object}{of_pair})"

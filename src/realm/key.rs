@@ -44,10 +44,12 @@ const RESOURCES: &str = "file-write";
 /// # Ok::<(), tower_realm_lock::RealmError>(())
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct LockKey {
-    /// The number; or the first number of a pair above the second, as `pg_locks` has them.
-    bits: i64,
-    is_pair: bool,
+pub struct LockKey(Numbers);
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Numbers {
+    One(i64),
+    Two(i32, i32),
 }
 
 impl LockKey {
@@ -65,10 +67,7 @@ impl LockKey {
     /// for each other.
     #[must_use]
     pub const fn from_raw(number: i64) -> Self {
-        Self {
-            bits: number,
-            is_pair: false,
-        }
+        Self(Numbers::One(number))
     }
 
     /// The key of two numbers, as `pg_advisory_xact_lock(first, second)` takes it.
@@ -83,11 +82,7 @@ impl LockKey {
     /// ```
     #[must_use]
     pub const fn from_pair(first: i32, second: i32) -> Self {
-        let ([a, b, c, d], [e, f, g, h]) = (first.to_be_bytes(), second.to_be_bytes());
-        Self {
-            bits: i64::from_be_bytes([a, b, c, d, e, f, g, h]),
-            is_pair: true,
-        }
+        Self(Numbers::Two(first, second))
     }
 
     /// The key of something else that is to be locked in the same way, such as a user's budget:
@@ -150,33 +145,36 @@ impl LockKey {
     /// The number to pass to `pg_advisory_xact_lock`; `None` for a [pair](Self::pair).
     #[must_use]
     pub const fn value(self) -> Option<i64> {
-        if self.is_pair { None } else { Some(self.bits) }
+        match self.0 {
+            Numbers::One(number) => Some(number),
+            Numbers::Two(..) => None,
+        }
     }
 
     /// The two numbers to pass to `pg_advisory_xact_lock`; `None` for a [single one](Self::value).
     #[must_use]
     pub const fn pair(self) -> Option<(i32, i32)> {
-        let [a, b, c, d, e, f, g, h] = self.bits.to_be_bytes();
-        if self.is_pair {
-            Some((
-                i32::from_be_bytes([a, b, c, d]),
-                i32::from_be_bytes([e, f, g, h]),
-            ))
-        } else {
-            None
+        match self.0 {
+            Numbers::One(_) => None,
+            Numbers::Two(first, second) => Some((first, second)),
         }
     }
 
-    /// Its 64 bits, and whether they are those of a pair.
-    pub(crate) const fn bits(self) -> (i64, bool) {
-        (self.bits, self.is_pair)
+    /// Its 64 bits: of a pair those of the first number, and then those of the second.
+    pub(crate) fn bits(self) -> i64 {
+        match self.0 {
+            Numbers::One(number) => number,
+            Numbers::Two(first, second) => {
+                i64::from(first) << 32 | i64::from(second.cast_unsigned())
+            }
+        }
     }
 }
 
-/// A key and a pair with the same bits are rare: the bits will do.
+/// A number and a pair seldom have the same bits.
 impl Hash for LockKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.bits.hash(state);
+        self.bits().hash(state);
     }
 }
 
@@ -184,9 +182,9 @@ impl Hash for LockKey {
 #[cfg(feature = "serde")]
 impl serde::Serialize for LockKey {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.pair() {
-            Some(pair) => pair.serialize(serializer),
-            None => serializer.serialize_i64(self.bits),
+        match self.0 {
+            Numbers::One(number) => number.serialize(serializer),
+            Numbers::Two(first, second) => (first, second).serialize(serializer),
         }
     }
 }
@@ -213,9 +211,9 @@ impl<'de> serde::Deserialize<'de> for LockKey {
 /// `4711`, or `(47, 11)`.
 impl fmt::Display for LockKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.pair() {
-            Some((first, second)) => write!(f, "({first}, {second})"),
-            None => self.bits.fmt(f),
+        match self.0 {
+            Numbers::One(number) => number.fmt(f),
+            Numbers::Two(first, second) => write!(f, "({first}, {second})"),
         }
     }
 }
@@ -240,7 +238,7 @@ fn decode_uri(text: &str) -> Cow<'_, str> {
             decoded.push(*byte);
             continue;
         }
-        let Some(byte) = after.first_chunk().and_then(escaped) else {
+        let Some(byte) = after.first_chunk().copied().and_then(escaped) else {
             return text.into();
         };
         rest = &after[2..];
@@ -257,7 +255,7 @@ fn decode_uri(text: &str) -> Cow<'_, str> {
 }
 
 /// The byte that two hexadecimal digits stand for.
-fn escaped(digits: &[u8; 2]) -> Option<u8> {
+fn escaped(digits: [u8; 2]) -> Option<u8> {
     let [high, low] = digits.map(|digit| char::from(digit).to_digit(16));
     u8::try_from(high? << 4 | low?).ok()
 }
@@ -365,13 +363,13 @@ mod tests {
         for (first, second) in [(0, 1), (7, -1), (-1, 7), (-1, -1), (i32::MIN, i32::MIN)] {
             let pair = LockKey::from_pair(first, second);
             assert_eq!((pair.pair(), pair.value()), (Some((first, second)), None));
-            let number = LockKey::from_raw(pair.bits().0);
-            assert_eq!((number.pair(), number.value()), (None, Some(pair.bits().0)));
+            let number = LockKey::from_raw(pair.bits());
+            assert_eq!((number.pair(), number.value()), (None, Some(pair.bits())));
             assert_ne!(pair, number);
             assert_eq!(HashSet::from([pair, number]).len(), 2);
             assert_eq!(pair.to_string(), format!("({first}, {second})"));
         }
-        assert_eq!(least.bits().0, i64::from(i32::MIN) << 32 | 1 << 31);
+        assert_eq!(least.bits(), i64::from(i32::MIN) << 32 | 1 << 31);
     }
 
     #[cfg(feature = "serde")]

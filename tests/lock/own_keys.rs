@@ -10,7 +10,7 @@ use tower_realm_lock::{
     Claim, LockError, LockErrorKind, LockKey, RealmLocks, RealmUrl, RealmWriteLockLayer,
 };
 
-use crate::support::claims::{cards, realm, realm_key, strategies, whole, work};
+use crate::support::claims::{Work, cards, realm, realm_key, strategies, whole, work};
 use crate::support::database::{TestDatabase, database};
 use crate::support::gate::{answered, code, gate, key, patch, postgres_locks_with, realms};
 use crate::support::wait::{PATIENCE, wait_until};
@@ -99,7 +99,7 @@ async fn keys_of_all_kinds_are_claimed_together_and_a_failure_leaves_none_locked
             .await
             .end()
             .await;
-        assert!(waiting.iter_mut().all(|it| it.waits()), "{strategy}");
+        assert!(waiting.iter_mut().all(Work::waits), "{strategy}");
         inside.end().await;
         for it in waiting {
             it.inside().await.end().await;
@@ -170,10 +170,6 @@ async fn with_keys(
     (locks, layer)
 }
 
-fn is_realm(realm: &RealmUrl, name: &str) -> bool {
-    realm.as_str().ends_with(&format!("/luke/{name}/"))
-}
-
 #[tokio::test]
 async fn a_realm_is_locked_by_the_number_or_pair_that_the_application_gives_it() {
     let database = database().await;
@@ -181,9 +177,9 @@ async fn a_realm_is_locked_by_the_number_or_pair_that_the_application_gives_it()
         .into_iter()
         .zip([LockKey::from_raw(-7), LockKey::from_pair(4, 2)])
     {
-        let derive = move |realm: &RealmUrl| match is_realm(realm, "a") {
-            true => Ok(own),
-            false => Ok(LockKey::of(realm)),
+        let derive = move |realm: &RealmUrl| {
+            let is_own = realm.as_str().ends_with("/luke/a/");
+            Ok(if is_own { own } else { LockKey::of(realm) })
         };
         let (locks, layer) = with_keys(&database, sessions, derive).await;
         let (plain, (handler, mut gate)) =
@@ -200,7 +196,7 @@ async fn a_realm_is_locked_by_the_number_or_pair_that_the_application_gives_it()
         let mut by_number = work(&plain, &own.into());
         work(&locks, &whole(["b"])).inside().await.end().await;
         work(&plain, &whole(["a"])).inside().await.end().await;
-        assert!(by_number.waits() && waiting.iter_mut().all(|it| it.waits()));
+        assert!(by_number.waits() && waiting.iter_mut().all(Work::waits));
         inside.answer(200);
         assert_eq!(answered(write).await.status(), 200);
         let [realms, card] = waiting;

@@ -33,7 +33,7 @@ async fn an_uncontended_hold_is_one_message_to_acquire_and_one_to_release() {
 /// The leanest statement that locks a realm and names it to an operator.
 fn tried(path: &str) -> String {
     let (key, realm) = (key(path), realms().resolve(path).unwrap());
-    format!("/* realm {realm} */ SELECT pg_try_advisory_xact_lock('{key}') AS lock_was_free")
+    format!("/* realm {realm} */ SELECT pg_try_advisory_xact_lock({key}) AS lock_was_free")
 }
 
 #[tokio::test]
@@ -55,7 +55,7 @@ async fn a_contended_hold_waits_with_a_message_of_its_own_and_a_try_does_not_wai
     let limit = Duration::from_millis(limit.parse().unwrap());
     assert!(limit > PATIENCE / 2 && limit <= PATIENCE, "{limit:?}");
     let key = realm_key("a");
-    assert!(wait.contains(&format!("SELECT pg_advisory_xact_lock('{key}')")));
+    assert!(wait.contains(&format!("SELECT pg_advisory_xact_lock({key})")));
     drop(holder);
     waiting.inside().await.end().await;
     assert_eq!(proxy.queries(), ["COMMIT"]);

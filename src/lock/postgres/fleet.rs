@@ -210,8 +210,7 @@ impl Lookout {
             .flat_map(|(class, view)| view.own.keys().map(move |object| (class, object)));
         let locks = keys.map(|(class, object)| {
             let [class, object] = [class.cast_signed(), object.cast_signed()];
-            // Quoted, since -2147483648 would be no `integer`.
-            format!("pg_advisory_xact_lock_shared('{class}', '{object}')")
+            format!("pg_advisory_xact_lock_shared({class}, {object})")
         });
         let locks: Vec<String> = locks.collect();
         let publish = format!("SELECT {}", locks.join(", "));

@@ -147,13 +147,12 @@ fn call(tries: &str, lock: &Lock) -> String {
     called(&format!("pg_{tries}advisory_xact_lock"), lock)
 }
 
-/// The call of a function of advisory locks. Its arguments are quoted: the least numbers have no
-/// literal of their type.
+/// The call of a function of advisory locks.
 pub(super) fn called(function: &str, lock: &Lock) -> String {
     let shared = if lock.is_shared() { "_shared" } else { "" };
     match lock.key.pair() {
-        Some((first, second)) => format!("{function}{shared}('{first}', '{second}')"),
-        None => format!("{function}{shared}('{}')", lock.key),
+        Some((first, second)) => format!("{function}{shared}({first}, {second})"),
+        None => format!("{function}{shared}({})", lock.key),
     }
 }
 

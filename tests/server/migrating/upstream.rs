@@ -18,6 +18,7 @@ use super::{REALM, layer_on};
 use crate::support::claims::work;
 use crate::support::database::{TestDatabase, database};
 use crate::support::gate::postgres_locks_with;
+use crate::support::log::Log;
 use crate::support::wait::{PATIENCE, wait_until};
 
 /// The other server.
@@ -87,11 +88,11 @@ impl Drop for Upstream {
 }
 
 /// Waits until a lock of either side is waited for.
-async fn somebody_waits(database: &TestDatabase) {
+async fn somebody_waits(database: &TestDatabase, what: &str) {
     let client = database.connect().await;
     let waiting = "SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted \
                    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    wait_until("a wait", async || {
+    wait_until(what, async || {
         client.query_one(waiting, &[]).await.unwrap().get(0)
     })
     .await;
@@ -200,7 +201,7 @@ async fn files_and_realms_exclude_each_other_as_upstreams_do_in_both_directions(
             upstream.holds(&lock).await;
             let mut here = work(&locks, &claim);
             if excludes {
-                somebody_waits(&database).await;
+                somebody_waits(&database, &what).await;
                 assert!(here.waits(), "{what}");
                 upstream.releases().await;
                 here.inside().await.end().await;
@@ -212,7 +213,7 @@ async fn files_and_realms_exclude_each_other_as_upstreams_do_in_both_directions(
             let inside = work(&locks, &claim).inside().await;
             upstream.tell(&json!({"id": 1, "lock": lock}));
             if excludes {
-                somebody_waits(&database).await;
+                somebody_waits(&database, &what).await;
                 assert!(upstream.events.is_empty(), "{what}");
                 inside.end().await;
                 upstream.says(&json!({"id": 1, "held": true})).await;
@@ -293,6 +294,7 @@ async fn several_files_in_any_order_neither_deadlock_nor_lose_a_write() {
             let rounds = json!({"id": id, "rounds": ROUNDS, "directory": directory, "lock": lock});
             upstream.tell(&rounds);
         }
+        let log = Log::collect();
         let writers = (0..4).map(async |writer| {
             for round in 0..ROUNDS {
                 count(&locks, directory.path(), round + writer)
@@ -301,6 +303,9 @@ async fn several_files_in_any_order_neither_deadlock_nor_lose_a_write() {
             }
         });
         join_all(writers).await;
+        // One here would be asked for again.
+        let warned = log.take_at("WARN");
+        assert!(warned.is_empty(), "{warned:?}");
         for _ in 0..4 {
             let done = timeout(6 * PATIENCE, upstream.events.recv())
                 .await

@@ -195,7 +195,7 @@ impl Sessions {
 
     fn slot(&self, key: LockKey) -> &Mutex<Slot> {
         let slots = self.slots.len() as u64;
-        let index = key.bits().0.cast_unsigned() % slots;
+        let index = key.bits().cast_unsigned() % slots;
         // Below the number of slots, which is a `usize`.
         &self.slots[usize::try_from(index).unwrap_or_default()]
     }

@@ -22,12 +22,12 @@ fn claim(realm: &str) -> Claim {
 
 fn try_lock<'a>(locks: impl IntoIterator<Item = &'a Lock>) -> String {
     let locks = locks.into_iter();
-    statement(false, locks.map(|it| (it.key.bits().0, it.is_shared())))
+    statement(false, locks.map(|it| (it.key.bits(), it.is_shared())))
 }
 
 fn unlock<'a>(locks: impl IntoIterator<Item = &'a Lock>) -> String {
     let locks = locks.into_iter();
-    statement(true, locks.map(|it| (it.key.bits().0, it.is_shared())))
+    statement(true, locks.map(|it| (it.key.bits(), it.is_shared())))
 }
 
 fn locking<const N: usize>(realms: [&str; N]) -> String {
