@@ -17,7 +17,8 @@ use super::postgres::fleet::Membership;
 use super::queue::{self, Baton};
 use super::request::LockRequest;
 
-/// The pause after a failed attempt to open a connection in place of a silent one.
+/// The pause after a failed attempt to open a connection in place of a silent one, and how long the
+/// other side of a deadlock is looked up.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Where the owners of turns obtain their locks, if not in process.
@@ -125,9 +126,12 @@ impl Database {
                     let Some(detail) = deadlock(&error) else {
                         return Err(error);
                     };
+                    let patience = request.deadline.min(Instant::now() + PAUSE);
+                    let other = timeout_at(patience, self.postgres.blocker(detail)).await;
                     tracing::warn!(
                         claim = %request.claim,
                         detail,
+                        other = other.ok().flatten(),
                         "another program takes these lock keys in another order: PostgreSQL broke \
                          the deadlock, and this side asks again"
                     );

@@ -1,4 +1,5 @@
-//! Another program takes the keys of a claim in another order, and PostgreSQL breaks the deadlock by refusing this side.
+//! Another program takes the keys of a claim in another order, and PostgreSQL breaks the deadlock by
+//! refusing this side.
 
 use std::time::Duration;
 
@@ -26,15 +27,11 @@ async fn the_victim_of_a_deadlock_asks_again_and_the_log_names_the_other() {
         let locks = postgres_locks_with(database.url(), |it| it.sessions(sessions)).await;
         let locks = locks.acquire_timeout(PATIENCE);
         let other = database.hold(second).await;
-        other
-            .batch_execute("SET deadlock_timeout = '1h'")
-            .await
-            .unwrap();
-        let row = other
-            .query_one("SELECT pg_backend_pid()", &[])
-            .await
-            .unwrap();
-        let pid: i32 = row.get(0);
+        let named = "SET deadlock_timeout = '1h'; SET application_name = 'another program'";
+        other.batch_execute(named).await.unwrap();
+        let who = "SELECT pg_backend_pid(), current_user::text";
+        let row = other.query_one(who, &[]).await.unwrap();
+        let (pid, user): (i32, String) = (row.get(0), row.get(1));
         let victim = work(&locks, &claim);
         database.wait_for_waiting(second, 1).await;
         let ask = format!("SELECT pg_advisory_xact_lock({first})");
@@ -42,11 +39,9 @@ async fn the_victim_of_a_deadlock_asks_again_and_the_log_names_the_other() {
         // It asks again for what the other has by now.
         database.wait_for_waiting(first, 1).await;
         let warned = log.take_at("WARN");
-        let named = format!("blocked by process {pid}");
-        assert!(
-            warned.iter().any(|line| line.contains(&named)),
-            "{warned:?}"
-        );
+        let named = format!("other=\"process {pid}, {user}, another program, ");
+        let warned_of = |part: &str| warned.iter().any(|line| line.contains(part));
+        assert!(warned_of(&named) && warned_of(&ask), "{warned:?}");
         other.batch_execute("COMMIT").await.unwrap();
         victim.inside().await.end().await;
     }

@@ -1,4 +1,5 @@
-//! Keys that other programs chose: numbers, pairs of numbers, and keys of realms that are not made of their URLs.
+//! Keys that other programs chose: numbers, pairs of numbers, and keys of realms that are not made
+//! of their URLs.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};

@@ -1,4 +1,5 @@
-// The write locks of a realm server of cardstack/boxel, as it takes them since its pull request 6171. A test is the other server.
+// The write locks of a realm server of cardstack/boxel, as it takes them since its pull request
+// 6171. A test is the other server.
 //
 // Each line of the input is a command, and each of the output an event of the command with this `id`:
 //
@@ -30,8 +31,9 @@ async function withLock(lock, work) {
   let failed;
   try {
     await client.query('BEGIN');
-    for (const key of shared) await client.query('SELECT pg_advisory_xact_lock_shared($1::bigint)', [key]);
-    for (const key of exclusive) await client.query('SELECT pg_advisory_xact_lock($1::bigint)', [key]);
+    const take = (mode, key) => client.query(`SELECT pg_advisory_xact_lock${mode}($1::bigint)`, [key]);
+    for (const key of shared) await take('_shared', key);
+    for (const key of exclusive) await take('', key);
     await work();
     await client.query('COMMIT');
   } catch (error) {
@@ -60,7 +62,8 @@ async function count({ id, rounds, directory, lock }) {
       const file = `${directory}/${path}`;
       await writeFile(file, `${Number(await readFile(file, 'utf8')) + 1}`);
     };
-    await withLock({ ...lock, paths }, () => Promise.all(paths.map(add))).catch(({ code, message }) => errors.push(code ?? message));
+    const added = withLock({ ...lock, paths }, () => Promise.all(paths.map(add)));
+    await added.catch(({ code, message }) => errors.push(code ?? message));
   }
   tell({ id, done: errors });
 }
@@ -68,5 +71,6 @@ async function count({ id, rounds, directory, lock }) {
 createInterface({ input: process.stdin }).on('line', line => {
   const command = JSON.parse(line);
   if (command.release) return releases.get(command.id)();
-  (command.rounds ? count : hold)(command).catch(({ message }) => tell({ id: command.id, failed: message }));
+  const work = command.rounds ? count(command) : hold(command);
+  work.catch(({ message }) => tell({ id: command.id, failed: message }));
 }).on('close', () => process.exit());

@@ -186,7 +186,7 @@ async fn a_scope_of_the_file_locks_the_card_in_all_its_spellings_and_atomic_docu
     let replica = replica(&database, &format!("{LIMITS}\n{scopes}"), &[]).await;
     // Another replica writes one card.
     let locks = postgres_locks_with(database.url(), |builder| builder).await;
-    let other = work(&locks, &cards("a", ["x"])).inside().await;
+    let other = work(&locks, &cards("a", ["x.json"])).inside().await;
     for path in ["/luke/a/x", "/luke/a/x.json"] {
         let patched = answer(&replica, Method::PATCH, path).await;
         assert_eq!(patched, timed_out(), "{path}");
@@ -497,7 +497,7 @@ fn each_option_of_postgres_can_be_in_a_file() {
     // A new option must be in files too, unless a URL has it.
     assert_eq!(
         unchanged::<PostgresBuilder>(POSTGRES, 4),
-        ["password_from", "tls"]
+        ["password_from", "realm_keys", "tls"]
     );
 }
 

@@ -113,8 +113,9 @@ fn free(name: &str) -> String {
 async fn a_key_is_computed_as_the_crate_does() {
     let database = database().await;
     let client = database.connect().await;
-    for name in ["a", "b", "a%20b", "%C3%A9"] {
-        let of = query("       AS lock_key;").replace(URL, realm(name).as_str());
+    for (name, decoded) in [("a", "a"), ("a%20b", "a b"), ("%C3%A9", "é")] {
+        let url = realm(name).as_str().replace(name, decoded);
+        let of = query("       AS lock_key;").replace(URL, &url);
         let found = rows(&client, &of).await;
         let key = realm_key(name).to_string();
         assert_eq!(found[0].get("lock_key"), Some(&*key));

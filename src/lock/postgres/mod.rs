@@ -48,6 +48,7 @@
 mod address;
 mod answer;
 pub(super) mod attempt;
+mod call;
 mod canceller;
 mod comment;
 pub(super) mod confirmation;
@@ -179,6 +180,23 @@ impl Postgres {
     /// Those of connecting.
     pub(super) async fn open(&self) -> Result<Fresh, LockError> {
         self.pool.open().await
+    }
+
+    /// Who won a deadlock, as the server describes its sessions: asked for on a connection of its
+    /// own. `detail` is that of the error.
+    pub(super) async fn blocker(&self, detail: &str) -> Option<String> {
+        // In every language the process that is waited for ends the first line.
+        let mut numbers = detail
+            .lines()
+            .next()?
+            .rsplit(|it: char| !it.is_ascii_digit());
+        let pid = numbers.find(|number| !number.is_empty())?;
+        let who = format!(
+            "SELECT concat_ws(', ', 'process ' || pid, usename, application_name, client_addr, \
+             left(query, 200)) AS who FROM pg_stat_activity WHERE pid = {pid}"
+        );
+        let rows = self.open().await.ok()?.ask(&who).await.ok()?;
+        answer::value(&rows, "who").map(str::to_owned)
     }
 
     /// Asks for all locks of the claim in a transaction, if `fresh` on a new connection. Keys that

@@ -337,14 +337,18 @@ impl PostgresBuilder {
     /// ```no_run
     /// use tower_realm_lock::{LockKey, RealmLocks, RealmUrl};
     ///
-    /// # async fn run(client: std::sync::Arc<tower_realm_lock::tokio_postgres::Client>) -> Result<(), Box<dyn std::error::Error>> {
+    /// # use std::sync::Arc;
+    /// # use tower_realm_lock::tokio_postgres;
+    /// # type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+    /// # async fn run(client: Arc<tokio_postgres::Client>) -> Result<()> {
     /// // As `pg_advisory_xact_lock(hashtext(url))` did.
     /// let locks = RealmLocks::postgres_builder("postgres://localhost/realms")
     ///     .realm_keys(move |realm: RealmUrl| {
     ///         let client = client.clone();
     ///         async move {
     ///             let row = client.query_one("SELECT hashtext($1)", &[&realm.as_str()]).await?;
-    ///             Ok::<_, tower_realm_lock::tokio_postgres::Error>(LockKey::from_raw(row.get::<_, i32>(0).into()))
+    ///             let number: i32 = row.get(0);
+    ///             Ok::<_, tokio_postgres::Error>(LockKey::from_raw(number.into()))
     ///         }
     ///     })
     ///     .build()

@@ -8,6 +8,7 @@ use bb8::{ErrorSink, Pool, PooledConnection, QueueStrategy};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 
+use super::answer::Answer;
 use super::connect::Connector;
 use super::connection::LockConnection;
 use crate::lock::error::{ConnectError, LockError};
@@ -39,6 +40,13 @@ pub(super) struct Pooled {
 
 /// A connection that has just been opened, for one that may be dead.
 pub(in crate::lock) struct Fresh(LockConnection);
+
+impl Fresh {
+    /// Asks something before it is dropped.
+    pub(super) async fn ask(&self, question: &str) -> Answer {
+        self.0.client.simple_query(question).await
+    }
+}
 
 impl LockPool {
     /// A pool of at most `size` connections, none of which is open yet. Must be called within a

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tokio_postgres::SimpleQueryMessage;
 
 use super::answer::values;
+use super::call::call;
 use super::settings::milliseconds;
 use super::transaction::SHARE;
 use crate::lock::token;
@@ -68,7 +69,7 @@ pub(super) fn lock_statement(
     if let Some(settings) = of_pooler {
         statement = statement + settings + "; ";
     } else if let Some(lock) = lone_lock(claim, terms) {
-        let lock = format!("{statement}SELECT {} AS {FREE}", call("try_", lock));
+        let lock = format!("{statement}SELECT {} AS {FREE}", try_call(lock));
         return LockStatement { begin, lock };
     }
     let lock_timeout = lock_timeout(terms);
@@ -84,7 +85,7 @@ pub(super) fn lock_statement(
         } else {
             String::new()
         };
-        let (taken, waited) = (call("try_", lock), call("", lock));
+        let (taken, waited) = (try_call(lock), lock_call(lock));
         // Writing to a `String` does not fail.
         let _ = if is_only_tried(lock, terms, scout) {
             write!(
@@ -123,7 +124,7 @@ pub(super) fn wait_statement(
     scout: bool,
 ) -> Option<String> {
     let lock = lone_lock(claim, terms).filter(|it| !is_only_tried(it, terms, scout))?;
-    let (lock_timeout, waited) = (lock_timeout(terms), call("", lock));
+    let (lock_timeout, waited) = (lock_timeout(terms), lock_call(lock));
     Some(format!(
         "{comment} SELECT {lock_timeout}; SELECT {waited} AS {FREE}"
     ))
@@ -142,18 +143,14 @@ fn is_only_tried(lock: &Lock, terms: AttemptTerms, scout: bool) -> bool {
     terms.tries || !scout && lock.is_shared()
 }
 
-/// The expression that locks, or with `try_` tries to.
-fn call(tries: &str, lock: &Lock) -> String {
-    called(&format!("pg_{tries}advisory_xact_lock"), lock)
+/// The expression that locks.
+fn lock_call(lock: &Lock) -> String {
+    call("pg_advisory_xact_lock", lock)
 }
 
-/// The call of a function of advisory locks.
-pub(super) fn called(function: &str, lock: &Lock) -> String {
-    let shared = if lock.is_shared() { "_shared" } else { "" };
-    match lock.key.pair() {
-        Some((first, second)) => format!("{function}{shared}({first}, {second})"),
-        None => format!("{function}{shared}({})", lock.key),
-    }
+/// The expression that tries to.
+fn try_call(lock: &Lock) -> String {
+    call("pg_try_advisory_xact_lock", lock)
 }
 
 /// The expression that has the server end a wait by itself.

@@ -13,7 +13,7 @@ pub(in crate::lock) mod listen;
 use std::sync::Arc;
 
 use self::event::Notice;
-use super::statement::called;
+use super::call::call;
 use crate::lock::token::FencingToken;
 use crate::realm::claim::Claim;
 use crate::realm::url::RealmUrl;
@@ -101,16 +101,16 @@ impl Publication {
     /// it. So the session takes them too, until the next transaction has them: nobody gets in
     /// between. If any of it fails, the connection must be closed.
     pub(super) fn statement_in(&self, claim: &Claim, comment: &str) -> String {
-        let call = |function: &str| {
-            let calls = claim.locks().iter().map(|lock| called(function, lock));
+        let all = |function: &str| {
+            let calls = claim.locks().iter().map(|lock| call(function, lock));
             calls.collect::<Vec<_>>().join(", ")
         };
         format!(
             "SELECT {}; {comment} {}; COMMIT AND CHAIN; SELECT {}; SELECT {}",
-            call("pg_advisory_lock"),
+            all("pg_advisory_lock"),
             self.statement(),
-            call("pg_advisory_xact_lock"),
-            call("pg_advisory_unlock"),
+            all("pg_advisory_xact_lock"),
+            all("pg_advisory_unlock"),
         )
     }
 }

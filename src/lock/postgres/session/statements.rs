@@ -7,7 +7,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Error, SimpleQueryMessage, Statement};
 
 use crate::lock::postgres::answer::values;
-use crate::lock::postgres::statement::called;
+use crate::lock::postgres::call::call;
 use crate::lock::token;
 use crate::realm::claim::Lock;
 
@@ -108,8 +108,8 @@ impl Statements {
 
     /// A statement for each of the locks: pairs, which few use, are not worth prepared ones.
     fn spelled_out(&self, function: &str, locks: &[&Lock]) -> Answered {
-        let call = |lock: &&Lock| format!("SELECT {} AS done", called(function, lock));
-        let calls: Vec<String> = locks.iter().map(call).collect();
+        let asked = |lock: &&Lock| format!("SELECT {} AS done", call(function, lock));
+        let calls: Vec<String> = locks.iter().map(asked).collect();
         let asked = self.simple(calls.join("; "));
         async move {
             let rows = asked.await?.rows;
