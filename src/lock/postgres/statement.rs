@@ -1,6 +1,6 @@
 //! The statement that locks.
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -19,6 +19,9 @@ const FREE: &str = "lock_was_free";
 /// it are left alone.
 const BUSY: &str = "tower_realm_lock.busy";
 
+/// Between the statements of a message.
+const SEPARATOR: &str = "; ";
+
 /// How a lock is asked for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct AttemptTerms {
@@ -34,10 +37,9 @@ pub(super) struct AttemptTerms {
 /// The statements that take the locks of a claim.
 #[derive(Debug)]
 pub(super) struct LockStatement {
-    /// Begins the transaction. Never waits.
-    pub(super) begin: &'static str,
-    /// What follows: sets the limits of a transaction behind a pooler, and locks.
-    pub(super) lock: String,
+    text: String,
+    /// What begins the transaction.
+    begin: &'static str,
 }
 
 /// Makes the statements that begin, set the limits of a transaction if they are `of_pooler`, and
@@ -64,12 +66,19 @@ pub(super) fn lock_statement(
         None => "BEGIN",
     };
     // The comment is not the first, or pg_stat_statements would count every realm's BEGIN by itself.
-    let mut statement = format!("{comment} ");
+    let mut statement = String::with_capacity(begin.len() + comment.len() + 100);
+    for part in [begin, SEPARATOR, comment, " "] {
+        statement += part;
+    }
     if let Some(settings) = of_pooler {
-        statement = statement + settings + "; ";
+        statement = statement + settings + SEPARATOR;
     } else if let Some(lock) = lone_lock(claim, terms) {
-        let lock = format!("{statement}SELECT {} AS {FREE}", call("try_", lock));
-        return LockStatement { begin, lock };
+        // Writing to a `String` does not fail.
+        let _ = write!(statement, "SELECT {} AS {FREE}", Call("try_", lock));
+        return LockStatement {
+            text: statement,
+            begin,
+        };
     }
     let lock_timeout = lock_timeout(terms);
     let was_busy = format!("current_setting('{BUSY}', true) = 't'");
@@ -84,8 +93,7 @@ pub(super) fn lock_statement(
         } else {
             String::new()
         };
-        let (taken, waited) = (call("try_", lock), call("", lock));
-        // Writing to a `String` does not fail.
+        let (taken, waited) = (Call("try_", lock), Call("", lock));
         let _ = if is_only_tried(lock, terms, scout) {
             write!(
                 statement,
@@ -99,7 +107,7 @@ pub(super) fn lock_statement(
                  {lock_timeout} || {waited}::text END AS {FREE}"
             )
         };
-        separator = "; ";
+        separator = SEPARATOR;
     }
     if terms.fencing {
         // After the lock, so that the holder before has its token already.
@@ -109,8 +117,8 @@ pub(super) fn lock_statement(
         statement += SHARE;
     }
     LockStatement {
+        text: statement,
         begin,
-        lock: statement,
     }
 }
 
@@ -123,7 +131,7 @@ pub(super) fn wait_statement(
     scout: bool,
 ) -> Option<String> {
     let lock = lone_lock(claim, terms).filter(|it| !is_only_tried(it, terms, scout))?;
-    let (lock_timeout, waited) = (lock_timeout(terms), call("", lock));
+    let (lock_timeout, waited) = (lock_timeout(terms), Call("", lock));
     Some(format!(
         "{comment} SELECT {lock_timeout}; SELECT {waited} AS {FREE}"
     ))
@@ -143,9 +151,14 @@ fn is_only_tried(lock: &Lock, terms: AttemptTerms, scout: bool) -> bool {
 }
 
 /// The expression that locks, or with `try_` tries to.
-fn call(tries: &str, lock: &Lock) -> String {
-    let shared = if lock.is_shared() { "_shared" } else { "" };
-    format!("pg_{tries}advisory_xact_lock{shared}({})", lock.key)
+struct Call<'a>(&'static str, &'a Lock);
+
+impl fmt::Display for Call<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(tries, lock) = self;
+        let shared = if lock.is_shared() { "_shared" } else { "" };
+        write!(f, "pg_{tries}advisory_xact_lock{shared}({})", lock.key)
+    }
 }
 
 /// The expression that has the server end a wait by itself.
@@ -157,9 +170,15 @@ fn lock_timeout(terms: AttemptTerms) -> String {
 
 impl LockStatement {
     /// All of it as one message.
-    pub(super) fn joined(&self) -> String {
-        let Self { begin, lock } = self;
-        format!("{begin}; {lock}")
+    pub(super) fn whole(&self) -> &str {
+        &self.text
+    }
+
+    /// What begins the transaction, which never waits, and what follows: sets the limits of a
+    /// transaction behind a pooler, and locks.
+    pub(super) fn split(&self) -> (&str, &str) {
+        let lock = self.begin.len() + SEPARATOR.len();
+        (self.begin, self.text.get(lock..).unwrap_or_default())
     }
 }
 
