@@ -4,8 +4,7 @@
 //! [`Reader`] of confirmations, the [`Watchman`], and a *companion*, which is the work of a session.
 //! They hear from each other all the time, and none of that may cost a wake-up: a task that wakes
 //! itself goes to the end of the runtime's queue, and the runtime wakes another thread to take it
-//! from there. So they are polled with a [`Bell`] as their waker, and polled again as long as it has
-//! been rung.
+//! from there. So each is polled with a [`Bell`] as its waker, and again while that is rung.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -35,9 +34,14 @@ pub(super) type Companion = BoxFuture<'static, ()>;
 pub(super) struct Drive<C> {
     /// `None` once it has ended.
     line: Option<Line<C>>,
+    side: Side,
+    bells: Bells,
+}
+
+/// A companion that may still come, or that is there.
+struct Side {
     awaited: Option<oneshot::Receiver<Companion>>,
     companion: Option<Companion>,
-    bell: Arc<Bell>,
 }
 
 /// A connection, and what is done there for others.
@@ -71,14 +75,17 @@ where
         };
         Self {
             line: Some(line),
-            awaited: Some(companion),
-            companion: None,
-            bell: Arc::default(),
+            side: Side {
+                awaited: Some(companion),
+                companion: None,
+            },
+            bells: Bells::default(),
         }
     }
+}
 
-    fn step(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.line.take_if(|line| line.poll(cx).is_ready());
+impl Side {
+    fn poll(&mut self, cx: &mut Context<'_>) {
         if let Some(awaited) = &mut self.awaited
             && let Poll::Ready(companion) = awaited.poll_unpin(cx)
         {
@@ -87,11 +94,6 @@ where
         }
         self.companion
             .take_if(|companion| companion.as_mut().poll(cx).is_ready());
-        if self.line.is_none() && self.companion.is_none() {
-            Poll::Ready(())
-        } else {
-            Poll::Pending
-        }
     }
 }
 
@@ -135,52 +137,93 @@ where
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let bell = Arc::clone(&self.bell);
-        bell.poll(cx, |cx| self.step(cx))
+        let Self { line, side, bells } = &mut *self;
+        bells.poll(cx, |part, cx| {
+            match part {
+                Part::Line => drop(line.take_if(|line| line.poll(cx).is_ready())),
+                Part::Companion => side.poll(cx),
+            }
+            if line.is_none() && side.companion.is_none() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
     }
 }
 
-/// A waker of futures that one task polls. While they are polled it does not wake the task: that
-/// polls them again then.
-#[derive(Default)]
+/// What a drive polls, each for itself.
+#[derive(Clone, Copy)]
+enum Part {
+    Line = 1,
+    Companion = 2,
+}
+
+/// The wakers of both parts.
+struct Bells {
+    shared: Arc<Shared>,
+    line: Waker,
+    companion: Waker,
+}
+
+/// The waker of one part. It wakes the task only if that is asleep: a task that is polling looks at
+/// what was rung.
 struct Bell {
+    part: Part,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// Which parts are to be polled, and whether the task is polling.
     state: AtomicU8,
     task: AtomicWaker,
 }
 
-/// Everything was polled since it was last rung. The next ring wakes the task.
-const SILENT: u8 = 0;
-/// The futures are being polled, and it was not rung since that began.
-const POLLING: u8 = 1;
-/// The futures are to be polled, and the task knows it.
-const RUNG: u8 = 2;
+const POLLING: u8 = 4;
 
-impl Bell {
-    /// Polls the futures with `step`, until they are ready or nobody has rung meanwhile.
-    fn poll<T>(
-        self: &Arc<Self>,
+impl Bells {
+    /// Polls each part that was rung, until `poll_part` is ready or nobody has rung meanwhile.
+    fn poll(
+        &self,
         cx: &mut Context<'_>,
-        mut step: impl FnMut(&mut Context<'_>) -> Poll<T>,
-    ) -> Poll<T> {
-        self.task.register(cx.waker());
-        let waker = Waker::from(Arc::clone(self));
+        mut poll_part: impl FnMut(Part, &mut Context<'_>) -> Poll<()>,
+    ) -> Poll<()> {
+        let Shared { state, task } = &*self.shared;
+        task.register(cx.waker());
         for _ in 0..ROUNDS {
-            // A swap, to see what whoever rang has done before.
-            self.state.swap(POLLING, Ordering::AcqRel);
-            let polled = step(&mut Context::from_waker(&waker));
-            if polled.is_ready() || self.falls_silent() {
-                return polled;
+            let rung = state.swap(POLLING, Ordering::AcqRel);
+            for (part, waker) in [(Part::Line, &self.line), (Part::Companion, &self.companion)] {
+                if rung & part as u8 != 0
+                    && poll_part(part, &mut Context::from_waker(waker)).is_ready()
+                {
+                    return Poll::Ready(());
+                }
+            }
+            let (order, failed) = (Ordering::AcqRel, Ordering::Acquire);
+            if (state.compare_exchange(POLLING, 0, order, failed)).is_ok() {
+                return Poll::Pending;
             }
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
+}
 
-    /// Falls silent after the futures were polled, unless it was rung meanwhile.
-    fn falls_silent(&self) -> bool {
-        let (order, failed) = (Ordering::AcqRel, Ordering::Acquire);
-        let silenced = (self.state).compare_exchange(POLLING, SILENT, order, failed);
-        silenced.is_ok()
+impl Default for Bells {
+    fn default() -> Self {
+        let shared = Arc::new(Shared::default());
+        let both = Part::Line as u8 | Part::Companion as u8;
+        shared.state.store(both, Ordering::Release);
+        let bell = |part| {
+            let shared = Arc::clone(&shared);
+            Waker::from(Arc::new(Bell { part, shared }))
+        };
+        Self {
+            line: bell(Part::Line),
+            companion: bell(Part::Companion),
+            shared,
+        }
     }
 }
 
@@ -190,8 +233,9 @@ impl Wake for Bell {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if self.state.swap(RUNG, Ordering::AcqRel) == SILENT {
-            self.task.wake();
+        let Shared { state, task } = &*self.shared;
+        if state.fetch_or(self.part as u8, Ordering::AcqRel) == 0 {
+            task.wake();
         }
     }
 }
@@ -228,10 +272,13 @@ mod schedules {
                     })
                 })
                 .collect();
-            let bell = Arc::new(Bell::default());
+            let bells = Bells::default();
             // With a ring missed this waits for ever, which is a deadlock to the model checker.
             block_on(poll_fn(|cx| {
-                bell.poll(cx, |cx| {
+                bells.poll(cx, |part, cx| {
+                    if matches!(part, Part::Companion) {
+                        return Poll::Pending;
+                    }
                     *source.waker.lock().unwrap() = Some(cx.waker().clone());
                     if source.done.load(Ordering::SeqCst) == threads.len() {
                         Poll::Ready(())
