@@ -20,6 +20,11 @@ pub(super) struct Watchdog {
     sooner: Notify,
 }
 
+/// How often the task wakes up in between. A thread that waits for its next timer is woken when a
+/// nearer one is set, which costs two system calls: with this one nearly all that are set for a hold
+/// are farther away.
+const TICK: Duration = Duration::from_millis(500);
+
 /// No task runs.
 const ASLEEP: u64 = u64::MAX;
 /// The task is making a visit.
@@ -60,8 +65,13 @@ impl Watchdog {
     async fn run(self: Arc<Self>, queue: Weak<Queue>) {
         loop {
             let due = self.origin + Duration::from_nanos(self.next.load(Ordering::Acquire));
+            let tick = Instant::now() + TICK;
             tokio::select! {
-                () = sleep_until(due) => {}
+                () = sleep_until(due.min(tick)) => {
+                    if tick < due {
+                        continue;
+                    }
+                }
                 () = self.sooner.notified() => continue,
             }
             let Some(queue) = queue.upgrade() else {

@@ -64,7 +64,7 @@ impl Seen {
 
     async fn look(&self, client: &Client) -> Result<(), Error> {
         let held = format!(
-            "SELECT count(*) FILTER (WHERE query LIKE 'SELECT CASE WHEN shared THEN pg%advisory%lock%'), \
+            "SELECT count(*) FILTER (WHERE query ~ '^SELECT (CASE WHEN shared THEN )?pg_(try_advisory_lock|advisory_unlock)'), \
              count(*) FILTER (WHERE query LIKE '%advisory_xact_lock%') \
              FROM pg_locks JOIN pg_stat_activity USING (pid) \
              WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted \

@@ -19,7 +19,11 @@ pub(super) fn values<'a>(
     column: &str,
 ) -> impl Iterator<Item = &'a str> {
     rows.iter().filter_map(move |row| match row {
-        SimpleQueryMessage::Row(row) => row.try_get(column).ok()?,
+        SimpleQueryMessage::Row(row) => {
+            // By name, `get` would make an error of every row without that column.
+            let at = row.columns().iter().position(|it| it.name() == column)?;
+            row.get(at)
+        }
         _ => None,
     })
 }

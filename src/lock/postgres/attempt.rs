@@ -410,12 +410,13 @@ async fn roll_back(connection: Busy<Pooled>) {
 impl Progress {
     fn start(connection: &LockConnection, statement: &LockStatement) -> Self {
         Self::of(if connection.traffic().idle() < SILENCE {
-            send(connection, &statement.joined()).map(|answer| (None, answer))
+            send(connection, statement.whole()).map(|answer| (None, answer))
         } else {
-            send(connection, statement.begin).and_then(|answer| {
+            let (begin, lock) = statement.split();
+            send(connection, begin).and_then(|answer| {
                 let silence = Box::pin(sleep(SILENCE));
                 let begin = Begin { answer, silence };
-                Ok((Some(begin), send(connection, &statement.lock)?))
+                Ok((Some(begin), send(connection, lock)?))
             })
         })
     }

@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use crate::realm::claim::Claim;
@@ -6,18 +7,33 @@ use crate::realm::claim::Claim;
 /// otherwise.
 const LONGEST: usize = 600;
 
+/// Names up to this length are never cut.
+const SHORT: usize = 200;
+
 /// A comment that says what a statement is for: an operator sees it in `pg_stat_activity`.
 ///
 /// A client chooses much of the text. It can neither end the comment nor begin one in it, and has no
 /// character that the encoding of a database may lack.
 pub(super) fn comment(claim: &Claim) -> String {
-    let name = claim.to_string();
+    let name = match (claim.realms(), claim.locks()) {
+        // Most are, and this is what they are called.
+        ([realm], [lock]) if !lock.is_shared() && realm.as_str().len() < SHORT => {
+            Cow::Borrowed(realm.as_str())
+        }
+        _ => Cow::Owned(claim.to_string()),
+    };
     let kind = if claim.realms().is_empty() {
         ""
     } else {
         "realm "
     };
-    let mut comment = format!("/* {kind}");
+    let mut comment = String::with_capacity(name.len().min(LONGEST) + 24);
+    comment += "/* ";
+    comment += kind;
+    let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'*';
+    if name.len() < SHORT && name.bytes().all(is_plain) {
+        return comment + &name + " */";
+    }
     for char in name.chars() {
         if comment.len() > LONGEST {
             comment += "...";

@@ -93,7 +93,9 @@ impl Confirmation {
 
 /// Messages that were sent, and those who wait for the answers to all of them.
 struct Question {
-    answers: VecDeque<Pin<Box<SimpleQueryStream>>>,
+    answer: Pin<Box<SimpleQueryStream>>,
+    /// Of the messages after the first.
+    others: VecDeque<Pin<Box<SimpleQueryStream>>>,
     positive: bool,
     confirmer: Confirmer,
     /// The lease that a positive answer renews, as of when the message was sent.
@@ -350,9 +352,10 @@ impl Question {
         confirmer: Confirmer,
         deadline: Instant,
     ) -> Option<Self> {
-        let answers = messages.into_iter().map(|message| send(client, message));
+        let mut answers = messages.into_iter().map(|message| send(client, message));
         Some(Self {
-            answers: answers.collect::<Option<_>>()?,
+            answer: answers.next()??,
+            others: answers.collect::<Option<_>>()?,
             positive: true,
             confirmer,
             renews: None,
@@ -363,23 +366,23 @@ impl Question {
 
     /// Resolves when all answers have been read.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        while let Some(answer) = self.answers.front_mut() {
-            match ready!(answer.poll_next_unpin(cx)) {
-                Some(Ok(_)) => {}
+        loop {
+            match ready!(self.answer.poll_next_unpin(cx)) {
+                Some(Ok(_)) => continue,
                 Some(Err(error)) => {
                     if error.as_db_error().is_some() {
                         let error = chain(&error);
                         tracing::warn!(error, "the server refused to end a hold or to publish it");
                     }
                     self.positive = false;
-                    self.answers.pop_front();
                 }
-                None => {
-                    self.answers.pop_front();
-                }
+                None => {}
+            }
+            match self.others.pop_front() {
+                Some(next) => self.answer = next,
+                None => return Poll::Ready(()),
             }
         }
-        Poll::Ready(())
     }
 
     fn publish(self) {

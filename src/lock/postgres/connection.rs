@@ -1,12 +1,12 @@
 use std::borrow::Borrow;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::ops::Deref;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::error::{DbError, Severity};
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::answer::value;
 use super::canceller::Canceller;
 use super::confirmation::{Asker, Confirmation, Urgency, questions, send};
+use super::drive::{Companion, Drive};
 use super::publish::Publication;
 use super::settings::{self, READ_COMMITTED};
 use super::traffic::{Lookout, Obstacle, Traffic, lookout};
@@ -63,6 +64,7 @@ pub(super) struct LockConnection {
     canceller: Canceller,
     asker: Asker,
     lookout: Lookout,
+    companion: Option<oneshot::Sender<Companion>>,
     task: AbortHandle,
 }
 
@@ -94,37 +96,10 @@ impl LockConnection {
         let client = Arc::new(client);
         let closed = CancellationToken::new();
         let signal = closed.clone().drop_guard();
-        let (asker, mut reader) = questions(&client);
-        let (lookout, mut watchman) = lookout(traffic);
-        let task = tokio::spawn(async move {
-            let mut connection = pin!(connection);
-            poll_fn(|cx| {
-                loop {
-                    watchman.begin_poll();
-                    if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
-                        if let Err(error) = ended {
-                            tracing::debug!(%error, "a lock connection ended");
-                        }
-                        // What was answered before is a proof.
-                        while reader.poll(cx) == Poll::Ready(true) {}
-                        return Poll::Ready(());
-                    }
-                    match reader.poll(cx) {
-                        Poll::Ready(true) => continue,
-                        Poll::Ready(false) => {
-                            tracing::debug!("a lock connection was silent for too long, or failed");
-                            return Poll::Ready(());
-                        }
-                        Poll::Pending => {}
-                    }
-                    if watchman.poll(cx).is_pending() {
-                        return Poll::Pending;
-                    }
-                }
-            })
-            .await;
-            drop(signal);
-        });
+        let (asker, reader) = questions(&client);
+        let (lookout, watchman) = lookout(traffic);
+        let (companion, work) = oneshot::channel();
+        let task = tokio::spawn(Drive::new(connection, reader, watchman, work, signal));
         Busy::new(Self {
             client,
             closed,
@@ -137,8 +112,15 @@ impl LockConnection {
             canceller,
             asker,
             lookout,
+            companion: Some(companion),
             task: task.abort_handle(),
         })
+    }
+
+    /// Where work can be left, once, that is polled together with the connection. It goes on after
+    /// the connection has ended. If the task is aborted, the work is dropped.
+    pub(super) fn companion(&mut self) -> Option<oneshot::Sender<Companion>> {
+        self.companion.take()
     }
 
     pub(super) fn is_closed(&self) -> bool {

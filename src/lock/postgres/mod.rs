@@ -54,6 +54,7 @@ mod comment;
 pub(super) mod confirmation;
 mod connect;
 mod connection;
+mod drive;
 #[cfg(feature = "serde")]
 mod file;
 pub(super) mod fleet;

@@ -7,11 +7,14 @@ use tokio::time::Instant;
 use tokio_postgres::SimpleQueryMessage;
 
 use super::answer::values;
-use super::call::call;
+use super::call::LockCall;
 use super::settings::milliseconds;
 use super::transaction::SHARE;
 use crate::lock::token;
 use crate::realm::claim::{Claim, Lock};
+
+const TRY: &str = "pg_try_advisory_xact_lock";
+const WAIT: &str = "pg_advisory_xact_lock";
 
 /// The column that says `t` where nobody else had the lock, or waited for it.
 const FREE: &str = "lock_was_free";
@@ -19,6 +22,9 @@ const FREE: &str = "lock_was_free";
 /// The setting, and the column, that is `t` if a key that was only tried is taken; the keys after
 /// it are left alone.
 const BUSY: &str = "tower_realm_lock.busy";
+
+/// Between the statements of a message.
+const SEPARATOR: &str = "; ";
 
 /// How a lock is asked for.
 #[derive(Debug, Clone, Copy)]
@@ -35,10 +41,9 @@ pub(super) struct AttemptTerms {
 /// The statements that take the locks of a claim.
 #[derive(Debug)]
 pub(super) struct LockStatement {
-    /// Begins the transaction. Never waits.
-    pub(super) begin: &'static str,
-    /// What follows: sets the limits of a transaction behind a pooler, and locks.
-    pub(super) lock: String,
+    text: String,
+    /// What begins the transaction.
+    begin: &'static str,
 }
 
 /// Makes the statements that begin, set the limits of a transaction if they are `of_pooler`, and
@@ -65,12 +70,19 @@ pub(super) fn lock_statement(
         None => "BEGIN",
     };
     // The comment is not the first, or pg_stat_statements would count every realm's BEGIN by itself.
-    let mut statement = format!("{comment} ");
+    let mut statement = String::with_capacity(begin.len() + comment.len() + 100);
+    for part in [begin, SEPARATOR, comment, " "] {
+        statement += part;
+    }
     if let Some(settings) = of_pooler {
-        statement = statement + settings + "; ";
+        statement = statement + settings + SEPARATOR;
     } else if let Some(lock) = lone_lock(claim, terms) {
-        let lock = format!("{statement}SELECT {} AS {FREE}", try_call(lock));
-        return LockStatement { begin, lock };
+        // Writing to a `String` does not fail.
+        let _ = write!(statement, "SELECT {} AS {FREE}", LockCall(TRY, lock));
+        return LockStatement {
+            text: statement,
+            begin,
+        };
     }
     let lock_timeout = lock_timeout(terms);
     let was_busy = format!("current_setting('{BUSY}', true) = 't'");
@@ -85,8 +97,7 @@ pub(super) fn lock_statement(
         } else {
             String::new()
         };
-        let (taken, waited) = (try_call(lock), lock_call(lock));
-        // Writing to a `String` does not fail.
+        let (taken, waited) = (LockCall(TRY, lock), LockCall(WAIT, lock));
         let _ = if is_only_tried(lock, terms, scout) {
             write!(
                 statement,
@@ -100,7 +111,7 @@ pub(super) fn lock_statement(
                  {lock_timeout} || {waited}::text END AS {FREE}"
             )
         };
-        separator = "; ";
+        separator = SEPARATOR;
     }
     if terms.fencing {
         // After the lock, so that the holder before has its token already.
@@ -110,8 +121,8 @@ pub(super) fn lock_statement(
         statement += SHARE;
     }
     LockStatement {
+        text: statement,
         begin,
-        lock: statement,
     }
 }
 
@@ -124,7 +135,7 @@ pub(super) fn wait_statement(
     scout: bool,
 ) -> Option<String> {
     let lock = lone_lock(claim, terms).filter(|it| !is_only_tried(it, terms, scout))?;
-    let (lock_timeout, waited) = (lock_timeout(terms), lock_call(lock));
+    let (lock_timeout, waited) = (lock_timeout(terms), LockCall(WAIT, lock));
     Some(format!(
         "{comment} SELECT {lock_timeout}; SELECT {waited} AS {FREE}"
     ))
@@ -143,16 +154,6 @@ fn is_only_tried(lock: &Lock, terms: AttemptTerms, scout: bool) -> bool {
     terms.tries || !scout && lock.is_shared()
 }
 
-/// The expression that locks.
-fn lock_call(lock: &Lock) -> String {
-    call("pg_advisory_xact_lock", lock)
-}
-
-/// The expression that tries to.
-fn try_call(lock: &Lock) -> String {
-    call("pg_try_advisory_xact_lock", lock)
-}
-
 /// The expression that has the server end a wait by itself.
 fn lock_timeout(terms: AttemptTerms) -> String {
     let remaining = terms.deadline.saturating_duration_since(Instant::now());
@@ -162,9 +163,15 @@ fn lock_timeout(terms: AttemptTerms) -> String {
 
 impl LockStatement {
     /// All of it as one message.
-    pub(super) fn joined(&self) -> String {
-        let Self { begin, lock } = self;
-        format!("{begin}; {lock}")
+    pub(super) fn whole(&self) -> &str {
+        &self.text
+    }
+
+    /// What begins the transaction, which never waits, and what follows: sets the limits of a
+    /// transaction behind a pooler, and locks.
+    pub(super) fn split(&self) -> (&str, &str) {
+        let lock = self.begin.len() + SEPARATOR.len();
+        (self.begin, self.text.get(lock..).unwrap_or_default())
     }
 }
 

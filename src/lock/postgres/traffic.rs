@@ -235,7 +235,7 @@ impl Traffic {
         if self.asked.get() <= self.heard.get() {
             self.asked.set_to_now();
         }
-        messages.follow(bytes, |kind, body, _| match (kind, body) {
+        messages.follow(bytes, b"QPC", |kind, body, _| match (kind, body) {
             (b'Q', [_]) => drop(self.queries.fetch_add(1, Ordering::AcqRel)),
             // The driver never closes an unnamed statement.
             (b'P', [name]) if *name != 0 => drop(self.statements.fetch_add(1, Ordering::AcqRel)),
@@ -250,7 +250,7 @@ impl Traffic {
             self.heard.set_to_now();
         }
         let mut hidden = Vec::new();
-        messages.follow(bytes, |kind, body, at| match (kind, body) {
+        messages.follow(bytes, b"KC", |kind, body, at| match (kind, body) {
             (b'K', _) => {
                 hidden.push(at);
                 if let Ok(key) = body.try_into() {
@@ -306,9 +306,9 @@ impl Messages {
         }
     }
 
-    /// Calls `look` for each of the first bytes of a message's body: with the message's kind, the
-    /// body up to that byte, and where the byte is in `bytes`.
-    fn follow(&mut self, bytes: &[u8], mut look: impl FnMut(u8, &[u8], usize)) {
+    /// Calls `look` for each of the first bytes of the body of a message of these kinds: with the
+    /// kind, the body up to that byte, and where the byte is in `bytes`.
+    fn follow(&mut self, bytes: &[u8], kinds: &[u8], mut look: impl FnMut(u8, &[u8], usize)) {
         let mut at = 0;
         while let Some(byte) = bytes.get(at) {
             let mut step = 1;
@@ -316,7 +316,8 @@ impl Messages {
                 self.head[self.head_read] = *byte;
                 self.head_read += 1;
             } else {
-                if let Some(place) = self.body.get_mut(self.body_read) {
+                let is_wanted = kinds.contains(&self.head[0]);
+                if is_wanted && let Some(place) = self.body.get_mut(self.body_read) {
                     *place = *byte;
                     look(self.head[0], &self.body[..=self.body_read], at);
                 } else {

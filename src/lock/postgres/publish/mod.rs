@@ -13,7 +13,7 @@ pub(in crate::lock) mod listen;
 use std::sync::Arc;
 
 use self::event::Notice;
-use super::call::call;
+use super::call::LockCall;
 use crate::lock::token::FencingToken;
 use crate::realm::claim::Claim;
 use crate::realm::url::RealmUrl;
@@ -101,8 +101,11 @@ impl Publication {
     /// it. So the session takes them too, until the next transaction has them: nobody gets in
     /// between. If any of it fails, the connection must be closed.
     pub(super) fn statement_in(&self, claim: &Claim, comment: &str) -> String {
-        let all = |function: &str| {
-            let calls = claim.locks().iter().map(|lock| call(function, lock));
+        let all = |function| {
+            let calls = claim
+                .locks()
+                .iter()
+                .map(|lock| LockCall(function, lock).to_string());
             calls.collect::<Vec<_>>().join(", ")
         };
         format!(

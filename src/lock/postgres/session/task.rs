@@ -88,7 +88,7 @@ impl Session {
     }
 
     pub(super) fn start(
-        connection: LockConnection,
+        mut connection: LockConnection,
         lease: Lease,
         statements: Statements,
         options: Options,
@@ -103,8 +103,12 @@ impl Session {
             pid: connection.canceller().process_id(),
             expires: connection.expires,
         };
+        let companion = connection.companion();
         let task = SessionTask::new(connection, lease, statements, options, receiver);
-        tokio::spawn(task.run());
+        if let Some(companion) = companion {
+            // Fails only if the connection has ended, and the session with it.
+            let _ = companion.send(task.run().boxed());
+        }
         session
     }
 }
