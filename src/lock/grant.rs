@@ -89,6 +89,8 @@ pub(super) struct Role {
     pub(super) owns: bool,
     /// Whether its work could write in the shared transaction.
     pub(super) writes_in_transaction: bool,
+    /// Whether this grant publishes its write: one of those that a nested hold shares.
+    pub(super) publishes: bool,
 }
 
 enum Verdict {
@@ -250,7 +252,7 @@ impl Grant {
     /// grant then.
     pub(super) fn leave(&mut self, claim: &Claim, outcome: Outcome, role: Role) -> Option<Left> {
         self.holds -= 1;
-        if outcome.is_published() {
+        if role.publishes && outcome.is_published() {
             self.publish(claim, role.writes_in_transaction);
         }
         let mut proof = None;

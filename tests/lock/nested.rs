@@ -727,6 +727,21 @@ async fn a_nested_write_is_published_before_its_success_and_lets_nobody_in() {
 }
 
 #[tokio::test]
+async fn a_nested_write_under_several_holds_is_published_once() {
+    let database = database().await;
+    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
+    for locks in telling(&database).await {
+        let both = whole(["a", "b"]);
+        let done = within_two(&locks, [whole(["a"]), whole(["b"])], both).await;
+        done.unwrap();
+        // The innermost write, that of the second hold, and that of the first.
+        for name in ["a", "b", "b", "a"] {
+            assert_eq!(next_write(&mut writes).await.realm(), &realm(name));
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_nested_success_is_published_unless_it_is_rolled_back_with_the_outer_hold() {
     let database = database().await;
     let mut writes = RealmWrites::listen(database.url()).await.unwrap();
@@ -752,6 +767,27 @@ async fn a_nested_success_is_published_unless_it_is_rolled_back_with_the_outer_h
         let next = next_write(&mut writes).await;
         let case = (in_transaction, outer_succeeds);
         assert_eq!(next.realm(), &realm("marker"), "{case:?}");
+    }
+}
+
+#[tokio::test]
+async fn equal_writes_that_are_published_together_are_an_event_each() {
+    let database = database().await;
+    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
+    let locks = postgres_locks_with(database.url(), |builder| builder.broadcast(true)).await;
+    let locks = locks.share_transaction(true);
+    let nested = locks.clone();
+    let outer = locks.with_write_lock(claim(), move |_| async move {
+        for card in ["x", "y", "x"] {
+            let write = nested.with_write_lock(cards(REALM, [card]), |_| ready(ends(true)));
+            write.await?;
+        }
+        Ok::<_, LockError>(())
+    });
+    outer.await.unwrap();
+    // PostgreSQL sends equal notices of one transaction once.
+    for path in [Some("x"), Some("y"), Some("x"), None] {
+        assert_eq!(next_write(&mut writes).await.path(), path);
     }
 }
 
