@@ -726,8 +726,11 @@ impl Core {
         drop(counted.take());
         let mut fate = Some(Fate::Kept);
         let mut proofs = Vec::new();
+        let mut role = self.origin.role();
         for share in self.shares() {
-            let ended = share.end(&self.claim, outcome, self.origin.role());
+            let ended = share.end(&self.claim, outcome, role);
+            // Each write is one event.
+            role.publishes = false;
             fate = fate.and_then(|fate| {
                 let (of_share, proof) = ended?;
                 proofs.extend(proof);
@@ -805,6 +808,7 @@ impl Origin {
         Role {
             owns: !self.is_nested,
             writes_in_transaction: self.transaction.is_some(),
+            publishes: true,
         }
     }
 }

@@ -190,8 +190,10 @@ impl RealmLocks {
     /// Work that already holds all of the claim, in the same task, by the same locks and in one hold
     /// or several, does not wait: it gets a *nested hold*, which shares the lock and keeps it for as
     /// long as it needs it, though the outer hold ends before. It has limits, an outcome and a
-    /// confirmation of its own, and is published by its own success. Two nested holds side by side
-    /// do not exclude each other. What they write in a shared transaction stands or falls with the
+    /// confirmation of its own, and its success is published before it is returned. In a shared
+    /// transaction and behind a pooler PostgreSQL publishes nothing before it releases the lock, so
+    /// there the write is published at the end of the outer hold. Two nested holds side by side do
+    /// not exclude each other. What they write in a shared transaction stands or falls with the
     /// outer hold, whose commit waits for them.
     ///
     /// More of what the work holds in part is refused. Asking for another realm there can deadlock

@@ -303,8 +303,12 @@ impl<B: Baton> Turn<B> {
         let mut ready = slot.depart(&mut lanes);
         drop(lanes);
         self.slot = None;
-        let at = ready.iter().position(|slot| slot.ticket == heir.ticket)?;
-        let heir = ready.remove(at)?;
+        let at = ready.iter().position(|slot| slot.ticket == heir.ticket);
+        debug_assert!(at.is_some(), "an heir waits for this turn and for no other");
+        let Some(heir) = at.and_then(|at| ready.remove(at)) else {
+            Queue::offer_all(ready);
+            return None;
+        };
         Some((heir, ready))
     }
 
