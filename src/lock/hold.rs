@@ -310,7 +310,7 @@ impl Hold {
     /// If dropped, so is `work`; the hold goes on.
     pub(crate) async fn guard<T>(&self, work: impl Future<Output = T>) -> Result<T, LockError> {
         let mut work = pin!(INNERMOST.scope(Arc::clone(&self.core), work));
-        let mut early_end = pin!(self.early_end());
+        let mut early_end = None;
         poll_fn(|cx| {
             // A process that was frozen must see the time before its work goes on, and timers may
             // fire late.
@@ -326,7 +326,8 @@ impl Hold {
             if self.is_released() {
                 return Poll::Pending;
             }
-            // Last, so that work which never waits needs no timer.
+            // Last, so that work which never waits needs no timer, and no room for one.
+            let early_end = early_end.get_or_insert_with(|| Box::pin(self.early_end()));
             early_end.as_mut().poll(cx).map(Err)
         })
         .await
