@@ -48,8 +48,9 @@ mod shards;
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
+use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::{Arc, PoisonError};
 #[cfg(not(shuttle))]
 use std::sync::{Mutex, MutexGuard};
 use std::task::{Poll, Waker};
@@ -76,9 +77,16 @@ pub(super) trait Baton: Sized + Send + 'static {
 
 pub(super) struct Queue<B: Baton> {
     shards: Shards<B>,
-    next_ticket: AtomicU64,
+    next_ticket: Ticket,
     closed: AtomicBool,
+    /// Notified of each departure once the queue is closed.
+    departed: Notify,
 }
+
+/// On cache lines of its own: everyone who enters writes it, and reads what is beside it.
+#[derive(Default)]
+#[repr(align(128))]
+struct Ticket(AtomicU64);
 
 /// One caller's place in the queue, and what it has obtained there.
 pub(super) struct Slot<B: Baton> {
@@ -92,8 +100,9 @@ pub(super) struct Slot<B: Baton> {
     visit: Mutex<Option<Instant>>,
     /// For how long the owner of the turn may leave its call unpolled.
     bound: Option<Duration>,
-    /// When the lock was granted, by the backend too.
-    granted: OnceLock<Instant>,
+    /// How many nanoseconds after `since` the lock was granted, by the backend too, and one more; 0
+    /// before.
+    granted: AtomicU64,
     life: Life,
     stage: Mutex<Stage<B>>,
 }
@@ -155,13 +164,13 @@ impl<B: Baton> Queue<B> {
         let slot = Arc::new(Slot {
             queue: Arc::clone(self),
             // Under the mutexes, so that it is the last one in each of the lanes.
-            ticket: self.next_ticket.fetch_add(1, Ordering::Relaxed),
+            ticket: self.next_ticket.0.fetch_add(1, Ordering::Relaxed),
             claim: claim.clone(),
             since,
             missing: AtomicUsize::new(missing),
             visit: Mutex::new(bound.and_then(|bound| since.checked_add(bound / 2))),
             bound,
-            granted: OnceLock::new(),
+            granted: AtomicU64::new(0),
             life: Life::new(),
             stage: Mutex::new(if missing == 0 {
                 Stage::Turn(None)
@@ -171,7 +180,7 @@ impl<B: Baton> Queue<B> {
         });
         let mut watchers = Vec::new();
         for lock in claim.locks() {
-            let lane = lanes.lanes_of(lock.key).entry(lock.key).or_default();
+            let lane = lanes.lanes_of(lock.key).open(lock.key);
             if !lane.is_open_to(lock) {
                 watchers.extend(lane.watcher().cloned());
             }
@@ -193,6 +202,26 @@ impl<B: Baton> Queue<B> {
         }
     }
 
+    /// Waits until a closed queue is empty: everyone who was in it has left.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing depends on it.
+    pub(super) async fn emptied(&self) {
+        loop {
+            let departed = self.departed.notified();
+            if self.len() == 0 {
+                return;
+            }
+            departed.await;
+        }
+    }
+
+    /// How many callers wait or own a turn.
+    pub(super) fn len(&self) -> usize {
+        self.slots().len()
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
@@ -200,7 +229,7 @@ impl<B: Baton> Queue<B> {
     /// All waiters and owners of a turn, in order of arrival.
     fn slots(&self) -> Vec<Arc<Slot<B>>> {
         let shards = self.shards.lock_all();
-        let lanes = shards.iter().flat_map(|lanes| lanes.values());
+        let lanes = shards.iter().flat_map(|lanes| lanes.all());
         let mut slots: Vec<_> = lanes.flat_map(Lane::slots).cloned().collect();
         drop(shards);
         slots.sort_unstable_by_key(|slot| slot.ticket);
@@ -211,8 +240,8 @@ impl<B: Baton> Queue<B> {
     /// The holders and waiters, in order of arrival.
     pub(super) fn status(&self) -> Vec<ClaimStatus> {
         let status = |slot: Arc<Slot<B>>| {
-            let granted = slot.granted.get();
-            let since = granted.copied().unwrap_or(slot.since);
+            let granted = slot.granted.load(Ordering::Acquire).checked_sub(1);
+            let since = slot.since + Duration::from_nanos(granted.unwrap_or_default());
             ClaimStatus::new(slot.claim.clone(), granted.is_some(), since)
         };
         self.slots().into_iter().map(status).collect()
@@ -251,6 +280,13 @@ impl<B: Baton> Queue<B> {
         }
         let is_next = heir.missing.load(Ordering::Relaxed) == missing && heir.claim == *claim;
         is_next.then_some(heir)
+    }
+
+    /// Lets a shutdown see that somebody has left.
+    fn note_departure(&self) {
+        if self.is_closed() {
+            self.departed.notify_waiters();
+        }
     }
 
     fn offer_all(mut ready: Ready<B>) {
@@ -339,7 +375,10 @@ impl<B: Baton> Turn<B> {
             return Ready::new();
         };
         let mut lanes = slot.queue.shards.lock(&slot.claim);
-        slot.depart(&mut lanes)
+        let ready = slot.depart(&mut lanes);
+        drop(lanes);
+        slot.queue.note_departure();
+        ready
     }
 }
 
@@ -380,7 +419,11 @@ impl<B: Baton> Slot<B> {
     }
 
     pub(super) fn mark_granted(&self, at: Instant) {
-        let _ = self.granted.set(at);
+        let nanos = at.saturating_duration_since(self.since).as_nanos();
+        // 584 years of nanoseconds fit.
+        let nanos = u64::try_from(nanos).unwrap_or_default();
+        self.granted
+            .store(nanos.saturating_add(1), Ordering::Release);
     }
 
     /// Looks at what the turn carries; `None` if the slot has no turn.
@@ -391,15 +434,22 @@ impl<B: Baton> Slot<B> {
         }
     }
 
-    /// Takes the turn and the baton out, which ends the slot; `None` if it has none.
-    pub(super) fn take(self: &Arc<Self>) -> Option<(Turn<B>, Option<B>)> {
+    /// Looks at what the turn carries. If `look` finds nothing, takes the turn and the baton out,
+    /// which ends the slot. `None` if it has none.
+    pub(super) fn look_or_take<T>(
+        self: &Arc<Self>,
+        look: impl FnOnce(&mut Option<B>) -> Option<T>,
+    ) -> Option<Result<T, (Turn<B>, Option<B>)>> {
         let mut stage = self.stage();
         let Stage::Turn(baton) = &mut *stage else {
             return None;
         };
+        if let Some(found) = look(baton) {
+            return Some(Ok(found));
+        }
         let baton = baton.take();
         *stage = Stage::Over;
-        Some((self.turn(), baton))
+        Some(Err((self.turn(), baton)))
     }
 
     /// Puts the turn into the slot, unless the waiter has left since.
@@ -428,7 +478,7 @@ impl<B: Baton> Slot<B> {
     /// Ends the slot of a caller that has left. What was in it goes to others.
     fn leave(self: &Arc<Self>) {
         // In one step: between two of them the turn may be offered, and would stay here for ever.
-        let stage = std::mem::replace(&mut *self.stage(), Stage::Over);
+        let stage = mem::replace(&mut *self.stage(), Stage::Over);
         match stage {
             Stage::Turn(Some(baton)) => baton.orphan(self.turn()),
             Stage::Turn(None) => self.turn().pass_on(),
@@ -455,6 +505,7 @@ impl<B: Baton> Slot<B> {
         if self.missing.load(Ordering::Relaxed) > 0 {
             let ready = self.depart(&mut lanes);
             drop(lanes);
+            self.queue.note_departure();
             Queue::offer_all(ready);
         }
     }
@@ -475,7 +526,7 @@ impl<B: Baton> Slot<B> {
                 }
             }
             if lane.is_empty() {
-                lanes.remove(key);
+                lanes.close(*key);
             }
         }
         ready
@@ -563,8 +614,9 @@ impl<B: Baton> Default for Queue<B> {
     fn default() -> Self {
         Self {
             shards: Shards::default(),
-            next_ticket: AtomicU64::new(0),
+            next_ticket: Ticket::default(),
             closed: AtomicBool::new(false),
+            departed: Notify::new(),
         }
     }
 }
