@@ -335,7 +335,8 @@ pub(crate) fn check_segment(segment: &str) -> Result<(), PathProblem> {
 
 /// Refuses a decoded segment that some server would split in two.
 pub(crate) fn refuse_separators(segment: &str) -> Result<(), PathProblem> {
-    if segment.contains(SEPARATORS) {
+    // Both are ASCII.
+    if segment.bytes().any(|byte| matches!(byte, b'/' | b'\\')) {
         return Err(PathProblem::Separator);
     }
     Ok(())

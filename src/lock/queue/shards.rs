@@ -101,6 +101,9 @@ impl<B: Baton> Lanes<B> {
 impl<B: Baton> Locked<'_, B> {
     /// The lanes among which the key's is, if it has one.
     pub(super) fn lanes_of(&mut self, key: LockKey) -> &mut Lanes<B> {
+        if self.others.is_empty() {
+            return &mut self.first.1;
+        }
         let shard = self.hashing.shard(key);
         let other = self.others.iter_mut().find(|(of, _)| *of == shard);
         let (_, lanes) = other.unwrap_or(&mut self.first);
