@@ -300,6 +300,9 @@ impl<B: Baton> Queue<B> {
     }
 }
 
+/// A turn, with what it carries.
+type Taken<B> = (Turn<B>, Option<B>);
+
 /// The slots whose turn has come.
 type Ready<B> = VecDeque<Arc<Slot<B>>>;
 
@@ -441,7 +444,7 @@ impl<B: Baton> Slot<B> {
     pub(super) fn look_or_take<T>(
         self: &Arc<Self>,
         look: impl FnOnce(&mut Option<B>) -> Option<T>,
-    ) -> Option<Result<T, (Turn<B>, Option<B>)>> {
+    ) -> Option<Result<T, Taken<B>>> {
         let mut stage = self.stage();
         let Stage::Turn(baton) = &mut *stage else {
             return None;
@@ -455,7 +458,7 @@ impl<B: Baton> Slot<B> {
     }
 
     /// Puts the turn into the slot, unless the waiter has left since.
-    fn offer(self: &Arc<Self>, baton: Option<B>) -> Result<(), (Turn<B>, Option<B>)> {
+    fn offer(self: &Arc<Self>, baton: Option<B>) -> Result<(), Taken<B>> {
         let mut stage = self.stage();
         let Stage::Waiting(waker) = &mut *stage else {
             return Err((self.turn(), baton));
@@ -517,7 +520,7 @@ impl<B: Baton> Slot<B> {
         let mut ready = Ready::new();
         for Lock { key, .. } in self.claim.locks() {
             let lanes = lanes.lanes_of(*key);
-            let Some(lane) = lanes.get_mut(key) else {
+            let Some(lane) = lanes.get_mut(*key) else {
                 continue;
             };
             lane.depart(self.ticket);

@@ -80,8 +80,8 @@ impl<B: Baton> Lanes<B> {
         self.by_key.values()
     }
 
-    pub(super) fn get_mut(&mut self, key: &LockKey) -> Option<&mut Lane<B>> {
-        self.by_key.get_mut(key)
+    pub(super) fn get_mut(&mut self, key: LockKey) -> Option<&mut Lane<B>> {
+        self.by_key.get_mut(&key)
     }
 
     /// The key's lane, which is made if there is none.
@@ -111,7 +111,7 @@ impl<B: Baton> Locked<'_, B> {
     }
 
     pub(super) fn lane(&mut self, key: LockKey) -> Option<&mut Lane<B>> {
-        self.lanes_of(key).get_mut(&key)
+        self.lanes_of(key).get_mut(key)
     }
 }
 
