@@ -886,7 +886,6 @@ pub(crate) mod tests {
 
     use futures_util::FutureExt;
     use tokio_util::sync::CancellationToken;
-    use tokio_util::task::TaskTracker;
 
     use super::*;
     use crate::lock::grant::{Grant, Queue};

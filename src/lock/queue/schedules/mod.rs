@@ -85,7 +85,11 @@ impl Drop for Baton {
 }
 
 fn is_empty(queue: &Queue) -> bool {
-    queue.shards.lock_all().iter().all(|lanes| lanes.is_empty())
+    queue
+        .shards
+        .lock_all()
+        .iter()
+        .all(|lanes| lanes.all().next().is_none())
 }
 
 fn arrived(place: &Entry) -> bool {
