@@ -291,6 +291,19 @@ impl Grant {
     /// Ends the grant after its last hold: hands it on to the next local waiter, or releases it.
     /// The proof comes while the next hold has begun.
     pub(super) fn end(mut self, turn: Turn, outcome: Outcome) -> Left {
+        if matches!(self.backend, Backend::InProcess) {
+            // The turn is all that there is.
+            drop(turn);
+            let is_success = outcome == Outcome::Success;
+            return (
+                if is_success {
+                    Fate::GivenBack
+                } else {
+                    Fate::RolledBack
+                },
+                None,
+            );
+        }
         let commits = self.shared().is_none() || matches!(self.verdict, Some(Verdict::Commit(_)));
         let publication = self.take_publication(commits);
         if self.shared().is_some() {

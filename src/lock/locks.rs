@@ -41,7 +41,7 @@ pub(super) struct Shared {
     /// `None` for locks in process only.
     pub(super) database: Option<Database>,
     sender: Arc<str>,
-    /// Holds, and the tasks that run, end and cancel them.
+    /// The tasks that run, end and cancel holds.
     pub(super) group: TaskGroup,
 }
 
@@ -332,12 +332,17 @@ impl RealmLocks {
         self.shared.queue.close();
         self.shared.group.closing().cancel();
         tasks.close();
-        let ended = timeout(grace, tasks.wait()).await;
+        let queue = &self.shared.queue;
+        let ended = async {
+            queue.emptied().await;
+            tasks.wait().await;
+        };
+        let ended = timeout(grace, ended).await;
         if let Some(database) = &self.shared.database {
             database.postgres().close();
         }
         ended.map_err(|_| LockError::ShutdownIncomplete {
-            holds: tasks.len(),
+            holds: queue.len() + tasks.len(),
             grace,
         })
     }
