@@ -301,8 +301,9 @@ where
             Ok(hold) => hold,
             Err(error) => {
                 let timing = asked_at.map(|asked| Timing::since(asked).wait());
-                let response = settings.reject(Rejected::unread(error, request));
-                return Ok(tell(response, timing));
+                let mut response = settings.reject(Rejected::unread(error, request));
+                tell(&mut response, timing);
+                return Ok(response);
             }
         };
         let clock = asked_at.filter(|_| !hold.is_nested()).map(Timing::since);
@@ -321,11 +322,17 @@ where
         // Before the confirmation: by then the next writer is inside.
         let timing = clock.map(|clock| clock.wait_and_hold(handle.released_at()));
         let failed = match called {
-            Ok((response, None)) => return Ok(tell(response, timing)),
+            Ok((mut response, None)) => {
+                tell(&mut response, timing);
+                return Ok(response);
+            }
             // Boxed so that waiters do not carry its space.
-            Ok((response, Some(ending))) => {
+            Ok((mut response, Some(ending))) => {
                 match Box::pin(ending.confirmed()).instrument(span).await {
-                    Ok(()) => return Ok(tell(response, timing)),
+                    Ok(()) => {
+                        tell(&mut response, timing);
+                        return Ok(response);
+                    }
                     Err(error) => Failed::from(error),
                 }
             }
@@ -334,7 +341,9 @@ where
         match failed {
             Failed::Inner(error) => Err(error),
             Failed::Rejected(rejection) => {
-                Ok(tell(settings.reject(asked.rejected(rejection)), timing))
+                let mut response = settings.reject(asked.rejected(rejection));
+                tell(&mut response, timing);
+                Ok(response)
             }
         }
     }

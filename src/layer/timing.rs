@@ -34,12 +34,11 @@ impl Timing {
     }
 }
 
-/// The response with what there is to tell, beside what the handler tells of its own.
-pub(super) fn tell<B>(mut response: Response<B>, timing: Option<HeaderValue>) -> Response<B> {
+/// Adds to the response what there is to tell, beside what the handler tells of its own.
+pub(super) fn tell<B>(response: &mut Response<B>, timing: Option<HeaderValue>) {
     if let Some(timing) = timing {
         response.headers_mut().append(SERVER_TIMING, timing);
     }
-    response
 }
 
 fn header(text: &str) -> HeaderValue {

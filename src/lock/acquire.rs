@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::database::is_granted;
 use super::error::LockError;
@@ -48,7 +47,7 @@ impl RealmLocks {
         };
         let terms = || {
             let counted = Some(Waiting::begin().granted(Duration::ZERO));
-            self.terms(claim, self.shared.group.token(), counted)
+            self.terms(claim, counted)
         };
         if let Some(nested) = Hold::nested(claim, self.address(), needs, terms)? {
             return Ok(nested);
@@ -62,28 +61,24 @@ impl RealmLocks {
         Arc::as_ptr(&self.shared.queue).addr()
     }
 
-    fn terms(&self, claim: &Claim, tracked: TaskTrackerToken, counted: Option<Held>) -> HoldTerms {
+    fn terms(&self, claim: &Claim, counted: Option<Held>) -> HoldTerms {
         HoldTerms {
             claim: claim.clone(),
             locks: self.address(),
             max_hold: self.bounds.max_hold,
-            tracked,
             counted,
         }
     }
 
     async fn acquire(&self, claim: &Claim) -> Result<Hold, LockError> {
-        // From here on a shutdown waits for this caller.
-        let tracked = self.shared.group.token();
         let waiting = Waiting::begin();
         let request = LockRequest::new(claim, &self.bounds);
-        let entry = self.granted(&request).await?;
+        let (entry, granted) = self.granted(&request).await?;
         if self.shared.queue.is_closed() {
             return Err(LockError::ShuttingDown);
         }
-        let granted = Instant::now();
         let waited = granted - request.started;
-        let terms = self.terms(claim, tracked, Some(waiting.granted(waited)));
+        let terms = self.terms(claim, Some(waiting.granted(waited)));
         tracing::debug!(%claim, ?waited, "locked");
         let hold = entry
             .keep()
@@ -91,15 +86,16 @@ impl RealmLocks {
         hold.ok_or_else(|| request.timed_out())
     }
 
-    /// Waits for the turn, and for the backend's lock.
-    async fn granted(&self, request: &LockRequest<'_>) -> Result<Entry, LockError> {
+    /// Waits for the turn, and for the backend's lock, and notes when it was granted.
+    async fn granted(&self, request: &LockRequest<'_>) -> Result<(Entry, Instant), LockError> {
         let bound = self.bound();
         let entry = self.enter(request, bound)?;
         if let Some(bound) = bound {
             let queue = &self.shared.queue;
             self.shared.watchdog.watch(queue, request.started, bound);
         }
-        if !entry.has_turn() {
+        let has_waited = !entry.has_turn();
+        if has_waited {
             let has_turn = timeout_at(request.queue_deadline(), entry.turn()).await;
             if !has_turn.unwrap_or(false) {
                 return Err(if self.shared.queue.is_closed() {
@@ -113,6 +109,9 @@ impl RealmLocks {
         match &self.shared.database {
             None => {
                 slot.with(|obtained| *obtained = Some(Obtained::Granted(Grant::in_process())));
+                if !has_waited {
+                    return Ok((entry, request.started));
+                }
             }
             // It came with the turn.
             Some(_) if is_granted(request, slot) => {}
@@ -131,7 +130,7 @@ impl RealmLocks {
                 alive(request, slot, Box::pin(asked)).await?;
             }
         }
-        Ok(entry)
+        Ok((entry, Instant::now()))
     }
 
     fn enter(

@@ -89,6 +89,8 @@ pub(super) struct Role {
     pub(super) owns: bool,
     /// Whether its work could write in the shared transaction.
     pub(super) writes_in_transaction: bool,
+    /// Whether this grant publishes its write: one of those that a nested hold shares.
+    pub(super) publishes: bool,
 }
 
 enum Verdict {
@@ -250,7 +252,7 @@ impl Grant {
     /// grant then.
     pub(super) fn leave(&mut self, claim: &Claim, outcome: Outcome, role: Role) -> Option<Left> {
         self.holds -= 1;
-        if outcome.is_published() {
+        if role.publishes && outcome.is_published() {
             self.publish(claim, role.writes_in_transaction);
         }
         let mut proof = None;
@@ -264,7 +266,13 @@ impl Grant {
                 Verdict::RollBack
             });
         } else if self.holds > 0 && outcome == Outcome::Success {
-            proof = self.confirm(Urgency::Now, None);
+            // What cannot be published yet goes with the end of the grant.
+            let publication = if self.can_publish() {
+                self.take_publication(true)
+            } else {
+                None
+            };
+            proof = self.confirm(Urgency::Now, publication);
         }
         (self.holds > 0).then_some((Fate::Kept, proof))
     }
@@ -283,6 +291,19 @@ impl Grant {
     /// Ends the grant after its last hold: hands it on to the next local waiter, or releases it.
     /// The proof comes while the next hold has begun.
     pub(super) fn end(mut self, turn: Turn, outcome: Outcome) -> Left {
+        if matches!(self.backend, Backend::InProcess) {
+            // The turn is all that there is.
+            drop(turn);
+            let is_success = outcome == Outcome::Success;
+            return (
+                if is_success {
+                    Fate::GivenBack
+                } else {
+                    Fate::RolledBack
+                },
+                None,
+            );
+        }
         let commits = self.shared().is_none() || matches!(self.verdict, Some(Verdict::Commit(_)));
         let publication = self.take_publication(commits);
         if self.shared().is_some() {
@@ -319,11 +340,7 @@ impl Grant {
 
     /// Ends a grant whose last hold needs a proof, and publishes its writes.
     fn end_proven(self, turn: Turn, publication: Option<Publication>) -> Left {
-        let may_publish = match &self.backend {
-            Backend::Transaction(transaction) => transaction.can_publish(),
-            Backend::InProcess | Backend::Session(_) => true,
-        };
-        if !self.may_be_handed_on() || publication.is_some() && !may_publish {
+        if !self.may_be_handed_on() || publication.is_some() && !self.can_publish() {
             return self.give_back(turn, publication);
         }
         if turn.is_awaited() {
@@ -431,6 +448,17 @@ impl Grant {
             && self.shared().is_none()
             && self.grip.is_firm()
             && self.hand_off_until.is_none_or(|end| Instant::now() < end)
+    }
+
+    /// Whether writes can be published while the lock is kept: a commit would take a handler's own
+    /// statements along.
+    fn can_publish(&self) -> bool {
+        match &self.backend {
+            Backend::Transaction(transaction) => {
+                transaction.shared().is_none() && transaction.can_publish()
+            }
+            Backend::InProcess | Backend::Session(_) => true,
+        }
     }
 
     /// Hands the lock on to the next local waiter for the same claim, with a token of its own; gives

@@ -42,8 +42,6 @@ use std::time::Duration;
 
 use futures_util::future::select_all;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
-use tokio_util::task::TaskTracker;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::error::LockError;
 #[cfg(any(doc, feature = "test-util"))]
@@ -65,8 +63,6 @@ tokio::task_local! {
 /// A granted lock, and the duty to end it.
 pub(crate) struct Hold {
     core: Arc<Core>,
-    /// Makes a shutdown wait for it, on whatever task it is.
-    _tracked: TaskTrackerToken,
 }
 
 /// What the handles of a hold share with it.
@@ -81,8 +77,6 @@ pub(crate) struct Core {
     origin: Origin,
     /// `max_hold`, and when it passes.
     limit: Option<(Duration, Instant)>,
-    /// Makes a shutdown wait for work that the hold outlives.
-    tracker: TaskTracker,
     has_ended: AtomicBool,
     has_failed: AtomicBool,
     /// How much of the work that the hold outlives has not ended.
@@ -121,7 +115,6 @@ pub(super) struct HoldTerms {
     pub(super) claim: Claim,
     pub(super) locks: usize,
     pub(super) max_hold: Option<Duration>,
-    pub(super) tracked: TaskTrackerToken,
     /// `None` for a part of a hold that is counted already.
     pub(super) counted: Option<metrics::Held>,
 }
@@ -166,7 +159,6 @@ impl Hold {
             other_shares,
             origin,
             limit: limit(terms.max_hold, granted),
-            tracker: terms.tracked.task_tracker().clone(),
             has_ended: AtomicBool::new(false),
             has_failed: AtomicBool::new(false),
             works: AtomicUsize::new(0),
@@ -176,7 +168,6 @@ impl Hold {
         };
         Self {
             core: Arc::new(core),
-            _tracked: terms.tracked,
         }
     }
 
@@ -219,7 +210,6 @@ impl Hold {
             claim: outer.claim.clone(),
             locks: outer.locks,
             max_hold: None,
-            tracked: outer.tracker.token(),
             counted: None,
         };
         Self::sharing(Arc::clone(outer), &outer.claim, &slots, needs, terms)
@@ -310,7 +300,7 @@ impl Hold {
     /// If dropped, so is `work`; the hold goes on.
     pub(crate) async fn guard<T>(&self, work: impl Future<Output = T>) -> Result<T, LockError> {
         let mut work = pin!(INNERMOST.scope(Arc::clone(&self.core), work));
-        let mut early_end = pin!(self.early_end());
+        let mut early_end = None;
         poll_fn(|cx| {
             // A process that was frozen must see the time before its work goes on, and timers may
             // fire late.
@@ -326,7 +316,8 @@ impl Hold {
             if self.is_released() {
                 return Poll::Pending;
             }
-            // Last, so that work which never waits needs no timer.
+            // Last, so that work which never waits needs no timer, and no room for one.
+            let early_end = early_end.get_or_insert_with(|| Box::pin(self.early_end()));
             early_end.as_mut().poll(cx).map(Err)
         })
         .await
@@ -717,7 +708,7 @@ impl Core {
 
     /// Gives all shares back; `None` if that was done before, or a share was revoked.
     fn end(&self, outcome: Outcome) -> Option<Ended> {
-        if self.has_ended.swap(true, Ordering::AcqRel) {
+        if self.has_ended() || self.has_ended.swap(true, Ordering::AcqRel) {
             return None;
         }
         self.has_failed
@@ -726,8 +717,11 @@ impl Core {
         drop(counted.take());
         let mut fate = Some(Fate::Kept);
         let mut proofs = Vec::new();
+        let mut role = self.origin.role();
         for share in self.shares() {
-            let ended = share.end(&self.claim, outcome, self.origin.role());
+            let ended = share.end(&self.claim, outcome, role);
+            // Each write is one event.
+            role.publishes = false;
             fate = fate.and_then(|fate| {
                 let (of_share, proof) = ended?;
                 proofs.extend(proof);
@@ -805,6 +799,7 @@ impl Origin {
         Role {
             owns: !self.is_nested,
             writes_in_transaction: self.transaction.is_some(),
+            publishes: true,
         }
     }
 }
@@ -814,15 +809,16 @@ impl Share {
         self.grip.is_firm() && !self.slot.is_revoked()
     }
 
-    /// Ends this share; `None` if the grant was revoked.
+    /// Ends this share, and with the last one the grant; `None` if it was revoked.
     fn end(&self, claim: &Claim, outcome: Outcome, role: Role) -> Option<Left> {
-        let left = with_grant(&self.slot, |grant| grant.leave(claim, outcome, role))?;
-        if left.is_some() {
-            return left;
-        }
-        match self.slot.take() {
-            Some((turn, Some(Obtained::Granted(grant)))) => Some(grant.end(turn, outcome)),
-            _ => None,
+        let left = self.slot.look_or_take(|obtained| match obtained {
+            Some(Obtained::Granted(grant)) => grant.leave(claim, outcome, role).map(Some),
+            _ => Some(None),
+        })?;
+        match left {
+            Ok(left) => left,
+            Err((turn, Some(Obtained::Granted(grant)))) => Some(grant.end(turn, outcome)),
+            Err(_) => None,
         }
     }
 }
@@ -894,7 +890,6 @@ pub(crate) mod tests {
 
     use futures_util::FutureExt;
     use tokio_util::sync::CancellationToken;
-    use tokio_util::task::TaskTracker;
 
     use super::*;
     use crate::lock::grant::{Grant, Queue};
@@ -918,7 +913,6 @@ pub(crate) mod tests {
             claim: claim.clone(),
             locks: 0,
             max_hold: None,
-            tracked: TaskTracker::new().token(),
             counted: None,
         }
     }

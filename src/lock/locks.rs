@@ -45,7 +45,7 @@ pub(super) struct Shared {
     /// `None` where a realm's key is made of its URL.
     pub(super) realm_keys: Option<RealmKeys>,
     sender: Arc<str>,
-    /// Holds, and the tasks that run, end and cancel them.
+    /// The tasks that run, end and cancel holds.
     pub(super) group: TaskGroup,
 }
 
@@ -200,8 +200,10 @@ impl RealmLocks {
     /// Work that already holds all of the claim, in the same task, by the same locks and in one hold
     /// or several, does not wait: it gets a *nested hold*, which shares the lock and keeps it for as
     /// long as it needs it, though the outer hold ends before. It has limits, an outcome and a
-    /// confirmation of its own, and is published by its own success. Two nested holds side by side
-    /// do not exclude each other. What they write in a shared transaction stands or falls with the
+    /// confirmation of its own, and its success is published before it is returned. In a shared
+    /// transaction and behind a pooler PostgreSQL publishes nothing before it releases the lock, so
+    /// there the write is published at the end of the outer hold. Two nested holds side by side do
+    /// not exclude each other. What they write in a shared transaction stands or falls with the
     /// outer hold, whose commit waits for them.
     ///
     /// More of what the work holds in part is refused. Asking for another realm there can deadlock
@@ -340,12 +342,17 @@ impl RealmLocks {
         self.shared.queue.close();
         self.shared.group.closing().cancel();
         tasks.close();
-        let ended = timeout(grace, tasks.wait()).await;
+        let queue = &self.shared.queue;
+        let ended = async {
+            queue.emptied().await;
+            tasks.wait().await;
+        };
+        let ended = timeout(grace, ended).await;
         if let Some(database) = &self.shared.database {
             database.postgres().close();
         }
         ended.map_err(|_| LockError::ShutdownIncomplete {
-            holds: tasks.len(),
+            holds: queue.len() + tasks.len(),
             grace,
         })
     }

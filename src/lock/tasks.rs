@@ -4,9 +4,9 @@ use tokio::runtime::{EnterGuard, Handle};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// What a shutdown waits for, and the signal that it has begun. Clones belong to the same locks.
+/// The tasks that a shutdown waits for, and the signal that it has begun. Clones belong to the same
+/// locks.
 #[derive(Debug, Clone, Default)]
 pub(super) struct TaskGroup {
     tracker: TaskTracker,
@@ -21,11 +21,6 @@ pub(super) struct Tasks {
 }
 
 impl TaskGroup {
-    /// Makes a shutdown wait for whoever has it.
-    pub(super) fn token(&self) -> TaskTrackerToken {
-        self.tracker.token()
-    }
-
     pub(super) fn tracker(&self) -> &TaskTracker {
         &self.tracker
     }

@@ -69,9 +69,6 @@ const WRITES_PER_MINUTE: u64 = 3_000;
 /// fraction of what there is on a busy machine.
 const HAND_OFFS_PER_MINUTE: u64 = 1_000;
 const SEEN_PER_MINUTE: u64 = 100;
-/// The same for sessions, whose prepared statements hold a lock for so short a time that 67 and 89
-/// were seen.
-const SEEN_OF_SESSIONS_PER_MINUTE: u64 = 30;
 
 /// How often a minute each of the faults must have hit something that may also miss.
 const EFFECTS_PER_MINUTE: u64 = 1;
@@ -180,11 +177,7 @@ fn not_covered(report: &Report, seconds: u64) -> impl Iterator<Item = String> {
             HAND_OFFS_PER_MINUTE,
             "holds by a hand-off",
         ),
-        (
-            seen.by_sessions(),
-            SEEN_OF_SESSIONS_PER_MINUTE,
-            "locks of sessions",
-        ),
+        (seen.by_sessions(), SEEN_PER_MINUTE, "locks of sessions"),
         (
             seen.by_transactions(),
             SEEN_PER_MINUTE,

@@ -14,8 +14,8 @@ use crate::support::database::try_connect;
 /// The time between two looks.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// Locks that were seen held, by the last statement of their holder: a connection of a pool never runs one of a session, nor
-/// the other way round. A holder whose last statement was a heartbeat does not count.
+/// Locks that were seen held, by the state of their holder: only a session keeps one outside of a transaction. A holder that
+/// runs a statement does not count.
 #[derive(Debug, Default)]
 pub struct Seen {
     sessions: AtomicUsize,
@@ -64,8 +64,8 @@ impl Seen {
 
     async fn look(&self, client: &Client) -> Result<(), Error> {
         let held = format!(
-            "SELECT count(*) FILTER (WHERE query ~ '^SELECT (CASE WHEN shared THEN )?pg_(try_advisory_lock|advisory_unlock)'), \
-             count(*) FILTER (WHERE query LIKE '%advisory_xact_lock%') \
+            "SELECT count(*) FILTER (WHERE state = 'idle'), \
+             count(*) FILTER (WHERE state = 'idle in transaction') \
              FROM pg_locks JOIN pg_stat_activity USING (pid) \
              WHERE locktype = 'advisory' AND mode = 'ExclusiveLock' AND granted \
              AND application_name LIKE '{APPLICATION}%'"

@@ -8,6 +8,7 @@ use futures_util::{FutureExt, StreamExt, stream};
 use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::StreamBody;
+use tokio::sync::mpsc;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_realm_lock::{
     HoldUntil, LockError, LockKey, PostgresBuilder, RealmWriteLockLayer, RealmWrites,
@@ -187,17 +188,27 @@ async fn a_write_that_cannot_be_told_is_no_success_and_frees_its_lock() {
             builder.sessions(sessions).pool_size(1).broadcast(true)
         })
         .await;
-        for _ in 0..3 {
+        for _ in 0..10 {
             let told = locks.with_write_lock(whole(["a"]), |_| async { Ok::<_, LockError>(()) });
-            assert!(matches!(told.await, Err(LockError::Lost { .. })));
+            // With transactions it asks on the same connection, behind the COMMIT that is refused.
+            let untold = LockKey::in_space("user-cost", 1).unwrap();
+            let untold = locks.with_write_lock(untold, |_| async { Ok::<_, LockError>(()) });
+            let (told, untold) = tokio::join!(told, untold);
+            assert!(matches!(told, Err(LockError::Lost { .. })), "{told:?}");
+            untold.expect("what publishes nothing is not affected");
             database.wait_for_granted(realm_key("a"), 0).await;
         }
-        // Nothing of it is left.
-        work(&locks, &LockKey::in_space("user-cost", 1).unwrap().into())
-            .inside()
-            .await
-            .end()
-            .await;
+        let nested = locks.clone();
+        let (ended, mut end) = mpsc::unbounded_channel();
+        let outer = locks.with_write_lock(whole(["a"]), move |_| async move {
+            let told = nested.with_write_lock(whole(["a"]), |_| async { Ok::<_, LockError>(()) });
+            ended.send(told.await.is_ok()).unwrap();
+            Err::<(), _>(LockError::ShuttingDown)
+        });
+        outer.await.unwrap_err();
+        // The outer work may be dropped before that, as its lock is lost.
+        assert_ne!(end.recv().await, Some(true), "a nested success");
+        database.wait_for_granted(realm_key("a"), 0).await;
     }
 }
 

@@ -15,17 +15,19 @@ use crate::support::database::{TestDatabase, database};
 use crate::support::gate::{Gated, gate, key, patch, realms};
 
 const QUEUED: &str = "/luke/queued/card";
-const IN_DATABASE: &str = "/luke/foreign/card";
 
-/// The most connections of the pool.
-const POOL: u32 = 2;
+/// How many realms another program holds, whose waiters stand in PostgreSQL side by side.
+const FOREIGN: usize = 20;
+
+/// The most connections of the pool: one for each of them, and for the holder of the queue's realm.
+const POOL: u32 = 21;
 
 /// How many waiters there are at a time, and how many times.
 const BATCH: usize = 1000;
 const BATCHES: usize = 100;
 
-/// How many waiters go away that have come as far as PostgreSQL.
-const WAITS_IN_DATABASE: usize = 200;
+/// How many times as many waiters go away that have come as far as PostgreSQL.
+const WAVES_IN_DATABASE: usize = 10;
 
 /// How much a process may grow that keeps nothing: pages of the allocator, which come and go.
 const GROWTH: u64 = 4 * 1024 * 1024;
@@ -49,15 +51,17 @@ async fn cancelled_waiters_leave_no_memory_and_no_connection() {
     let inside = patch(&layer, &handler, QUEUED);
     let holder = gate.entered().await;
     let foreign = database.connect().await;
-    let lock = format!("SELECT pg_advisory_lock({})", key(IN_DATABASE));
-    foreign.batch_execute(&lock).await.unwrap();
+    for path in foreign_paths() {
+        let lock = format!("SELECT pg_advisory_lock({})", key(&path));
+        foreign.batch_execute(&lock).await.unwrap();
+    }
 
     cancel_in_queue(&layer, &handler, BATCHES / 10).await;
-    cancel_in_database(&layer, &handler, &database, WAITS_IN_DATABASE / 10).await;
+    cancel_in_database(&layer, &handler, &database, WAVES_IN_DATABASE / 5).await;
     let memory = resident();
 
     cancel_in_queue(&layer, &handler, BATCHES).await;
-    cancel_in_database(&layer, &handler, &database, WAITS_IN_DATABASE).await;
+    cancel_in_database(&layer, &handler, &database, WAVES_IN_DATABASE).await;
     let (memory_after, backends) = (resident(), database.backends().await);
     println!("resident: {memory} bytes before, {memory_after} after");
     println!("connections: {backends}");
@@ -78,9 +82,12 @@ async fn cancelled_waiters_leave_no_memory_and_no_connection() {
         .batch_execute("SELECT pg_advisory_unlock_all()")
         .await
         .unwrap();
-    let other = patch(&layer, &handler, IN_DATABASE);
-    gate.entered().await.answer(200);
-    for write in [inside, next, other] {
+    let others = foreign_paths().map(|path| patch(&layer, &handler, &path));
+    let writes: Vec<_> = [inside, next].into_iter().chain(others).collect();
+    for _ in foreign_paths() {
+        gate.entered().await.answer(200);
+    }
+    for write in writes {
         assert_eq!(write.await.unwrap().unwrap().status(), 200);
     }
 }
@@ -102,21 +109,31 @@ async fn cancel_in_queue(layer: &RealmWriteLockLayer, handler: &Gated, batches: 
     }
 }
 
-/// Lets requests wait in PostgreSQL, one after the other, and aborts them there.
+fn foreign_paths() -> impl Iterator<Item = String> {
+    (0..FOREIGN).map(|number| format!("/luke/foreign-{number}/card"))
+}
+
+/// Lets requests wait in PostgreSQL, one for each of the foreign realms, and aborts them there.
 async fn cancel_in_database(
     layer: &RealmWriteLockLayer,
     handler: &Gated,
     database: &TestDatabase,
-    count: usize,
+    waves: usize,
 ) {
-    for _ in 0..count {
-        let mut waiter = patch(layer, handler, IN_DATABASE);
-        tokio::select! {
-            () = database.wait_for_waiting(key(IN_DATABASE), 1) => {}
-            answer = &mut waiter => panic!("it does not wait: {answer:?}"),
+    for _ in 0..waves {
+        let waiters: Vec<_> = foreign_paths()
+            .map(|path| patch(layer, handler, &path))
+            .collect();
+        for path in foreign_paths() {
+            database.wait_for_waiting(key(&path), 1).await;
         }
-        waiter.abort();
-        database.wait_for_waiting(key(IN_DATABASE), 0).await;
+        for waiter in waiters {
+            assert!(!waiter.is_finished(), "it does not wait");
+            waiter.abort();
+        }
+        for path in foreign_paths() {
+            database.wait_for_waiting(key(&path), 0).await;
+        }
     }
 }
 

@@ -90,7 +90,7 @@ async fn a_silent_host_costs_its_time_limit_once_and_a_standby_is_tried_last() {
     for order in ["disable", "random"] {
         accepted.store(0, Ordering::SeqCst);
         let url = format!("{url}?load_balance_hosts={order}");
-        let locks = RealmLocks::postgres_builder(&url).connect_timeout(Duration::from_millis(200));
+        let locks = RealmLocks::postgres_builder(&url).connect_timeout(Duration::from_secs(1));
         let locks = locks.build().await.unwrap();
         for held in lock_at_once(&locks, 4).await {
             held.unwrap();

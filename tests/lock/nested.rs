@@ -24,10 +24,10 @@ use tower_realm_lock::{
     RealmWriteLockLayer, RealmWrites, Rejection, Success,
 };
 
-use crate::support::broadcast::{next_write, succeed, telling};
+use crate::support::broadcast::{expect_interruption, next_write, succeed, telling};
 use crate::support::claims::{cards, realm, realm_key, strategies, whole};
 use crate::support::contest::{
-    Contest, Control, GatedWork, PATH, REALM, Room, claim, contests, gated_work,
+    Contest, Control, GatedWork, PATH, REALM, Room, claim, contests, gated_work, rival,
 };
 use crate::support::database::{TestDatabase, database};
 use crate::support::gate::{Call, code, gate, key, postgres_locks_with, realms};
@@ -680,10 +680,63 @@ async fn nested_and_outer_work_are_published_by_their_own_success() {
             let write = next_write(&mut writes).await;
             let path = if nested_succeeds { Some("x") } else { None };
             assert_eq!((write.realm(), write.path()), (&realm(REALM), path));
-            // It is published once the lock is free, and only once.
-            assert_eq!(database.advisory_locks(realm_key(REALM)).await, (0, 0));
+            // Only once.
             succeed(&locks, "marker").await;
             assert_eq!(next_write(&mut writes).await.realm(), &realm("marker"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_nested_write_is_published_before_its_success_and_lets_nobody_in() {
+    let database = database().await;
+    let client = database.connect().await;
+    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
+    let other = postgres_locks_with(database.url(), |builder| builder).await;
+    for locks in telling(&database).await {
+        let (outer, nested) = (locks.clone(), locks);
+        let (ask, mut asked) = mpsc::unbounded_channel::<oneshot::Sender<_>>();
+        let outer = tokio::spawn(async move {
+            let work = |_| async move {
+                while let Some(done) = asked.recv().await {
+                    let write = nested.with_write_lock(cards(REALM, ["x"]), |_| ready(ends(true)));
+                    let _ = done.send(write.await);
+                }
+                Ok(())
+            };
+            outer.with_write_lock(claim(), work).await
+        });
+        database.wait_for_granted(realm_key(REALM), 1).await;
+        let rival = rival(&other, &Room::default(), REALM);
+        database.wait_for_waiting(realm_key(REALM), 1).await;
+        for _ in 0..3 {
+            let (done, nested) = oneshot::channel();
+            ask.send(done).unwrap();
+            nested.await.unwrap().unwrap();
+            let mark = "NOTIFY tower_realm_lock, 'nonsense'";
+            client.batch_execute(mark).await.unwrap();
+            assert_eq!(next_write(&mut writes).await.path(), Some("x"));
+            expect_interruption(&mut writes).await;
+        }
+        rival.assert_waits("during nested writes");
+        drop(ask);
+        outcome(outer).await.unwrap();
+        assert_eq!(next_write(&mut writes).await.path(), None);
+        rival.enters().await;
+    }
+}
+
+#[tokio::test]
+async fn a_nested_write_under_several_holds_is_published_once() {
+    let database = database().await;
+    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
+    for locks in telling(&database).await {
+        let both = whole(["a", "b"]);
+        let done = within_two(&locks, [whole(["a"]), whole(["b"])], both).await;
+        done.unwrap();
+        // The innermost write, that of the second hold, and that of the first.
+        for name in ["a", "b", "b", "a"] {
+            assert_eq!(next_write(&mut writes).await.realm(), &realm(name));
         }
     }
 }
@@ -714,6 +767,27 @@ async fn a_nested_success_is_published_unless_it_is_rolled_back_with_the_outer_h
         let next = next_write(&mut writes).await;
         let case = (in_transaction, outer_succeeds);
         assert_eq!(next.realm(), &realm("marker"), "{case:?}");
+    }
+}
+
+#[tokio::test]
+async fn equal_writes_that_are_published_together_are_an_event_each() {
+    let database = database().await;
+    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
+    let locks = postgres_locks_with(database.url(), |builder| builder.broadcast(true)).await;
+    let locks = locks.share_transaction(true);
+    let nested = locks.clone();
+    let outer = locks.with_write_lock(claim(), move |_| async move {
+        for card in ["x", "y", "x"] {
+            let write = nested.with_write_lock(cards(REALM, [card]), |_| ready(ends(true)));
+            write.await?;
+        }
+        Ok::<_, LockError>(())
+    });
+    outer.await.unwrap();
+    // PostgreSQL sends equal notices of one transaction once.
+    for path in [Some("x"), Some("y"), Some("x"), None] {
+        assert_eq!(next_write(&mut writes).await.path(), path);
     }
 }
 

@@ -11,11 +11,15 @@ use tower_realm_lock::{RealmLocks, RealmWriteLockLayer};
 
 use crate::support::database::database;
 use crate::support::gate::{at_once, code, gate, key, patch, postgres_layer_with, realms};
+use crate::support::wait::PATIENCE;
 
 #[tokio::test]
 async fn a_thousand_writers_of_one_realm_do_not_hold_up_another() {
     let database = database().await;
-    let layer = postgres_layer_with(database.url(), |builder| builder.pool_size(4)).await;
+    let layer = postgres_layer_with(database.url(), |builder| builder.pool_size(4))
+        .await
+        // A busy machine takes longer than usual for all of them.
+        .map_locks(|locks| locks.acquire_timeout(PATIENCE * 6));
     let (handler, mut gate) = gate();
     let noisy: Vec<_> = (0..1000)
         .map(|n| patch(&layer, &handler, &format!("/noisy/a/{n}")))

@@ -33,7 +33,7 @@ async fn an_uncontended_hold_is_one_message_to_acquire_and_one_to_release() {
 /// The leanest statement that locks a realm and names it to an operator.
 fn tried(path: &str) -> String {
     let (key, realm) = (key(path), realms().resolve(path).unwrap());
-    format!("/* realm {realm} */ SELECT pg_try_advisory_xact_lock({key}) AS lock_was_free")
+    format!("/* realm {realm} */ EXECUTE pg_try_advisory_xact_lock({key})")
 }
 
 #[tokio::test]

@@ -27,7 +27,11 @@ async fn answer(request: Request<String>) -> Result<Response<String>, std::conve
 #[tokio::test]
 async fn the_last_hold_of_a_lock_leaves_no_question_unsent() {
     let database = database().await;
-    let layer = postgres_layer_with(database.url(), |builder| builder.pool_size(1)).await;
+    let layer = postgres_layer_with(database.url(), |builder| {
+        // However long they take, they are inside before the other realm has the connection.
+        builder.pool_size(1).max_hand_off_time(Duration::MAX)
+    })
+    .await;
     let foreign = database.connect().await;
     let lock = format!("BEGIN; SELECT pg_advisory_xact_lock({})", key(OTHER));
     for round in 0..10 {

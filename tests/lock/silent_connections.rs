@@ -314,6 +314,21 @@ async fn a_wait_that_breaks_off_is_asked_again_on_a_new_connection() {
 }
 
 #[tokio::test]
+async fn a_session_that_does_not_answer_gives_no_more_time() {
+    let database = database().await;
+    let proxy = Proxy::to(database.url()).await;
+    let locks = postgres_locks_with(&proxy.url(database.url()), |it| it.sessions(1)).await;
+    // It was heard a moment ago, and is not silent before the deadline.
+    succeed(&locks, "a").await;
+    proxy.freeze();
+    let asked = Instant::now();
+    let locks = locks.acquire_timeout(Duration::from_millis(100));
+    let refused = work(&locks, &whole(["a"])).refused().await;
+    assert!(matches!(refused, LockError::Timeout { .. }), "{refused}");
+    assert!(asked.elapsed() < IDLE, "{:?}", asked.elapsed());
+}
+
+#[tokio::test]
 async fn a_move_to_another_connection_gives_no_more_time() {
     const LIMIT: Duration = Duration::from_secs(3);
     let cluster = Cluster::create().await;

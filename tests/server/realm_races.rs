@@ -34,9 +34,9 @@ async fn a_realm_is_created_once_but_not_without_the_lock() {
     assert!(created_once(&["--lock", "off"]).await < ROUNDS);
 }
 
-/// Publishes a realm while another replica writes all of its cards at once, again and again. How many copies have some cards of
+/// Publishes a realm while another replica writes all of its cards at once, again and again. Whether a copy has some cards of
 /// one write and some of another.
-async fn torn_copies(flags: &[&str]) -> usize {
+async fn tears_a_copy(flags: &[&str], rounds: usize) -> bool {
     let world = World::new(flags.is_empty()).await;
     let (one, two) = (world.replica(flags).await, world.replica(flags).await);
     let all = |op: &str, n: u64| {
@@ -57,17 +57,20 @@ async fn torn_copies(flags: &[&str]) -> usize {
     publish().await;
     let done = AtomicBool::new(false);
     let publishing = async {
-        let mut torn = 0;
-        for _ in 0..20 {
+        let mut is_torn = false;
+        for _ in 0..rounds {
             publish().await;
             let mut cards = world.snapshot().await.files;
             cards.retain(|name, text| name.starts_with("luke/site/card-") && text.is_some());
             assert_eq!(cards.len(), 40);
             let first = cards.values().next().cloned();
-            torn += usize::from(cards.values().any(|text| Some(text) != first.as_ref()));
+            is_torn = cards.values().any(|text| Some(text) != first.as_ref());
+            if is_torn {
+                break;
+            }
         }
         done.store(true, Ordering::SeqCst);
-        torn
+        is_torn
     };
     let writing = async {
         for n in 1.. {
@@ -93,6 +96,7 @@ async fn torn_copies(flags: &[&str]) -> usize {
 
 #[tokio::test]
 async fn a_copy_is_of_one_moment_but_not_without_the_lock() {
-    assert_eq!(torn_copies(&[]).await, 0);
-    assert!(torn_copies(&["--lock", "off"]).await > 0);
+    assert!(!tears_a_copy(&[], 20).await);
+    // A quick disk may need many.
+    assert!(tears_a_copy(&["--lock", "off"], 200).await);
 }

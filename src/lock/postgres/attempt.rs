@@ -115,9 +115,11 @@ impl Attempt {
             answer,
             silence: Box::pin(sleep(SILENCE)),
         });
+        let is_prepared = connection.has_prepared;
+        connection.has_prepared &= !terms.share;
         let connection = Busy::new(connection);
         let settings = connection.of_pooler();
-        let statement = lock_statement(&claim, &comment, settings, terms, scout);
+        let statement = lock_statement(&claim, &comment, settings, is_prepared, terms, scout);
         let at = Instant::now();
         let progress = Progress::start(&connection, &statement);
         Self(Some(Box::new(Sent {

@@ -16,7 +16,7 @@ use tokio_postgres::{AsyncMessage, Notification, SimpleQueryMessage};
 
 use super::address::Address;
 use super::answer::value;
-use super::connection::LockConnection;
+use super::connection::{Busy, LockConnection};
 use super::login::LoggedIn;
 use super::settings::READ_COMMITTED;
 use super::url::Database;
@@ -297,7 +297,13 @@ impl ManageConnection for Connector {
     type Error = ConnectError;
 
     async fn connect(&self) -> Result<LockConnection, ConnectError> {
-        self.open().await
+        // Until the server has answered.
+        let connection = Busy::new(self.open().await?);
+        let prepared = connection.within(self.timeout, connection.prepare());
+        let has_prepared = prepared.await?;
+        let mut connection = connection.into_idle();
+        connection.has_prepared = has_prepared;
+        Ok(connection)
     }
 
     /// Never called: the pool does not test on check-out, which would cost a round trip for each

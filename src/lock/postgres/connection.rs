@@ -19,6 +19,7 @@ use super::confirmation::{Asker, Confirmation, Urgency, questions, send};
 use super::drive::{Companion, Drive};
 use super::publish::Publication;
 use super::settings::{self, READ_COMMITTED};
+use super::statement::PREPARE_TRY;
 use super::traffic::{Lookout, Obstacle, Traffic, lookout};
 use crate::lock::error::{ConnectError, chain};
 use crate::lock::lease::Lease;
@@ -57,6 +58,8 @@ pub(super) struct LockConnection {
     pub(super) expires: Option<Instant>,
     /// Whether the server itself answers, and not a pooler with several servers.
     is_direct: bool,
+    /// Whether the session has [`PREPARE_TRY`]'s statement.
+    pub(super) has_prepared: bool,
     /// Sets what this crate needs: for the session, or behind a pooler for a transaction.
     pub(super) settings: String,
     /// Runs what is left to do on the connection when its user has gone.
@@ -107,6 +110,7 @@ impl LockConnection {
             server,
             expires: None,
             is_direct: false,
+            has_prepared: false,
             settings: String::new(),
             tasks,
             canceller,
@@ -155,6 +159,18 @@ impl LockConnection {
         } else {
             settings::of_transaction(lease)
         };
+    }
+
+    /// Prepares what the session is asked again and again; whether it has that then. Without it each
+    /// try is text, as it is behind a pooler.
+    pub(super) async fn prepare(&self) -> Result<bool, ConnectError> {
+        if !self.is_direct {
+            return Ok(false);
+        }
+        match self.client.batch_execute(PREPARE_TRY).await {
+            Err(error) if is_disconnect(&error) => Err(self.failed(error)),
+            prepared => Ok(prepared.is_ok()),
+        }
     }
 
     /// What each transaction is to set, if a pooler answers.

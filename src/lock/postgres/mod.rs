@@ -4,14 +4,14 @@
 //!
 //! [`Postgres::ask`] takes an idle connection out of the pool and sends one message: it begins, and
 //! locks every key of the claim in order. Each key is tried first, so that the answer tells whether
-//! others compete for it, and waited for only if the try fails: in the same message, or, for a claim
-//! of one key, which is mostly free, in a second one. A connection has its time limits and modes
-//! since it was opened; behind a pooler each transaction sets its own (see [`settings`]). On a
-//! connection that was not heard for a second the BEGIN goes ahead as a message of its own, so that
-//! a dead connection is not mistaken for a busy lock: see [`Attempt`]. The attempt reads the answer,
-//! and becomes a [`TransactionLock`]. A COMMIT or ROLLBACK releases the lock. It is sent and not
-//! waited for: the connection is idle again at once, since whatever is sent on it next is answered
-//! after it.
+//! others compete for it, and waited for only if the try fails: in the same message, or, for a
+//! claim of one key, which is mostly free, in a second one. A connection has its time limits and
+//! modes, and a prepared statement that tries one key, since it was opened; behind a pooler each
+//! transaction sets its own (see [`settings`]), and tries with text. On a connection that was not
+//! heard for a second the BEGIN goes ahead as a message of its own, so that a dead connection is
+//! not mistaken for a busy lock: see [`Attempt`]. The attempt reads the answer, and becomes a
+//! [`TransactionLock`]. A COMMIT or ROLLBACK releases the lock. It is sent and not waited for: the
+//! connection is idle again at once, since whatever is sent on it next is answered after it.
 //!
 //! # A session
 //!
@@ -23,7 +23,7 @@
 //! PostgreSQL ends a silent transaction after its lease, so every answer on the locked connection
 //! renews the lease as of when the question was *sent*. A success waits for a [`Confirmation`]: an
 //! answer to a question that was sent after the work had ended. The task of the connection reads
-//! these answers in order and publishes them to all who wait.
+//! these answers in order and publishes them to all who wait: see [`drive`].
 //!
 //! # A shared transaction
 //!

@@ -26,6 +26,14 @@ const BUSY: &str = "tower_realm_lock.busy";
 /// Between the statements of a message.
 const SEPARATOR: &str = "; ";
 
+/// Prepares what tries a lone key: to parse and plan that each time costs the server more than the
+/// lock does. A statement may be called as what it does is called.
+pub(super) const PREPARE_TRY: &str = "PREPARE pg_try_advisory_xact_lock (bigint) AS \
+     SELECT pg_catalog.pg_try_advisory_xact_lock($1) AS lock_was_free";
+
+/// A handler that shares the transaction finds no prepared statement in its session.
+const FORGET_TRY: &str = "DEALLOCATE pg_try_advisory_xact_lock; ";
+
 /// How a lock is asked for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct AttemptTerms {
@@ -47,7 +55,7 @@ pub(super) struct LockStatement {
 }
 
 /// Makes the statements that begin, set the limits of a transaction if they are `of_pooler`, and
-/// lock.
+/// lock. Where a try [is prepared](PREPARE_TRY), that is what tries a lone key.
 ///
 /// Each key is tried first, to know whether others want it too, and the wait limited only if there
 /// is one. A try does not overtake those who wait. A [lone key](lone_lock) that is taken is waited
@@ -62,6 +70,7 @@ pub(super) fn lock_statement(
     claim: &Claim,
     comment: &str,
     of_pooler: Option<&str>,
+    is_prepared: bool,
     terms: AttemptTerms,
     scout: bool,
 ) -> LockStatement {
@@ -78,11 +87,21 @@ pub(super) fn lock_statement(
         statement = statement + settings + SEPARATOR;
     } else if let Some(lock) = lone_lock(claim, terms) {
         // Writing to a `String` does not fail.
-        let _ = write!(statement, "SELECT {} AS {FREE}", LockCall(TRY, lock));
+        let lone = lock
+            .key
+            .value()
+            .filter(|_| is_prepared && !lock.is_shared());
+        let _ = match lone {
+            Some(number) => write!(statement, "EXECUTE pg_try_advisory_xact_lock({number})"),
+            None => write!(statement, "SELECT {} AS {FREE}", LockCall(TRY, lock)),
+        };
         return LockStatement {
             text: statement,
             begin,
         };
+    }
+    if is_prepared && terms.share {
+        statement += FORGET_TRY;
     }
     let lock_timeout = lock_timeout(terms);
     let was_busy = format!("current_setting('{BUSY}', true) = 't'");

@@ -25,6 +25,14 @@ struct Place<B: Baton> {
 }
 
 impl<B: Baton> Lane<B> {
+    /// An empty lane as new, unless many have waited in it: then its memory goes back.
+    pub(super) fn reset(self) -> Option<Self> {
+        (self.places.capacity() <= 4).then_some(Self {
+            watcher: None,
+            ..self
+        })
+    }
+
     /// Whether a newcomer is let in without a wait.
     pub(super) fn is_open_to(&self, lock: &Lock) -> bool {
         self.waiters() == 0 && self.admits(lock.is_shared())

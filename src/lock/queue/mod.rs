@@ -37,7 +37,9 @@
 //!   another's place.
 //! - No foreign code runs under a shard's mutex: wakers and destructors of batons run after it.
 //! - A slot's mutex is never taken under a shard's mutex, nor the other way round.
-//! - Once the queue is [closed](Queue::close), nobody enters and nobody waits.
+//! - Once the queue is [closed](Queue::close), nobody enters and nobody waits. When it is
+//!   [empty](Queue::emptied), every hold has ended: nested holds and work that outlives its hold keep
+//!   the slot that they share.
 
 mod lane;
 mod life;
@@ -48,8 +50,9 @@ mod shards;
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
+use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::{Arc, PoisonError};
 #[cfg(not(shuttle))]
 use std::sync::{Mutex, MutexGuard};
 use std::task::{Poll, Waker};
@@ -76,9 +79,16 @@ pub(super) trait Baton: Sized + Send + 'static {
 
 pub(super) struct Queue<B: Baton> {
     shards: Shards<B>,
-    next_ticket: AtomicU64,
+    next_ticket: Ticket,
     closed: AtomicBool,
+    /// Notified of each departure once the queue is closed.
+    departed: Notify,
 }
+
+/// On cache lines of its own: everyone who enters writes it, and reads what is beside it.
+#[derive(Default)]
+#[repr(align(128))]
+struct Ticket(AtomicU64);
 
 /// One caller's place in the queue, and what it has obtained there.
 pub(super) struct Slot<B: Baton> {
@@ -92,8 +102,9 @@ pub(super) struct Slot<B: Baton> {
     visit: Mutex<Option<Instant>>,
     /// For how long the owner of the turn may leave its call unpolled.
     bound: Option<Duration>,
-    /// When the lock was granted, by the backend too.
-    granted: OnceLock<Instant>,
+    /// How many nanoseconds after `since` the lock was granted, by the backend too, and one more; 0
+    /// before.
+    granted: AtomicU64,
     life: Life,
     stage: Mutex<Stage<B>>,
 }
@@ -155,13 +166,13 @@ impl<B: Baton> Queue<B> {
         let slot = Arc::new(Slot {
             queue: Arc::clone(self),
             // Under the mutexes, so that it is the last one in each of the lanes.
-            ticket: self.next_ticket.fetch_add(1, Ordering::Relaxed),
+            ticket: self.next_ticket.0.fetch_add(1, Ordering::Relaxed),
             claim: claim.clone(),
             since,
             missing: AtomicUsize::new(missing),
             visit: Mutex::new(bound.and_then(|bound| since.checked_add(bound / 2))),
             bound,
-            granted: OnceLock::new(),
+            granted: AtomicU64::new(0),
             life: Life::new(),
             stage: Mutex::new(if missing == 0 {
                 Stage::Turn(None)
@@ -171,7 +182,7 @@ impl<B: Baton> Queue<B> {
         });
         let mut watchers = Vec::new();
         for lock in claim.locks() {
-            let lane = lanes.lanes_of(lock.key).entry(lock.key).or_default();
+            let lane = lanes.lanes_of(lock.key).open(lock.key);
             if !lane.is_open_to(lock) {
                 watchers.extend(lane.watcher().cloned());
             }
@@ -193,6 +204,26 @@ impl<B: Baton> Queue<B> {
         }
     }
 
+    /// Waits until a closed queue is empty: everyone who was in it has left.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: nothing depends on it.
+    pub(super) async fn emptied(&self) {
+        loop {
+            let departed = self.departed.notified();
+            if self.len() == 0 {
+                return;
+            }
+            departed.await;
+        }
+    }
+
+    /// How many callers wait or own a turn.
+    pub(super) fn len(&self) -> usize {
+        self.slots().len()
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
@@ -200,7 +231,7 @@ impl<B: Baton> Queue<B> {
     /// All waiters and owners of a turn, in order of arrival.
     fn slots(&self) -> Vec<Arc<Slot<B>>> {
         let shards = self.shards.lock_all();
-        let lanes = shards.iter().flat_map(|lanes| lanes.values());
+        let lanes = shards.iter().flat_map(|lanes| lanes.all());
         let mut slots: Vec<_> = lanes.flat_map(Lane::slots).cloned().collect();
         drop(shards);
         slots.sort_unstable_by_key(|slot| slot.ticket);
@@ -211,8 +242,8 @@ impl<B: Baton> Queue<B> {
     /// The holders and waiters, in order of arrival.
     pub(super) fn status(&self) -> Vec<ClaimStatus> {
         let status = |slot: Arc<Slot<B>>| {
-            let granted = slot.granted.get();
-            let since = granted.copied().unwrap_or(slot.since);
+            let granted = slot.granted.load(Ordering::Acquire).checked_sub(1);
+            let since = slot.since + Duration::from_nanos(granted.unwrap_or_default());
             ClaimStatus::new(slot.claim.clone(), granted.is_some(), since)
         };
         self.slots().into_iter().map(status).collect()
@@ -253,6 +284,13 @@ impl<B: Baton> Queue<B> {
         is_next.then_some(heir)
     }
 
+    /// Lets a shutdown see that somebody has left.
+    fn note_departure(&self) {
+        if self.is_closed() {
+            self.departed.notify_waiters();
+        }
+    }
+
     fn offer_all(mut ready: Ready<B>) {
         while let Some(slot) = ready.pop_front() {
             if let Err((mut turn, _)) = slot.offer(None) {
@@ -261,6 +299,9 @@ impl<B: Baton> Queue<B> {
         }
     }
 }
+
+/// A turn, with what it carries.
+type Taken<B> = (Turn<B>, Option<B>);
 
 /// The slots whose turn has come.
 type Ready<B> = VecDeque<Arc<Slot<B>>>;
@@ -303,8 +344,12 @@ impl<B: Baton> Turn<B> {
         let mut ready = slot.depart(&mut lanes);
         drop(lanes);
         self.slot = None;
-        let at = ready.iter().position(|slot| slot.ticket == heir.ticket)?;
-        let heir = ready.remove(at)?;
+        let at = ready.iter().position(|slot| slot.ticket == heir.ticket);
+        debug_assert!(at.is_some(), "an heir waits for this turn and for no other");
+        let Some(heir) = at.and_then(|at| ready.remove(at)) else {
+            Queue::offer_all(ready);
+            return None;
+        };
         Some((heir, ready))
     }
 
@@ -339,7 +384,10 @@ impl<B: Baton> Turn<B> {
             return Ready::new();
         };
         let mut lanes = slot.queue.shards.lock(&slot.claim);
-        slot.depart(&mut lanes)
+        let ready = slot.depart(&mut lanes);
+        drop(lanes);
+        slot.queue.note_departure();
+        ready
     }
 }
 
@@ -380,7 +428,11 @@ impl<B: Baton> Slot<B> {
     }
 
     pub(super) fn mark_granted(&self, at: Instant) {
-        let _ = self.granted.set(at);
+        let nanos = at.saturating_duration_since(self.since).as_nanos();
+        // 584 years of nanoseconds fit.
+        let nanos = u64::try_from(nanos).unwrap_or_default();
+        self.granted
+            .store(nanos.saturating_add(1), Ordering::Release);
     }
 
     /// Looks at what the turn carries; `None` if the slot has no turn.
@@ -391,19 +443,26 @@ impl<B: Baton> Slot<B> {
         }
     }
 
-    /// Takes the turn and the baton out, which ends the slot; `None` if it has none.
-    pub(super) fn take(self: &Arc<Self>) -> Option<(Turn<B>, Option<B>)> {
+    /// Looks at what the turn carries. If `look` finds nothing, takes the turn and the baton out,
+    /// which ends the slot. `None` if it has none.
+    pub(super) fn look_or_take<T>(
+        self: &Arc<Self>,
+        look: impl FnOnce(&mut Option<B>) -> Option<T>,
+    ) -> Option<Result<T, Taken<B>>> {
         let mut stage = self.stage();
         let Stage::Turn(baton) = &mut *stage else {
             return None;
         };
+        if let Some(found) = look(baton) {
+            return Some(Ok(found));
+        }
         let baton = baton.take();
         *stage = Stage::Over;
-        Some((self.turn(), baton))
+        Some(Err((self.turn(), baton)))
     }
 
     /// Puts the turn into the slot, unless the waiter has left since.
-    fn offer(self: &Arc<Self>, baton: Option<B>) -> Result<(), (Turn<B>, Option<B>)> {
+    fn offer(self: &Arc<Self>, baton: Option<B>) -> Result<(), Taken<B>> {
         let mut stage = self.stage();
         let Stage::Waiting(waker) = &mut *stage else {
             return Err((self.turn(), baton));
@@ -428,7 +487,7 @@ impl<B: Baton> Slot<B> {
     /// Ends the slot of a caller that has left. What was in it goes to others.
     fn leave(self: &Arc<Self>) {
         // In one step: between two of them the turn may be offered, and would stay here for ever.
-        let stage = std::mem::replace(&mut *self.stage(), Stage::Over);
+        let stage = mem::replace(&mut *self.stage(), Stage::Over);
         match stage {
             Stage::Turn(Some(baton)) => baton.orphan(self.turn()),
             Stage::Turn(None) => self.turn().pass_on(),
@@ -455,6 +514,7 @@ impl<B: Baton> Slot<B> {
         if self.missing.load(Ordering::Relaxed) > 0 {
             let ready = self.depart(&mut lanes);
             drop(lanes);
+            self.queue.note_departure();
             Queue::offer_all(ready);
         }
     }
@@ -464,7 +524,7 @@ impl<B: Baton> Slot<B> {
         let mut ready = Ready::new();
         for Lock { key, .. } in self.claim.locks() {
             let lanes = lanes.lanes_of(*key);
-            let Some(lane) = lanes.get_mut(key) else {
+            let Some(lane) = lanes.get_mut(*key) else {
                 continue;
             };
             lane.depart(self.ticket);
@@ -475,7 +535,7 @@ impl<B: Baton> Slot<B> {
                 }
             }
             if lane.is_empty() {
-                lanes.remove(key);
+                lanes.close(*key);
             }
         }
         ready
@@ -563,8 +623,9 @@ impl<B: Baton> Default for Queue<B> {
     fn default() -> Self {
         Self {
             shards: Shards::default(),
-            next_ticket: AtomicU64::new(0),
+            next_ticket: Ticket::default(),
             closed: AtomicBool::new(false),
+            departed: Notify::new(),
         }
     }
 }

@@ -27,7 +27,12 @@ pub(super) struct Shards<B: Baton> {
 #[repr(align(128))]
 struct Shard<B: Baton>(Mutex<Lanes<B>>);
 
-pub(super) type Lanes<B> = HashMap<LockKey, Lane<B>, Hashing>;
+/// Some keys' lanes.
+pub(super) struct Lanes<B: Baton> {
+    by_key: HashMap<LockKey, Lane<B>, Hashing>,
+    /// A closed lane, whose memory the next one takes over.
+    spare: Option<Lane<B>>,
+}
 
 /// The lanes of a claim's keys. A claim of several keys takes the mutexes in their order.
 pub(super) struct Locked<'a, B: Baton> {
@@ -70,9 +75,35 @@ impl<B: Baton> Shard<B> {
     }
 }
 
+impl<B: Baton> Lanes<B> {
+    pub(super) fn all(&self) -> impl Iterator<Item = &Lane<B>> {
+        self.by_key.values()
+    }
+
+    pub(super) fn get_mut(&mut self, key: LockKey) -> Option<&mut Lane<B>> {
+        self.by_key.get_mut(&key)
+    }
+
+    /// The key's lane, which is made if there is none.
+    pub(super) fn open(&mut self, key: LockKey) -> &mut Lane<B> {
+        let spare = &mut self.spare;
+        let lane = self.by_key.entry(key);
+        lane.or_insert_with(|| spare.take().unwrap_or_default())
+    }
+
+    /// Removes a lane in which nobody is.
+    pub(super) fn close(&mut self, key: LockKey) {
+        let closed = self.by_key.remove(&key);
+        self.spare = closed.and_then(Lane::reset);
+    }
+}
+
 impl<B: Baton> Locked<'_, B> {
     /// The lanes among which the key's is, if it has one.
     pub(super) fn lanes_of(&mut self, key: LockKey) -> &mut Lanes<B> {
+        if self.others.is_empty() {
+            return &mut self.first.1;
+        }
         let shard = self.hashing.shard(key);
         let other = self.others.iter_mut().find(|(of, _)| *of == shard);
         let (_, lanes) = other.unwrap_or(&mut self.first);
@@ -80,14 +111,18 @@ impl<B: Baton> Locked<'_, B> {
     }
 
     pub(super) fn lane(&mut self, key: LockKey) -> Option<&mut Lane<B>> {
-        self.lanes_of(key).get_mut(&key)
+        self.lanes_of(key).get_mut(key)
     }
 }
 
 impl<B: Baton> Default for Shards<B> {
     fn default() -> Self {
         let hashing = Hashing::default();
-        let shard = |_| Shard(Mutex::new(HashMap::with_hasher(hashing)));
+        let lanes = || Lanes {
+            by_key: HashMap::with_hasher(hashing),
+            spare: None,
+        };
+        let shard = |_| Shard(Mutex::new(lanes()));
         Self {
             hashing,
             shards: (0..SHARDS).map(shard).collect(),

@@ -750,8 +750,11 @@ impl Paths {
         path: &ParsedPath<'_>,
         mut names: impl Iterator<Item = &'n str>,
     ) -> Depth {
-        let is_whole = || path.segments().is_ok_and(|all| all.count() == depth);
-        if names.any(|name| !self.needs(name)) && is_whole() {
+        // So many there are at least.
+        let is_whole = path
+            .segments()
+            .is_ok_and(|mut all| all.nth(depth).is_none());
+        if is_whole && names.any(|name| !self.needs(name)) {
             return Depth::Unknown;
         }
         Depth::Segments(depth)

@@ -17,6 +17,7 @@ use tower_realm_lock::RealmLocks;
 use super::authority::Certified;
 use super::refusal;
 use super::server::{PASSWORD, SSL_REQUEST, TlsServer};
+use crate::support::database::server_version;
 
 fn certificate(pem: &str) -> CertificateDer<'static> {
     CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
@@ -110,8 +111,13 @@ async fn a_direct_handshake_names_the_protocol() {
     assert!(built(&connector).await.is_err());
     set_postgresql_alpn(&mut connector);
     built(&connector).await.unwrap();
-    // One that waits for a request first, as PostgreSQL 16 does.
-    refusal(&url(server.cluster.port()), &["the TLS handshake failed"]).await;
+    // The server itself: until PostgreSQL 16 it waits for a request first.
+    let url = url(server.cluster.port());
+    if server_version(&database.connect().await).await >= 17 {
+        RealmLocks::postgres(&url).await.unwrap();
+    } else {
+        refusal(&url, &["the TLS handshake failed"]).await;
+    }
 }
 
 #[tokio::test]

@@ -99,7 +99,10 @@ impl Publication {
     ///
     /// PostgreSQL sends notices when their transaction commits, and a transaction's locks end with
     /// it. So the session takes them too, until the next transaction has them: nobody gets in
-    /// between. If any of it fails, the connection must be closed.
+    /// between. If any of it fails, the connection must be closed: after a refused `COMMIT AND CHAIN`
+    /// the session is idle and still has the locks. Should its client fall silent in that very
+    /// moment, they last for the 5 minutes of its `idle_session_timeout` instead of a lease, and on
+    /// PostgreSQL 13, which has no such limit, until the server's TCP keepalive gives the client up.
     pub(super) fn statement_in(&self, claim: &Claim, comment: &str) -> String {
         let all = |function| {
             let calls = claim

@@ -58,9 +58,14 @@ impl Entry {
 
     /// Ends a turn, with a baton for the next waiter that wants the same.
     fn hand_on(self, baton: Baton) {
-        let (turn, _) = self.slot().unwrap().take().unwrap();
-        super::Baton::orphan(baton, turn);
+        super::Baton::orphan(baton, take(&self));
     }
+}
+
+/// Ends a slot, whatever it has.
+fn take(entry: &Entry) -> Turn {
+    let taken = entry.slot().unwrap().look_or_take(|_| None::<()>);
+    taken.unwrap().unwrap_err().0
 }
 
 impl Baton {
@@ -80,7 +85,11 @@ impl Drop for Baton {
 }
 
 fn is_empty(queue: &Queue) -> bool {
-    queue.shards.lock_all().iter().all(|lanes| lanes.is_empty())
+    queue
+        .shards
+        .lock_all()
+        .iter()
+        .all(|lanes| lanes.all().next().is_none())
 }
 
 fn arrived(place: &Entry) -> bool {
@@ -182,7 +191,7 @@ fn a_late_leaver_takes_nobodys_place() {
         let first = turn(queue.add(&realm("a"), 9, None));
         let late = waiting(queue.add(&realm("a"), 9, None));
         drop(first);
-        drop(late.slot().unwrap().take());
+        drop(take(&late));
         // The lane was closed and opened again in the meantime.
         let again = turn(queue.add(&realm("a"), 9, None));
         let next = waiting(queue.add(&realm("a"), 9, None));

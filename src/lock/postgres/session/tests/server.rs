@@ -28,8 +28,10 @@ pub(super) struct Server {
     stream: DuplexStream,
     /// Whether the last query that it got was a prepared statement.
     is_prepared: bool,
-    /// The name of the statement that unlocks.
-    unlock: Vec<u8>,
+    /// The names of the statements that unlock.
+    unlocks: Vec<Vec<u8>>,
+    /// The names of those that are for one key.
+    lone: Vec<Vec<u8>>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -45,7 +47,8 @@ impl Server {
         let mut server = Self {
             stream: server_end,
             is_prepared: false,
-            unlock: Vec::new(),
+            unlocks: Vec::new(),
+            lone: Vec::new(),
         };
         let mut config = Config::new();
         config.user("test");
@@ -86,18 +89,24 @@ impl Server {
     }
 
     async fn prepare(&mut self) {
-        for _ in 0..2 {
+        for _ in 0..4 {
             let statement = self.receive(b'P').await;
             self.receive(b'D').await;
             self.receive(b'S').await;
             let name = statement.split(|byte| *byte == 0).next().unwrap();
-            if String::from_utf8_lossy(&statement).contains("unlock") {
-                self.unlock = name.to_vec();
+            let text = String::from_utf8_lossy(&statement);
+            if text.contains("unlock") {
+                self.unlocks.push(name.to_vec());
             }
+            // Parameters: a `bigint`, or `bigint[]` and `boolean[]`. One column: a `boolean`.
+            let parameters: &[u8] = if text.contains("unnest") {
+                &[0, 2, 0, 0, 3, 248, 0, 0, 3, 232]
+            } else {
+                self.lone.push(name.to_vec());
+                &[0, 1, 0, 0, 0, 20]
+            };
             self.message(b'1', &[]).await;
-            // Parameters: `bigint[]` and `boolean[]`. One column: a `boolean`.
-            self.message(b't', &[0, 2, 0, 0, 3, 248, 0, 0, 3, 232])
-                .await;
+            self.message(b't', parameters).await;
             let mut column = vec![0, 1, b'd', 0, 0, 0, 0, 0, 0, 0];
             column.extend([0, 0, 0, 16, 0, 1, 0, 0, 0, 0, 0, 0]);
             self.message(b'T', &column).await;
@@ -122,10 +131,16 @@ impl Server {
         String::from_utf8(text.to_vec()).unwrap()
     }
 
-    /// Reads the parameters of a prepared statement: two arrays, in binary.
+    /// Reads the parameters of a prepared statement, in binary: a key, or two arrays.
     fn bound(&self, body: &[u8]) -> String {
         // The portal has no name.
         let (name, rest) = body[1..].split_at(body[1..].iter().position(|it| *it == 0).unwrap());
+        let unlocks = self.unlocks.iter().any(|it| it == name);
+        if self.lone.iter().any(|it| it == name) {
+            // The name's end, a format, the number of parameters, and the length of one.
+            let key = rest[1 + 4 + 2 + 4..][..8].try_into().unwrap();
+            return statement(unlocks, [(i64::from_be_bytes(key), false)]);
+        }
         // The name's end, two formats, and the number of parameters.
         let mut rest = &rest[1 + 6 + 2..];
         let mut elements = |size: usize| {
@@ -141,7 +156,7 @@ impl Server {
             let key = i64::from_be_bytes(key.try_into().unwrap());
             (key, shared == [1])
         });
-        statement(name == self.unlock, locks)
+        statement(unlocks, locks)
     }
 
     /// Whether the connection ends next: in order, with a last word, or broken off.
@@ -225,8 +240,8 @@ impl Server {
 }
 
 /// How the tests write a prepared statement: its keys, and whether they are shared.
-pub(super) fn statement(unlocks: bool, locks: impl Iterator<Item = (i64, bool)>) -> String {
-    let locks: Vec<String> = locks
+pub(super) fn statement(unlocks: bool, locks: impl IntoIterator<Item = (i64, bool)>) -> String {
+    let locks: Vec<String> = (locks.into_iter())
         .map(|(key, shared)| format!("{key} {shared}"))
         .collect();
     let name = if unlocks { "unlock" } else { "try_lock" };
