@@ -14,12 +14,12 @@ use tokio_postgres::{Client, Error, SimpleQueryMessage};
 use tokio_util::sync::CancellationToken;
 
 use super::answer::value;
+use super::call::PREPARE_TRY;
 use super::canceller::Canceller;
 use super::confirmation::{Asker, Confirmation, Urgency, questions, send};
 use super::drive::{Companion, Drive};
 use super::publish::Publication;
 use super::settings::{self, READ_COMMITTED};
-use super::statement::PREPARE_TRY;
 use super::traffic::{Lookout, Obstacle, Traffic, lookout};
 use crate::lock::error::{ConnectError, chain};
 use crate::lock::lease::Lease;

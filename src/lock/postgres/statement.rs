@@ -8,6 +8,8 @@ use tokio_postgres::SimpleQueryMessage;
 
 use super::answer::values;
 use super::call::LockCall;
+#[cfg(doc)]
+use super::call::PREPARE_TRY;
 use super::settings::milliseconds;
 use super::transaction::SHARE;
 use crate::lock::token;
@@ -25,11 +27,6 @@ const BUSY: &str = "tower_realm_lock.busy";
 
 /// Between the statements of a message.
 const SEPARATOR: &str = "; ";
-
-/// Prepares what tries a lone key: to parse and plan that each time costs the server more than the
-/// lock does. A statement may be called as what it does is called.
-pub(super) const PREPARE_TRY: &str = "PREPARE pg_try_advisory_xact_lock (bigint) AS \
-     SELECT pg_catalog.pg_try_advisory_xact_lock($1) AS lock_was_free";
 
 /// A handler that shares the transaction finds no prepared statement in its session.
 const FORGET_TRY: &str = "DEALLOCATE pg_try_advisory_xact_lock; ";
