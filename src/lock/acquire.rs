@@ -1,4 +1,4 @@
-use std::future::{Future, poll_fn};
+use std::future::{Future, pending, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,10 +8,11 @@ use tokio::time::{Instant, timeout_at};
 use super::database::is_granted;
 use super::error::LockError;
 use super::grant::{Entry, Grant, Obtained, Slot};
-use super::hold::{Hold, HoldTerms, NestedNeeds, explain};
+use super::hold::{Hold, HoldTerms, NestedNeeds, explain, is_nested};
 use super::locks::RealmLocks;
 use super::postgres::attempt::SERVER_FIRST;
 use super::queue::Refused;
+use super::realm_keys::RealmKeys;
 use super::request::LockRequest;
 use crate::config::ConfigError;
 use crate::metrics::{Held, Waiting};
@@ -35,9 +36,10 @@ impl RealmLocks {
         claim: &Claim,
         outlives_response: bool,
     ) -> Result<Hold, LockError> {
+        let started = Instant::now();
         let keyed = match &self.shared.realm_keys {
             // Boxed so that holds without such keys do not carry space for it.
-            Some(keys) => Some(Box::pin(keys.of(claim, &self.bounds)).await?),
+            Some(keys) => Some(Box::pin(self.keyed(keys, claim, started)).await?),
             None => claim.with_default_keys(),
         };
         let claim = keyed.as_ref().unwrap_or(claim);
@@ -52,7 +54,31 @@ impl RealmLocks {
         if let Some(nested) = Hold::nested(claim, self.address(), needs, terms)? {
             return Ok(nested);
         }
-        self.acquire(claim).await.map_err(explain)
+        self.acquire(claim, started).await.map_err(explain)
+    }
+
+    /// The claim with the keys that the application gives its realms.
+    async fn keyed(
+        &self,
+        keys: &RealmKeys,
+        claim: &Claim,
+        started: Instant,
+    ) -> Result<Claim, LockError> {
+        // A shutdown waits for this caller.
+        let _tracked = self.shared.group.tracker().token();
+        let request = LockRequest::new(claim, &self.bounds, started);
+        let closing = async {
+            // A hold that ends may need one that is nested in it.
+            if is_nested() {
+                pending::<()>().await;
+            }
+            self.shared.group.closing().cancelled().await;
+        };
+        tokio::select! {
+            biased;
+            keyed = keys.of(&request) => keyed,
+            () = closing => Err(LockError::ShuttingDown),
+        }
     }
 
     /// By what holds know that they belong to these locks. The queue lives as long as any turn of it,
@@ -70,9 +96,9 @@ impl RealmLocks {
         }
     }
 
-    async fn acquire(&self, claim: &Claim) -> Result<Hold, LockError> {
+    async fn acquire(&self, claim: &Claim, started: Instant) -> Result<Hold, LockError> {
         let waiting = Waiting::begin();
-        let request = LockRequest::new(claim, &self.bounds);
+        let request = LockRequest::new(claim, &self.bounds, started);
         let (entry, granted) = self.granted(&request).await?;
         if self.shared.queue.is_closed() {
             return Err(LockError::ShuttingDown);

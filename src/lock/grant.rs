@@ -80,6 +80,8 @@ struct Write {
     publication: Publication,
     /// Whether the write was made in the shared transaction, and stands only if that commits.
     needs_commit: bool,
+    /// Whether nothing that its hold has started writes any more.
+    is_complete: bool,
 }
 
 /// A hold's part in its grant.
@@ -91,6 +93,8 @@ pub(super) struct Role {
     pub(super) writes_in_transaction: bool,
     /// Whether this grant publishes its write: one of those that a nested hold shares.
     pub(super) publishes: bool,
+    /// Whether none of its work goes on. What such work writes is part of the hold's write.
+    pub(super) is_complete: bool,
 }
 
 enum Verdict {
@@ -253,7 +257,7 @@ impl Grant {
     pub(super) fn leave(&mut self, claim: &Claim, outcome: Outcome, role: Role) -> Option<Left> {
         self.holds -= 1;
         if role.publishes && outcome.is_published() {
-            self.publish(claim, role.writes_in_transaction);
+            self.publish(claim, role);
         }
         let mut proof = None;
         if self.shared().is_some() && role.owns {
@@ -265,25 +269,29 @@ impl Grant {
             } else {
                 Verdict::RollBack
             });
-        } else if self.holds > 0 && outcome == Outcome::Success {
+        } else if self.holds > 0 && outcome.is_published() {
             // What cannot be published yet goes with the end of the grant.
-            let publication = if self.can_publish() {
-                self.take_publication(true)
+            let publication = if role.is_complete && self.can_publish() {
+                self.take_complete()
             } else {
                 None
             };
-            proof = self.confirm(Urgency::Now, publication);
+            if outcome == Outcome::Success || publication.is_some() {
+                let sent = self.confirm(Urgency::Now, publication);
+                proof = sent.filter(|_| outcome == Outcome::Success);
+            }
         }
         (self.holds > 0).then_some((Fate::Kept, proof))
     }
 
-    fn publish(&mut self, claim: &Claim, needs_commit: bool) {
+    fn publish(&mut self, claim: &Claim, role: Role) {
         if let Some(sender) = self.terms.as_ref().and_then(|terms| terms.sender.as_ref()) {
             let publication = Publication::of(claim, self.token, sender);
             self.publications
                 .extend(publication.map(|publication| Write {
                     publication,
-                    needs_commit,
+                    needs_commit: role.writes_in_transaction,
+                    is_complete: role.is_complete,
                 }));
         }
     }
@@ -332,10 +340,15 @@ impl Grant {
     fn take_publication(&mut self, commits: bool) -> Option<Publication> {
         let all = std::mem::take(&mut self.publications);
         let stand = all.into_iter().filter(|it| commits || !it.needs_commit);
-        stand.map(|it| it.publication).reduce(|mut all, next| {
-            all.append(next);
-            all
-        })
+        joined(stand)
+    }
+
+    /// The writes that nothing is added to any more.
+    fn take_complete(&mut self) -> Option<Publication> {
+        let all = std::mem::take(&mut self.publications).into_iter();
+        let (complete, rest): (Vec<_>, Vec<_>) = all.partition(|it| it.is_complete);
+        self.publications = rest;
+        joined(complete)
     }
 
     /// Ends a grant whose last hold needs a proof, and publishes its writes.
@@ -490,6 +503,14 @@ impl Grant {
             Backend::Session(lock) => Some(lock.confirm(publication)),
         }
     }
+}
+
+fn joined(writes: impl IntoIterator<Item = Write>) -> Option<Publication> {
+    let publications = writes.into_iter().map(|it| it.publication);
+    publications.reduce(|mut all, next| {
+        all.append(next);
+        all
+    })
 }
 
 /// Looks at the grant in a slot; `None` if there is none, or none any more.

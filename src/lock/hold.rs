@@ -718,6 +718,7 @@ impl Core {
         let mut fate = Some(Fate::Kept);
         let mut proofs = Vec::new();
         let mut role = self.origin.role();
+        role.is_complete = self.works.load(Ordering::Acquire) == 0;
         for share in self.shares() {
             let ended = share.end(&self.claim, outcome, role);
             // Each write is one event.
@@ -782,6 +783,11 @@ fn innermost() -> Option<Arc<Core>> {
     INNERMOST.try_with(Arc::clone).ok()
 }
 
+/// Whether the current task works under a hold.
+pub(super) fn is_nested() -> bool {
+    INNERMOST.try_with(|_| ()).is_ok()
+}
+
 /// Names what the task holds in the error of a request for something else.
 pub(super) fn explain(error: LockError) -> LockError {
     match innermost() {
@@ -800,6 +806,7 @@ impl Origin {
             owns: !self.is_nested,
             writes_in_transaction: self.transaction.is_some(),
             publishes: true,
+            is_complete: true,
         }
     }
 }

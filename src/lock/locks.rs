@@ -200,9 +200,11 @@ impl RealmLocks {
     /// Work that already holds all of the claim, in the same task, by the same locks and in one hold
     /// or several, does not wait: it gets a *nested hold*, which shares the lock and keeps it for as
     /// long as it needs it, though the outer hold ends before. It has limits, an outcome and a
-    /// confirmation of its own, and its success is published before it is returned. In a shared
-    /// transaction and behind a pooler PostgreSQL publishes nothing before it releases the lock, so
-    /// there the write is published at the end of the outer hold. Two nested holds side by side do
+    /// confirmation of its own, and its success is published before it is returned, or soon after
+    /// where nothing confirms it. In a shared transaction, behind a pooler and under a claim of more
+    /// than 500 keys PostgreSQL publishes nothing before it releases the lock: there the write is
+    /// published at the end of the last hold that shares the lock. So is a write of which a part goes
+    /// on when its hold ends, such as [`HeldLock::spawn_blocking`](crate::HeldLock::spawn_blocking). Two nested holds side by side do
     /// not exclude each other. What they write in a shared transaction stands or falls with the
     /// outer hold, whose commit waits for them.
     ///
@@ -352,7 +354,8 @@ impl RealmLocks {
             database.postgres().close();
         }
         ended.map_err(|_| LockError::ShutdownIncomplete {
-            holds: queue.len() + tasks.len(),
+            // Most tasks are those of holds that have a place in the queue.
+            holds: queue.len().max(tasks.len()),
             grace,
         })
     }

@@ -8,7 +8,7 @@ use futures_util::future::{BoxFuture, FutureExt, TryFutureExt, try_join_all};
 use tokio::time::timeout_at;
 
 use super::error::LockError;
-use super::request::{Bounds, LockRequest};
+use super::request::LockRequest;
 use crate::realm::claim::Claim;
 use crate::realm::key::LockKey;
 use crate::realm::url::RealmUrl;
@@ -49,10 +49,13 @@ impl RealmKeys {
     /// # Errors
     ///
     /// [`LockError::RealmKey`] and [`LockError::TwoKeys`].
-    pub(super) async fn of(&self, claim: &Claim, bounds: &Bounds) -> Result<Claim, LockError> {
+    pub(super) async fn of(&self, request: &LockRequest<'_>) -> Result<Claim, LockError> {
         let LockRequest {
-            deadline, timeout, ..
-        } = LockRequest::new(claim, bounds);
+            claim,
+            deadline,
+            timeout,
+            ..
+        } = *request;
         let keys = claim.realms().iter().map(async |realm| {
             let derived = timeout_at(deadline, (self.derive)(realm.clone())).await;
             let derived =

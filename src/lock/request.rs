@@ -34,8 +34,7 @@ pub(super) struct LockRequest<'a> {
 }
 
 impl<'a> LockRequest<'a> {
-    pub(super) fn new(claim: &'a Claim, bounds: &Bounds) -> Self {
-        let started = Instant::now();
+    pub(super) fn new(claim: &'a Claim, bounds: &Bounds, started: Instant) -> Self {
         let tries = bounds.acquire_timeout.is_zero();
         let timeout = if tries {
             ANSWER

@@ -22,7 +22,7 @@ pub(super) struct Watchdog {
 
 /// How often the task wakes up in between. A thread that waits for its next timer is woken when a
 /// nearer one is set, which costs two system calls: with this one nearly all that are set for a hold
-/// are farther away.
+/// are farther away. It goes on until the visit after the last turn has ended.
 const TICK: Duration = Duration::from_millis(500);
 
 /// No task runs.
@@ -69,6 +69,9 @@ impl Watchdog {
             tokio::select! {
                 () = sleep_until(due.min(tick)) => {
                     if tick < due {
+                        if queue.strong_count() == 0 {
+                            return;
+                        }
                         continue;
                     }
                 }

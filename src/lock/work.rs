@@ -120,8 +120,10 @@ impl<T> fmt::Debug for HeldTask<T> {
 
 impl Work {
     fn of(outer: &Arc<Core>) -> Result<Self, LockError> {
-        let hold = Hold::for_work(outer)?;
+        outer.ensure_held()?;
+        // Before it has a share: the hold may end meanwhile, and must know of it.
         outer.begin_work();
+        let hold = Hold::for_work(outer).inspect_err(|_| outer.end_work())?;
         Ok(Self {
             outer: Arc::clone(outer),
             hold,

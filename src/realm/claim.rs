@@ -289,22 +289,29 @@ impl Claim {
     }
 
     fn renamed(&self, keys: Vec<LockKey>, own_keys: Box<[Arc<LockKey>]>) -> Self {
-        let other = |key: LockKey| {
-            let mut pairs = self.0.keys.iter().zip(&keys);
-            let found = pairs.find(|(before, _)| **before == key);
-            found.map_or(key, |(_, after)| *after)
+        let renamed = |lock: &Lock| {
+            let before = lock.realm.unwrap_or(lock.key);
+            // Realms that had one key may have several now.
+            let pairs = self.0.keys.iter().zip(&keys);
+            let after = pairs.filter(|(it, _)| **it == before);
+            let mut all: Vec<Lock> = after
+                .map(|(_, after)| match lock.realm {
+                    Some(_) => Lock {
+                        realm: Some(*after),
+                        ..*lock
+                    },
+                    None => Lock {
+                        key: *after,
+                        ..*lock
+                    },
+                })
+                .collect();
+            if all.is_empty() {
+                all.push(*lock);
+            }
+            all
         };
-        let renamed = |lock: &Lock| match lock.realm {
-            Some(realm) => Lock {
-                realm: Some(other(realm)),
-                ..*lock
-            },
-            None => Lock {
-                key: other(lock.key),
-                ..*lock
-            },
-        };
-        let locks = self.locks().iter().map(renamed).collect();
+        let locks = self.locks().iter().flat_map(renamed).collect();
         self.with(locks, keys, own_keys)
     }
 
@@ -517,6 +524,17 @@ mod tests {
         assert_eq!(many(MAX_RESOURCES + 1), Claim::realm(&a));
         let none = many(0);
         assert!(none.locks().len() == 1 && none.locks()[0].is_shared());
+    }
+
+    #[test]
+    fn realms_that_had_one_key_are_all_locked_by_keys_of_their_own() {
+        let realms =
+            ["a", "b"].map(|name| Claim::realm(&format!("http://h/{name}/").parse().unwrap()));
+        let claim = realms[0].and(&realms[1]);
+        let one = Arc::new(LockKey::from_raw(9));
+        let merged = claim.with_realm_keys(vec![Arc::clone(&one), one]);
+        assert_eq!(merged.locks().len(), 1);
+        assert_eq!(merged.with_default_keys().as_ref(), Some(&claim));
     }
 
     #[test]

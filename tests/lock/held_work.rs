@@ -16,8 +16,8 @@ use tower_realm_lock::{
     RealmWrites,
 };
 
-use crate::support::broadcast::next_write;
-use crate::support::claims::whole;
+use crate::support::broadcast::{expect_interruption, next_write, telling};
+use crate::support::claims::{realm, whole};
 use crate::support::contest::{Contest, PATH, REALM, Room, claim, contests};
 use crate::support::database::{TestDatabase, database};
 use crate::support::gate::{
@@ -506,4 +506,24 @@ async fn a_release_that_would_wait_for_its_own_work_is_refused() {
     call.answer(200);
     assert_eq!(answered(write).await.status(), 200);
     database.wait_for_granted(key(PATH), 0).await;
+}
+
+#[tokio::test]
+async fn a_write_is_told_once_the_work_that_is_a_part_of_it_has_ended() {
+    let database = database().await;
+    let client = database.connect().await;
+    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
+    for locks in telling(&database).await {
+        let (go, gone) = channel::<()>();
+        let started = locks.with_write_lock(whole(["a"]), |held| async move {
+            drop(held.spawn_blocking(move || gone.recv()));
+            Ok::<_, LockError>(())
+        });
+        started.await.unwrap();
+        let mark = "NOTIFY tower_realm_lock, 'nonsense'";
+        client.batch_execute(mark).await.unwrap();
+        expect_interruption(&mut writes).await;
+        go.send(()).unwrap();
+        assert_eq!(next_write(&mut writes).await.realm(), &realm("a"));
+    }
 }

@@ -30,7 +30,7 @@ use crate::support::contest::{
     Contest, Control, GatedWork, PATH, REALM, Room, claim, contests, gated_work, rival,
 };
 use crate::support::database::{TestDatabase, database};
-use crate::support::gate::{Call, code, gate, key, postgres_locks_with, realms};
+use crate::support::gate::{Call, at_once, code, gate, key, postgres_locks_with, realms};
 use crate::support::wait::{PATIENCE, wait_until};
 
 async fn locks(database: &TestDatabase) -> RealmLocks {
@@ -723,6 +723,25 @@ async fn a_nested_write_is_published_before_its_success_and_lets_nobody_in() {
         outcome(outer).await.unwrap();
         assert_eq!(next_write(&mut writes).await.path(), None);
         rival.enters().await;
+    }
+}
+
+#[tokio::test]
+async fn a_nested_write_is_published_while_the_outer_hold_lasts_though_nothing_confirms_it() {
+    let database = database().await;
+    for locks in telling(&database).await {
+        let layer = RealmWriteLockLayer::new(locks.clone(), realms()).confirm(false);
+        let mut writes = RealmWrites::listen(database.url()).await.unwrap();
+        let outer = locks.with_write_lock(claim(), |_| async move {
+            let service = layer.layer(service_fn(at_once));
+            let request = Request::patch(PATH).body(String::new()).unwrap();
+            let response = service.oneshot(request).await.unwrap();
+            assert_eq!(response.status(), 200);
+            next_write(&mut writes).await;
+            Ok::<_, LockError>(writes)
+        });
+        let mut writes = outer.await.unwrap();
+        next_write(&mut writes).await;
     }
 }
 

@@ -3,10 +3,12 @@
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use http::Method;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
 use tower_realm_lock::{
     Claim, LockError, LockErrorKind, LockKey, RealmLocks, RealmUrl, RealmWriteLockLayer,
 };
@@ -263,6 +265,42 @@ async fn a_key_that_cannot_be_had_refuses_the_request_and_nothing_is_locked() {
     let hurried = silent.await.acquire_timeout(Duration::from_millis(50));
     let error = work(&hurried, &whole(["a"])).refused().await;
     assert!(error.to_string().contains("no key within 50ms"), "{error}");
+}
+
+#[tokio::test]
+async fn the_time_for_a_key_is_a_part_of_the_acquire_timeout() {
+    const TIMEOUT: Duration = Duration::from_secs(2);
+    let database = database().await;
+    let slow = postgres_locks_with(database.url(), |builder| {
+        builder.realm_keys(async |_| {
+            sleep(TIMEOUT * 3 / 4).await;
+            Ok::<_, String>(LockKey::from_raw(1))
+        })
+    });
+    let slow = slow.await.acquire_timeout(TIMEOUT);
+    let _holder = database.hold(1).await;
+    let start = Instant::now();
+    let error = work(&slow, &whole(["a"])).refused().await;
+    assert_eq!(error.kind(), LockErrorKind::Timeout);
+    assert!(start.elapsed() < TIMEOUT * 3 / 2, "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_shutdown_refuses_a_caller_that_has_no_key_yet_and_waits_for_it() {
+    let database = database().await;
+    let (called, mut calls) = mpsc::unbounded_channel();
+    let locks = postgres_locks_with(database.url(), |builder| {
+        builder.realm_keys(move |_| {
+            called.send(()).unwrap();
+            std::future::pending::<Result<LockKey, String>>()
+        })
+    });
+    let locks = locks.await;
+    let caller = work(&locks, &whole(["a"]));
+    calls.recv().await.unwrap();
+    locks.shutdown(PATIENCE).await.unwrap();
+    let error = caller.refused().await;
+    assert_eq!(error.kind(), LockErrorKind::ShuttingDown);
 }
 
 #[tokio::test]

@@ -9,13 +9,15 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::{Client, SimpleQueryMessage};
 use tower::{Layer, ServiceExt, service_fn};
-use tower_realm_lock::{LockError, RealmLocks, RealmUrl, RealmWriteLockLayer};
+use tower_realm_lock::{LockError, RealmLocks, RealmUrl, RealmWriteLockLayer, RealmWrites};
 
 use crate::support::bouncer::{Bouncer, Pooling};
+use crate::support::broadcast::{expect_interruption, next_write};
+use crate::support::claims::{cards, realm_key, whole};
 use crate::support::database::{TestDatabase, database, try_connect};
 use crate::support::gate::{
     answered, assert_lost, at_once, code, gate, key, patch, postgres_layer, postgres_layer_with,
-    realms,
+    postgres_locks_with, realms,
 };
 use crate::support::proxy::Proxy;
 use crate::support::silence::{assert_out_before_the_next, assert_waiters_leave_nothing};
@@ -321,4 +323,28 @@ async fn what_a_handler_does_to_its_session_does_not_stay_on_the_server_connecti
         assert_eq!(answer(&through_bouncer, left).await, clean, "{status}");
         assert_eq!(pid(&through_bouncer).await, backend);
     }
+}
+
+#[tokio::test]
+async fn a_nested_write_is_told_at_the_end_of_the_outer_hold_and_leaves_no_lock() {
+    let database = database().await;
+    let bouncer = bouncer(&database, 2).await;
+    let client = database.connect().await;
+    let mut writes = RealmWrites::listen(database.url()).await.unwrap();
+    let url = bouncer.url(database.url());
+    let locks = postgres_locks_with(&url, |builder| builder.broadcast(true)).await;
+    let nested = locks.clone();
+    let outer = locks.with_write_lock(whole(["a"]), |_| async move {
+        let write = nested.with_write_lock(cards("a", ["x"]), |_| async { Ok::<_, LockError>(()) });
+        write.await?;
+        let mark = "NOTIFY tower_realm_lock, 'nonsense'";
+        client.batch_execute(mark).await.unwrap();
+        Ok::<_, LockError>(())
+    });
+    outer.await.unwrap();
+    expect_interruption(&mut writes).await;
+    for path in [Some("x"), None] {
+        assert_eq!(next_write(&mut writes).await.path(), path);
+    }
+    database.wait_for_granted(realm_key("a"), 0).await;
 }

@@ -22,7 +22,7 @@ pub(super) fn values<'a>(
         SimpleQueryMessage::Row(row) => {
             // By name, `get` would make an error of every row without that column.
             let at = row.columns().iter().position(|it| it.name() == column)?;
-            row.get(at)
+            row.try_get(at).ok()?
         }
         _ => None,
     })

@@ -245,7 +245,9 @@ impl Attempt {
             Ok(rows) => rows,
             Err(error) => {
                 let timed_out = error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE);
-                let is_over = is_disconnect(&error) || is_of_a_standby(&error);
+                // A pooler that was not seen may have had the statement prepared elsewhere.
+                let is_forgotten = error.code() == Some(&SqlState::INVALID_SQL_STATEMENT_NAME);
+                let is_over = is_disconnect(&error) || is_of_a_standby(&error) || is_forgotten;
                 if !is_over {
                     roll_back(connection).await;
                 }

@@ -52,6 +52,7 @@ pub(super) struct Connector {
     timeout: Duration,
     lease: Duration,
     lifetime: Duration,
+    prepares: bool,
     /// The addresses, and the numbers of addresses, where the last attempt failed.
     failed: Arc<Mutex<HashMap<Arc<str>, Instant>>>,
     /// Counts what connections leave to be done when their user has gone.
@@ -78,10 +79,17 @@ impl Connector {
             timeout,
             lease,
             lifetime,
+            prepares: false,
             failed: Arc::default(),
             group,
             on_notification: Arc::new(|_| {}),
         }
+    }
+
+    /// Has its connections prepare what a lock in a transaction asks again and again.
+    pub(super) fn prepared(mut self) -> Self {
+        self.prepares = true;
+        self
     }
 
     /// Calls this with each notification that comes on one of its connections.
@@ -251,6 +259,13 @@ impl Connector {
         let early = u32::try_from(random() % 100).unwrap_or_default();
         let lifetime = self.lifetime.saturating_sub(self.lifetime / 1000 * early);
         connection.expires = Instant::now().checked_add(lifetime);
+        if self.prepares {
+            // Until the server has answered.
+            let asked = Busy::new(connection);
+            let has_prepared = asked.prepare().await?;
+            connection = asked.into_idle();
+            connection.has_prepared = has_prepared;
+        }
         Ok(connection)
     }
 
@@ -297,13 +312,7 @@ impl ManageConnection for Connector {
     type Error = ConnectError;
 
     async fn connect(&self) -> Result<LockConnection, ConnectError> {
-        // Until the server has answered.
-        let connection = Busy::new(self.open().await?);
-        let prepared = connection.within(self.timeout, connection.prepare());
-        let has_prepared = prepared.await?;
-        let mut connection = connection.into_idle();
-        connection.has_prepared = has_prepared;
-        Ok(connection)
+        self.open().await
     }
 
     /// Never called: the pool does not test on check-out, which would cost a round trip for each

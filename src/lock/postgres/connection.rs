@@ -47,7 +47,7 @@ const ROLLBACK_PATIENCE: Duration = Duration::from_secs(1);
 /// A connection on which no transaction is open, or one whose end has been sent.
 pub(super) struct LockConnection {
     pub(super) client: Arc<Client>,
-    /// Cancelled when the connection's task ends, for whatever reason.
+    /// Cancelled when the connection has ended, for whatever reason.
     pub(super) closed: CancellationToken,
     /// The end of the last transaction, which may be unanswered: until it is answered nothing may
     /// be cancelled.
@@ -167,9 +167,15 @@ impl LockConnection {
         if !self.is_direct {
             return Ok(false);
         }
-        match self.client.batch_execute(PREPARE_TRY).await {
+        // A message of several statements goes to the primary, whoever passes it on.
+        let message = format!("{READ_COMMITTED}; {PREPARE_TRY}");
+        match self.client.batch_execute(&message).await {
+            Ok(()) => Ok(true),
             Err(error) if is_disconnect(&error) => Err(self.failed(error)),
-            prepared => Ok(prepared.is_ok()),
+            Err(error) => {
+                tracing::debug!(error = %chain(&error), "a lock connection cannot prepare its statement");
+                Ok(false)
+            }
         }
     }
 

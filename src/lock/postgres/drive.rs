@@ -25,7 +25,11 @@ use super::confirmation::Reader;
 use super::traffic::Watchman;
 
 /// How often they are polled before the other tasks of the thread have their turn.
+#[cfg(not(shuttle))]
 const ROUNDS: usize = 16;
+/// So that the schedules see a task that gives others their turn.
+#[cfg(shuttle)]
+const ROUNDS: usize = 1;
 
 /// Work that is polled together with a connection.
 pub(super) type Companion = BoxFuture<'static, ()>;

@@ -121,7 +121,7 @@ impl Postgres {
             fencing,
             share_time: options.hand_off.max_time,
         };
-        let pool = LockPool::new(connector.clone(), options.pool_size);
+        let pool = LockPool::new(connector.clone().prepared(), options.pool_size);
         let fleets = Fleets::new(connector.clone());
         let sessions = match options.sessions {
             0 => None,

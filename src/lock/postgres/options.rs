@@ -322,8 +322,8 @@ impl PostgresBuilder {
     ///
     /// `derive` is called with each realm of each claim, for requests and for jobs, before the
     /// claim queues. It may look the key up; keep what costs a query. It has as long as the
-    /// [acquire timeout](crate::RealmLocks::acquire_timeout), or 5 seconds for a lock that is only
-    /// tried. Keys of resources and of spaces stay as they are.
+    /// [acquire timeout](crate::RealmLocks::acquire_timeout), of which the lock itself gets the rest,
+    /// or 5 seconds for a lock that is only tried. Keys of resources and of spaces stay as they are.
     ///
     /// **All replicas must derive the same key.** Two realms with one key exclude each other. A
     /// [fleet](crate::RealmWriteLockLayer::fleet) notices replicas without such keys, and cannot

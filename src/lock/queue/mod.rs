@@ -38,8 +38,8 @@
 //! - No foreign code runs under a shard's mutex: wakers and destructors of batons run after it.
 //! - A slot's mutex is never taken under a shard's mutex, nor the other way round.
 //! - Once the queue is [closed](Queue::close), nobody enters and nobody waits. When it is
-//!   [empty](Queue::emptied), every hold has ended: nested holds and work that outlives its hold keep
-//!   the slot that they share.
+//!   [empty](Queue::emptied), every hold has ended or was revoked: nested holds and work that outlives
+//!   its hold keep the slot that they share.
 
 mod lane;
 mod life;

@@ -34,7 +34,7 @@ const IN_FLIGHT: usize = 4;
 
 /// Serves one session: turns commands into batches, and the server's answers into replies.
 struct SessionTask {
-    /// Busy until the end in order: a session that may hold locks must not outlive its task.
+    /// Busy until the end in order: a session that may hold locks must not outlive the work that serves it.
     connection: Busy<LockConnection>,
     lease: Arc<Lease>,
     options: Options,
@@ -70,7 +70,7 @@ struct Lost;
 
 impl Session {
     /// Opens a connection whose session can hold locks, and refuses a server that cannot keep them
-    /// as promised. Must be called within a runtime: a task of its own serves the session.
+    /// as promised. Must be called within a runtime: the connection's task serves the session.
     pub(super) async fn open(
         connector: &Connector,
         options: Options,
