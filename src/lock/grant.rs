@@ -91,10 +91,18 @@ pub(super) struct Role {
     pub(super) owns: bool,
     /// Whether its work could write in the shared transaction.
     pub(super) writes_in_transaction: bool,
-    /// Whether this grant publishes its write: one of those that a nested hold shares.
-    pub(super) publishes: bool,
-    /// Whether none of its work goes on. What such work writes is part of the hold's write.
-    pub(super) is_complete: bool,
+    pub(super) publishes: Publishes,
+}
+
+/// When a grant publishes the write of one of its holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Publishes {
+    /// Another one of those that a nested hold shares does.
+    Never,
+    /// As soon as the hold ends, if it can.
+    AtOnce,
+    /// At its own end: work of the hold goes on, and what that writes is a part of the hold's write.
+    AtEnd,
 }
 
 enum Verdict {
@@ -256,7 +264,7 @@ impl Grant {
     /// grant then.
     pub(super) fn leave(&mut self, claim: &Claim, outcome: Outcome, role: Role) -> Option<Left> {
         self.holds -= 1;
-        if role.publishes && outcome.is_published() {
+        if role.publishes != Publishes::Never && outcome.is_published() {
             self.publish(claim, role);
         }
         let mut proof = None;
@@ -271,7 +279,7 @@ impl Grant {
             });
         } else if self.holds > 0 && outcome.is_published() {
             // What cannot be published yet goes with the end of the grant.
-            let publication = if role.is_complete && self.can_publish() {
+            let publication = if role.publishes == Publishes::AtOnce && self.can_publish() {
                 self.take_complete()
             } else {
                 None
@@ -291,7 +299,7 @@ impl Grant {
                 .extend(publication.map(|publication| Write {
                     publication,
                     needs_commit: role.writes_in_transaction,
-                    is_complete: role.is_complete,
+                    is_complete: role.publishes == Publishes::AtOnce,
                 }));
         }
     }

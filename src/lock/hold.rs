@@ -46,7 +46,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use super::error::LockError;
 #[cfg(any(doc, feature = "test-util"))]
 use super::grant::Grant;
-use super::grant::{Fate, Grip, Left, Obtained, Outcome, Role, Slot, with_grant};
+use super::grant::{Fate, Grip, Left, Obtained, Outcome, Publishes, Role, Slot, with_grant};
 use super::postgres::confirmation::{Confirmation, Proof, Unconfirmed};
 use super::postgres::shared::LockTransaction;
 use super::token::FencingToken;
@@ -718,11 +718,13 @@ impl Core {
         let mut fate = Some(Fate::Kept);
         let mut proofs = Vec::new();
         let mut role = self.origin.role();
-        role.is_complete = self.works.load(Ordering::Acquire) == 0;
+        if self.works.load(Ordering::Acquire) > 0 {
+            role.publishes = Publishes::AtEnd;
+        }
         for share in self.shares() {
             let ended = share.end(&self.claim, outcome, role);
             // Each write is one event.
-            role.publishes = false;
+            role.publishes = Publishes::Never;
             fate = fate.and_then(|fate| {
                 let (of_share, proof) = ended?;
                 proofs.extend(proof);
@@ -805,8 +807,7 @@ impl Origin {
         Role {
             owns: !self.is_nested,
             writes_in_transaction: self.transaction.is_some(),
-            publishes: true,
-            is_complete: true,
+            publishes: Publishes::AtOnce,
         }
     }
 }

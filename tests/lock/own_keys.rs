@@ -288,16 +288,16 @@ async fn the_time_for_a_key_is_a_part_of_the_acquire_timeout() {
 #[tokio::test]
 async fn a_shutdown_refuses_a_caller_that_has_no_key_yet_and_waits_for_it() {
     let database = database().await;
-    let (called, mut calls) = mpsc::unbounded_channel();
+    let (ask, mut asked) = mpsc::unbounded_channel();
     let locks = postgres_locks_with(database.url(), |builder| {
         builder.realm_keys(move |_| {
-            called.send(()).unwrap();
+            ask.send(()).unwrap();
             std::future::pending::<Result<LockKey, String>>()
         })
     });
     let locks = locks.await;
     let caller = work(&locks, &whole(["a"]));
-    calls.recv().await.unwrap();
+    asked.recv().await.unwrap();
     locks.shutdown(PATIENCE).await.unwrap();
     let error = caller.refused().await;
     assert_eq!(error.kind(), LockErrorKind::ShuttingDown);
