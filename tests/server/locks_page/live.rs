@@ -117,7 +117,8 @@ async fn locks_of_every_replica_are_seen_in_the_database() {
 
 #[tokio::test]
 async fn nothing_is_asked_of_the_database_when_nobody_looks() {
-    const LOOKER: &str = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'realm_server''s page of locks'";
+    const LOOKER: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+         AND application_name = 'realm_server''s page of locks'";
     let database = database().await;
     let client = database.connect().await;
     let lookers = async || {

@@ -63,12 +63,16 @@ async fn by_keyboard_alone_the_race_runs_and_the_page_stands_still() {
 
     browser.press(Key::Enter).await;
     browser.wait_until("!find('race-outcome').hidden").await;
-    assert_told(numbers(&browser).await);
+    let told = numbers(&browser).await;
+    assert_told(told);
     assert_eq!(browser.eval(focused).await[0], "Run the race");
     let said = browser.text("#announcement").await;
     assert!(said.starts_with("Without the lock "), "{said}");
     let squares = "document.querySelectorAll('#race-rows rect').length";
-    assert_eq!(browser.eval(squares).await, 80);
+    let drawn = browser.eval(squares).await.as_u64().unwrap();
+    // Each write has one. On a busy machine a race ends before its last round.
+    let answered: u64 = told.iter().map(|[answered, ..]| answered).sum();
+    assert!((answered..=80).contains(&drawn), "{drawn} for {told:?}");
 
     // Back to the button before it.
     let focus = browser.eval("find('pause').focus()").await;
