@@ -17,9 +17,11 @@ use super::postgres::fleet::Membership;
 use super::queue::{self, Baton};
 use super::request::LockRequest;
 
-/// The pause after a failed attempt to open a connection in place of a silent one, and how long the
-/// other side of a deadlock is looked up.
+/// The pause after a failed attempt to open a connection in place of a silent one.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// How long the other side of a deadlock is looked up.
+const LOOK_UP: Duration = Duration::from_secs(1);
 
 /// Where the owners of turns obtain their locks, if not in process.
 #[derive(Debug)]
@@ -126,7 +128,7 @@ impl Database {
                     let Some(detail) = deadlock(&error) else {
                         return Err(error);
                     };
-                    let patience = request.deadline.min(Instant::now() + PAUSE);
+                    let patience = request.deadline.min(Instant::now() + LOOK_UP);
                     let other = timeout_at(patience, self.postgres.blocker(detail)).await;
                     tracing::warn!(
                         claim = %request.claim,

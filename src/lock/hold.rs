@@ -787,7 +787,7 @@ fn innermost() -> Option<Arc<Core>> {
 
 /// Whether the current task works under a hold.
 pub(super) fn is_nested() -> bool {
-    INNERMOST.try_with(|_| ()).is_ok()
+    innermost().is_some()
 }
 
 /// Names what the task holds in the error of a request for something else.

@@ -6,8 +6,8 @@
 //!
 //! Imports point one way: `locks`, `acquire`, `hold` and the other files of the face use `queue`
 //! and `postgres`, which know nothing of each other; all of them use the values `token`, `lease`,
-//! `error`, `request`, `realm_keys`, `status` and `tasks`. The manual of `hold.rs` explains the life of a
-//! hold.
+//! `error`, `request`, `realm_keys`, `status` and `tasks`. The manual of `hold.rs` explains the life
+//! of a hold.
 
 mod acquire;
 mod database;

@@ -250,8 +250,8 @@ impl Asker {
 
 impl Reader {
     /// Reads what has been answered. Returns `Ready(true)` when something new is to be sent or read,
-    /// so that the connection must be polled again, and `Ready(false)` when the server has been silent for too
-    /// long, or has refused something.
+    /// so that the connection must be polled again, and `Ready(false)` when the server has been
+    /// silent for too long, or has refused something.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         while let Poll::Ready(Some(note)) = self.notes.poll_recv(cx) {
             self.take(note);

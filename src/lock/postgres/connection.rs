@@ -167,7 +167,7 @@ impl LockConnection {
         if !self.is_direct {
             return Ok(false);
         }
-        // A message of several statements goes to the primary, whoever passes it on.
+        // A proxy that balances load sends a message of several statements to the primary.
         let message = format!("{READ_COMMITTED}; {PREPARE_TRY}");
         match self.client.batch_execute(&message).await {
             Ok(()) => Ok(true),

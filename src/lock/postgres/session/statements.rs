@@ -92,21 +92,18 @@ impl Statements {
 
     fn execute<'a>(&self, call: &Call, locks: impl IntoIterator<Item = &'a Lock>) -> Answered {
         let client = Arc::clone(&self.client);
-        let mut locks = locks.into_iter().peekable();
-        let first = locks.next();
-        let lone = first.filter(|it| !it.is_shared() && locks.peek().is_none());
-        if let Some(key) = lone.and_then(|it| it.key.value()) {
-            let statement = call.lone.clone();
-            return async move { answer(client.query_raw(&statement, [key]).await?).await }.boxed();
-        }
-        let statement = call.each.clone();
-        let locks: Vec<&Lock> = first.into_iter().chain(locks).collect();
+        let locks: Vec<&Lock> = locks.into_iter().collect();
         let numbers = locks
             .iter()
             .map(|it| Some((it.key.value()?, it.is_shared())));
         let Some((keys, shared)): Option<(Vec<i64>, Vec<bool>)> = numbers.collect() else {
             return self.spelled_out(call, &locks);
         };
+        if let ([key], [false]) = (&*keys, &*shared) {
+            let (statement, key) = (call.lone.clone(), *key);
+            return async move { answer(client.query_raw(&statement, [key]).await?).await }.boxed();
+        }
+        let statement = call.each.clone();
         async move {
             let parameters: [&(dyn ToSql + Sync); 2] = [&keys, &shared];
             answer(client.query_raw(&statement, parameters).await?).await

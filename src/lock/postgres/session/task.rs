@@ -34,7 +34,8 @@ const IN_FLIGHT: usize = 4;
 
 /// Serves one session: turns commands into batches, and the server's answers into replies.
 struct SessionTask {
-    /// Busy until the end in order: a session that may hold locks must not outlive the work that serves it.
+    /// Busy until the end in order: a session that may hold locks must not outlive the work that
+    /// serves it.
     connection: Busy<LockConnection>,
     lease: Arc<Lease>,
     options: Options,
